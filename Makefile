@@ -1,0 +1,79 @@
+# Everything starts here. `make reproduce` and `make test` each need nothing but Python 3.11
+# (or 3.12, 3.13: PYTHON=python3.12), make and git; they create .venv/ on their first run.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11)
+# Further arguments of pip: the CPU build of torch where the index prefers CUDA is
+# PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu".
+PIP_ARGS ?=
+SCALE ?= micro
+JOBS ?= 1
+# 1: begin again from nothing: environment, results, executed notebooks.
+FRESH ?=
+# Arguments handed on: ARGS="--only 01 -p name=value", ARGS="-k pair -x".
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Named after what is installed and where: another lock or a moved checkout, another stamp.
+STAMP := $(VENV)/installed-$(shell { cat requirements.lock pyproject.toml; pwd; } | cksum | cut -d ' ' -f 1)
+FORGET := .venv data/cache notebooks/executed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup reproduce figures test pytest test-long lint models golden lab clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /make \1: /p' Makefile
+
+setup: $(STAMP)  ## create .venv with the locked packages (the others do it by themselves)
+
+reproduce: $(STAMP)  ## execute every notebook, write figures/; what is up to date is skipped
+	$(BIN)/python -m codit.cli reproduce --scale $(SCALE) --jobs $(JOBS) $(ARGS)
+
+figures: $(STAMP)  ## execute every notebook again from the stored results: draws every figure
+	$(BIN)/python -m codit.cli reproduce --scale $(SCALE) --jobs $(JOBS) --fresh $(ARGS)
+
+test: lint pytest  ## lint and tests: no network, no GPU
+
+pytest: $(STAMP)  ## the tests alone
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal $(ARGS)
+
+test-long: $(STAMP)  ## the tests that take minutes
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal -m long $(ARGS)
+
+lint: $(STAMP)  ## ruff (notebooks too), formatting, types
+	$(BIN)/python -m ruff check
+	$(BIN)/python -m ruff format --check
+	$(BIN)/python -m mypy
+
+models: $(STAMP)  ## train the models of data/models/ again
+	$(BIN)/python -m codit.experiments models
+
+golden: $(STAMP)  ## record the golden files of the tests again
+	$(BIN)/python -m tests.golden
+
+lab: $(STAMP)  ## open JupyterLab in the environment
+	$(BIN)/python -m jupyterlab --notebook-dir notebooks
+
+clean:  ## remove what make creates, and keep what is committed
+	rm -rf $(FORGET) build codit.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache
+	find codit tests notebooks -name __pycache__ -prune -exec rm -rf {} +
+
+# Bytecode is left to the first import: all files would be compiled, and few are ever imported.
+# Interrupted and started again, the installation goes on: the stamp is written last, and a
+# package whose files were cut off (pip writes INSTALLER after them) is forgotten, so that pip
+# repairs it.
+$(STAMP): $(if $(filter-out 0,$(FRESH)),forget)
+	@echo "Python environment in $(VENV): some 160 packages, a few minutes once"
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) \
+		else f"expected Python 3.11 to 3.13; got {v[0]}.{v[1]}. Name one: make PYTHON=python3.11")'
+	test -x $(BIN)/python && $(BIN)/python -m pip --version || $(PYTHON) -m venv --clear $(VENV)
+	@rm -rf $(VENV)/installed-* $(VENV)/lib/python*/site-packages/~*
+	@for info in $(VENV)/lib/python*/site-packages/*.dist-info; do \
+		test -e "$$info/INSTALLER" || rm -rf "$$info"; done
+	$(BIN)/python -m pip install --disable-pip-version-check --no-compile $(PIP_ARGS) -r requirements.lock
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+.PHONY: forget
+forget:
+	rm -rf $(FORGET)

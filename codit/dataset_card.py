@@ -1,0 +1,101 @@
+"""The card of a dataset of responses: Markdown for people, with metadata that the Hub reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from huggingface_hub import DatasetCard, DatasetCardData
+
+TEXT = """---
+{metadata}
+---
+
+# {title}
+
+{rows} responses to instructions, drawn from the contrast of a post-trained model (expert) with its
+own pre-trained checkpoint (amateur) by [codit](https://arxiv.org/abs/2604.13538): keep the tokens
+with p_expert >= plausibility * max p_expert, and sample them in proportion to
+p_expert / p_amateur ^ strength.
+
+| | |
+| --- | --- |
+| expert | `{expert_model_id}` |
+| amateur | `{amateur_model_id}` |
+| responses | {rows} |
+| of these complete (the expert's stop token was drawn) | {completed} |
+| tokens of all responses | {tokens} |
+| rows without a response | {errors} |
+| made | {created} |
+| recipe | `{key}` |
+
+## Decoding
+
+| field | value |
+| --- | --- |
+{decoding}
+
+## Fields
+
+`{name}` holds one JSON object a line, in the order of the prompts:
+
+| field | meaning |
+| --- | --- |
+| `id` | the prompt's; several responses to one prompt are told apart by `sample` |
+| `instruction` | the last user turn |
+| `response` | what was drawn, without special tokens |
+| `is_completed` | whether the response ended by itself; leave the others out of training |
+| `messages` | the conversation with the response as its last turn, as TRL trains on it |
+| `score` | log q of each token drawn, stop token included, at temperature 1, in nats |
+| `res_metadata` | decoding and models; `alpha` is the plausibility, `beta` the strength |
+
+Everything else that made it, versions included, stands in `{stem}.manifest.json`.
+
+## Limits
+
+The responses were written by a model and checked by nobody. Contrast favours what distinguishes the
+expert from its amateur, which is not the same as what is true. The licences and terms of both
+models and of the prompts apply; none is chosen here.
+"""
+
+
+def card(manifest: dict[str, Any], name: str) -> str:
+    """Return the card of a finished dataset.
+
+    Args:
+        manifest: `recipe`, `key`, `created`, `rows`, `errors`, `completed`, `tokens`,
+            `expert_model_id` and `amateur_model_id`.
+        name: of the dataset's file.
+
+    Returns:
+        str: the text of README.md. No licence is chosen.
+
+    Source: ours.
+    """
+    decoding = manifest["recipe"]["decoding"]
+    rows = [f"| {k} | {v} |" for k, v in decoding.items() if k not in ("recipe", "version")]
+    title = f"Responses of {manifest['expert_model_id']}"
+    metadata = DatasetCardData(
+        pretty_name=title,
+        task_categories=["text-generation"],
+        tags=["synthetic", "instruction-tuning", "contrastive-decoding", "codit"],
+        size_categories=[_size_category(manifest["rows"])],
+        configs=[{"config_name": "default", "data_files": name}],
+    )
+    text = TEXT.format(
+        metadata=metadata.to_yaml(),
+        title=title,
+        name=name,
+        stem=name.removesuffix(".jsonl"),
+        decoding="\n".join(rows),
+        **{k: v for k, v in manifest.items() if k not in ("recipe", "fingerprint")},
+    )
+    return str(DatasetCard(text))
+
+
+def _size_category(rows: int) -> str:
+    """Return the Hub's name for a number of rows: 10K<n<100K."""
+    marks = ("1K", "10K", "100K", "1M", "10M", "100M", "1B")
+    above = [mark for power, mark in enumerate(marks, start=3) if rows >= 10**power]
+    if not above:
+        return "n<1K"
+    return f"{above[-1]}<n<{marks[len(above)]}" if len(above) < len(marks) else "n>1B"

@@ -1,0 +1,300 @@
+"""Text from a pair or a single model: `generate`, the one way text is produced.
+
+A response depends on its prompt, not on its neighbours: the uniform number that draws step t is a
+pure function of (seed, id, sample, t), whatever the batch size, the order or the engine.
+`token_table` shows, token by token, what contrast changed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from codit.chat import Conversation, answer_ids, prompt_ids, prompt_or_error, text_of
+from codit.contrast import contrast, plausible
+from codit.engines import Meter, Step, continuous, static
+from codit.noise import default_ids, noise_key
+from codit.pair import ContrastivePair
+from codit.recipes import Decoding
+from codit.vocabulary import special_token_ids, stop_ids
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["Response", "default_ids", "generate", "prompt_ids", "token_table"]
+
+ENGINES = ("auto", "static", "continuous")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Response:
+    """What was answered to one prompt.
+
+    Args:
+        id: the prompt's.
+        text: decoded `token_ids` without special tokens.
+        token_ids: the tokens drawn, the stop token included when one was drawn.
+        logprobs: log q(token | prompt, prefix) in nats, one for each of `token_ids`; at
+            temperature 1 and before top-k and top-p, whatever the token was drawn with.
+        is_completed: True iff the last token is a stop token.
+        error: None, or why there is no answer; then the other fields are empty.
+    """
+
+    id: str
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    is_completed: bool = False
+    error: str | None = None
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Conversation],
+    decoding: Decoding,
+    *,
+    ids: Sequence[Any] | None = None,
+    engine: str = "auto",
+    batch_size: int | None = None,
+    progress: bool = True,
+) -> list[Response]:
+    """Answer each conversation once, by a pair or by a single causal LM.
+
+    One step: next-token scores of the pair (mask from the untempered expert, then contrast) or of
+    the model (then the mask) -> / temperature -> top-k -> top-p -> smallest id with cdf > u.
+
+    Args:
+        model: a `ContrastivePair`, whose own strength, plausibility and special_strength
+            `decoding` overrides for this call; or any causal LM, for which strength must be 0 and
+            plausibility > 0 truncates (the arm "truncated").
+        tokenizer: the expert's, with its chat template; thinking mode is switched off.
+        conversations: lists of {"role", "content"} that ask for an answer.
+        decoding: how tokens are drawn.
+        ids: names of the rows, unequal as text; a word of the noise key. None: `default_ids`.
+        engine: "static" (length-sorted left-padded batches), "continuous" (paged cache: a row
+            that ends makes room for the next), "auto" (continuous on CUDA, else static).
+        batch_size: rows computed at once. None: 64 when static, as many as fit when continuous.
+        progress: show a bar with rows/s and tokens/s.
+
+    Returns:
+        list[Response]: in the order of `conversations`. A conversation that the template refuses,
+        or whose prompt leaves no room for max_new_tokens, gives a Response with `error`.
+
+    Raises:
+        ValueError: an argument is out of its range, or two rows have the same id.
+        RuntimeError: the continuous engine stopped before all rows were answered.
+
+    Source: order of one step and stop set: the authors' scripts (arXiv 2604.13538). Noise,
+    engines and rows with errors: ours.
+    """
+    _check(model, tokenizer, conversations, decoding, ids, engine, batch_size)
+    room = _context(model), int(decoding.max_new_tokens)
+    prompts = [prompt_or_error(tokenizer, chat, *room) for chat in conversations]
+    if ids is None:
+        ids = default_ids([[] if isinstance(prompt, str) else prompt for prompt in prompts])
+    names = [str(name) for name in ids]
+    rows = {i: prompt for i, prompt in enumerate(prompts) if not isinstance(prompt, str)}
+    answers = {
+        i: Response(id=names[i], error=prompt)
+        for i, prompt in enumerate(prompts)
+        if isinstance(prompt, str)
+    }
+    keys = {i: noise_key(decoding.seed, names[i], decoding.sample) for i in rows}
+    stops = stop_ids(tokenizer, model.generation_config)
+    run = continuous if _chosen(engine, model) == "continuous" else static
+    step = Step(decoding, len(tokenizer), is_pair=isinstance(model, ContrastivePair))
+    meter = Meter(len(prompts), progress)
+    with _overridden(model, tokenizer, decoding, stops), meter.bar:
+        meter.add(rows=len(answers))
+        for i, drawn, logprobs in run(model, step, rows, keys, batch_size, meter):
+            end = next((t for t, token in enumerate(drawn) if token in stops), len(drawn))
+            answers[i] = Response(
+                id=names[i],
+                text=text_of(tokenizer, drawn[:end]),
+                token_ids=drawn[: end + 1],
+                logprobs=logprobs[: end + 1],
+                is_completed=end < len(drawn),
+            )
+            meter.add(rows=1, tokens=len(answers[i].token_ids))
+    return [answers[i] for i in range(len(prompts))]
+
+
+@torch.no_grad()
+def token_table(
+    pair: ContrastivePair,
+    tokenizer: PreTrainedTokenizerBase,
+    conversation: Conversation,
+    response: Response | str | Sequence[int],
+) -> pd.DataFrame:
+    """Return, for each token of an answer, what both models and the pair thought of it.
+
+    One teacher-forced pass of each model, at the pair's own strength and plausibility:
+    log q = contrast(z_E, z_A).
+
+    Args:
+        pair: the models; `with pair.override(...)` shows other strengths.
+        tokenizer: the expert's.
+        conversation: what was asked.
+        response: what was answered: a `Response`, its token ids, or a text, which is tokenised
+            and gets no stop token.
+
+    Returns:
+        pd.DataFrame: a row per token: token (text), token_id, logp_expert, logp_amateur, logq
+        (nats at temperature 1; logq is -inf where the pair could not draw the token), n_plausible
+        (ids that were plausible) and argmax_changed (the best id of q is not the expert's best).
+
+    Raises:
+        ValueError: no pair, or an answer without tokens.
+
+    Source: ours.
+    """
+    if not isinstance(pair, ContrastivePair):
+        raise ValueError(
+            f"token_table compares two models; got a {type(pair).__name__}. Make a "
+            "ContrastivePair of it and its amateur."
+        )
+    given = response.token_ids if isinstance(response, Response) else response
+    answer = answer_ids(tokenizer, given)
+    prompt = prompt_ids(tokenizer, conversation)
+    ids = torch.tensor([prompt + answer], device=pair.device)
+    drawn = torch.tensor(answer, device=pair.device)[:, None]
+    with _evaluating(pair):
+        logits = [z[0, len(prompt) - 1 : -1] for z in pair.both_logits(ids)]
+    logq = contrast(*logits, strength=pair.strengths(), plausibility=pair.plausibility)
+    logp = [z.float().log_softmax(-1).gather(1, drawn)[:, 0].tolist() for z in logits]
+    keep = plausible(logits[0], plausibility=pair.plausibility)
+    return pd.DataFrame(
+        {
+            "token": [tokenizer.decode([token]) for token in answer],
+            "token_id": answer,
+            "logp_expert": logp[0],
+            "logp_amateur": logp[1],
+            "logq": logq.gather(1, drawn)[:, 0].tolist(),
+            "n_plausible": keep.sum(-1).tolist(),
+            "argmax_changed": (logq.argmax(-1) != logits[0].argmax(-1)).tolist(),
+        }
+    )
+
+
+def _check(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Conversation],
+    decoding: Decoding,
+    ids: Sequence[Any] | None,
+    engine: str,
+    batch_size: int | None,
+) -> None:
+    """Raise ValueError for arguments that no row could be answered with."""
+    if engine not in ENGINES:
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}; got {engine!r}.")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1; got {batch_size}. None chooses one.")
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            "expected a tokenizer with a chat template; got none. Use the expert's tokenizer, or "
+            "set tokenizer.chat_template."
+        )
+    if ids is not None and len(ids) != len(conversations):
+        raise ValueError(
+            f"expected an id for each of {len(conversations)} conversations; got {len(ids)}. "
+            "Give as many, or None."
+        )
+    twice = [name for name, n in Counter(map(str, ids or ())).items() if n > 1]
+    if twice:
+        raise ValueError(
+            f"ids must be unique, for equal ids share their noise; got more than once: "
+            f"{', '.join(sorted(twice)[:10])}. Rename them, or pass None."
+        )
+    if not stop_ids(tokenizer, model.generation_config):
+        raise ValueError(
+            "expected a stop token from the tokenizer or the expert's generation_config; got none. "
+            "Set tokenizer.eos_token or generation_config.eos_token_id."
+        )
+    _check_model(model, tokenizer, decoding)
+
+
+def _check_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, decoding: Decoding
+) -> None:
+    """Raise ValueError if the model cannot decode as asked."""
+    if isinstance(model, ContrastivePair):
+        width = model.config.get_text_config().vocab_size
+        if width > len(tokenizer):
+            raise ValueError(
+                f"expected a pair of at most {len(tokenizer)} ids, as many as the tokenizer has; "
+                f"got {width}. Make it with ContrastivePair(..., vocab_size=len(tokenizer))."
+            )
+    elif decoding.strength or decoding.special_strength:
+        raise ValueError(
+            f"a single model has no amateur to contrast: strength must be 0; got strength "
+            f"{decoding.strength} and special_strength {decoding.special_strength}. Use "
+            "Decoding(strength=0), or a ContrastivePair."
+        )
+
+
+def _context(model: PreTrainedModel) -> int | None:
+    """Return how many tokens a model, or both models of a pair, can read."""
+    parts = [model.expert, model.amateur] if isinstance(model, ContrastivePair) else [model]
+    configs = [part.config.get_text_config() for part in parts]
+    limits = [getattr(config, "max_position_embeddings", None) for config in configs]
+    return min((limit for limit in limits if limit), default=None)
+
+
+def _chosen(engine: str, model: PreTrainedModel) -> str:
+    """Return "static" or "continuous", and say which."""
+    if engine != "auto":
+        return engine
+    chosen = "continuous" if model.device.type == "cuda" else "static"
+    logger.info("engine %s, chosen for device %s", chosen, model.device)
+    return chosen
+
+
+@contextmanager
+def _overridden(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, decoding: Decoding, stops: list[int]
+) -> Iterator[None]:
+    """Make the model decode as `decoding` says and nothing else does, for a `with` block."""
+    pad = tokenizer.pad_token_id
+    before = model.generation_config
+    # A checkpoint's own generation config may hold penalties, temperatures and limits, which
+    # `generate` would mix in. The draw is ours, so its arg max is the token.
+    config = GenerationConfig(
+        max_new_tokens=int(decoding.max_new_tokens),
+        do_sample=False,
+        eos_token_id=stops,
+        pad_token_id=min(stops) if pad is None else pad,
+    )
+    with ExitStack() as stack:
+        stack.enter_context(_evaluating(model))
+        if isinstance(model, ContrastivePair):
+            values: dict[str, Any] = {"strength": decoding.strength}
+            values |= {"plausibility": decoding.plausibility}
+            values |= {"special_strength": decoding.special_strength}
+            if decoding.special_strength is not None:
+                values |= {"special_ids": special_token_ids(tokenizer)}
+            stack.enter_context(model.override(**values))
+        model.generation_config = config
+        try:
+            yield
+        finally:
+            model.generation_config = before
+
+
+@contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Switch dropout off for a `with` block."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

@@ -1,0 +1,227 @@
+"""Tables that notebooks read: verdicts per arm, paired differences, one step looked at closely.
+
+Results come from `codit.experiments` through the store; nothing is drawn and nothing decided here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from codit import decode, statistics, world
+from codit.chat import Conversation
+from codit.contrast import contrast
+from codit.decode import Response
+from codit.experiments import (
+    ARMS,
+    Scale,
+    answers,
+    arm,
+    evaluations,
+    responses,
+    synthesis,
+    training,
+    verdicts,
+)
+from codit.pair import ContrastivePair
+from codit.recipes import Decoding, Model, Pretraining, WorldPrompts
+
+
+def dataset_verdicts(chosen: Scale, seed: int = 0) -> pd.DataFrame:
+    """Return every arm's responses with the verifier's verdicts, one row a response and arm.
+
+    Returns:
+        DataFrame: role (the arm) and the columns of `verdicts`.
+
+    Raises:
+        ValueError: the scale names no verifier.
+    """
+    _needs_verifier(chosen)
+    prompts = world.prompts(chosen.prompts)
+    tables = [
+        verdicts(responses(synthesis(chosen, name, seed)), prompts).assign(role=name)
+        for name in ARMS
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def student_verdicts(chosen: Scale, base: Model | Pretraining) -> pd.DataFrame:
+    """Return the verified answers of a base and of its students, one row a prompt.
+
+    Returns:
+        DataFrame: role ("amateur" for the untrained base, else the arm), seed, split and the
+        columns of `verdicts`.
+
+    Raises:
+        ValueError: the scale names no verifier.
+    """
+    _needs_verifier(chosen)
+    tables = []
+    for seed in chosen.seeds:
+        for name in ARMS:
+            student_recipe = training(chosen, base, name, seed)
+            for split, evaluation in evaluations(chosen, student_recipe).items():
+                table = answers(evaluation)
+                tables.append(table.assign(role=name, seed=seed, split=split))
+    return pd.concat(tables, ignore_index=True)
+
+
+def paired(table: pd.DataFrame, column: str, one: str, other: str) -> statistics.Interval:
+    """Return the mean difference of two roles in a column, over prompts, with its interval.
+
+    Args:
+        table: columns id, role and `column`; several seeds of a prompt are averaged first.
+        column: a score or a yes-or-no column.
+        one: the role that is compared...
+        other: ...with this one.
+    """
+    wide = table.astype({column: float}).pivot_table(index="id", columns="role", values=column)
+    return statistics.difference_interval(wide[one].to_numpy(), wide[other].to_numpy())
+
+
+def bar_table(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Return means over prompts with their 95 % bootstrap intervals, as `plots.bars` draws them.
+
+    Returns:
+        DataFrame: role, measure, value, low, high, n.
+    """
+    bars = []
+    for column in columns:
+        for role, group in table.groupby("role", sort=False):
+            means = group.astype({column: float}).groupby("id")[column].mean()
+            found = statistics.mean_interval(means.to_numpy())
+            bars.append(
+                {
+                    "role": role,
+                    "measure": column,
+                    "value": found.estimate,
+                    "low": found.low,
+                    "high": found.high,
+                    "n": found.n,
+                }
+            )
+    return pd.DataFrame(bars)
+
+
+def difference_text(found: statistics.Interval) -> str:
+    """Return an interval as one reads it: +0.120 [0.080, 0.160]."""
+    return f"{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+
+
+def decided(found: statistics.Interval) -> bool | None:
+    """Return True where the interval lies above 0, False where below, None where it holds 0."""
+    return None if found.low <= 0 <= found.high else found.low > 0
+
+
+def _needs_verifier(chosen: Scale) -> None:
+    if "verifier" not in chosen.evaluations or not isinstance(chosen.prompts, WorldPrompts):
+        raise ValueError(
+            f"expected a scale that the verifier can score; got evaluations {chosen.evaluations}. "
+            "Use a scale of the micro world: 'micro' or 'full'."
+        )
+
+
+def by_constraint(table: pd.DataFrame, prompts: WorldPrompts) -> pd.DataFrame:
+    """Return how often each role obeys each kind of constraint, whatever else was asked.
+
+    Args:
+        table: columns id, role, response.
+        prompts: what was asked.
+
+    Returns:
+        DataFrame: kind by role, shares in 0..1; column n: prompts that ask for the kind.
+    """
+    asked = {row["id"]: row["constraints"] for row in world.prompts(prompts)}
+    found = [
+        {
+            "kind": one["kind"],
+            "role": row.role,
+            "id": row.id,
+            "held": world.obeys(row.response, world.Constraint(**one)),
+        }
+        for row in table.itertuples()
+        for one in asked[row.id]
+    ]
+    held = pd.DataFrame(found)
+    roles = list(dict.fromkeys(table["role"]))
+    shares = held.pivot_table(index="kind", columns="role", values="held", aggfunc="mean")[roles]
+    return shares.assign(n=held.groupby("kind")["id"].nunique())
+
+
+def samples(
+    pair: ContrastivePair,
+    tokenizer: PreTrainedTokenizerBase,
+    chat: Conversation,
+    decoding: Decoding,
+    *,
+    n: int,
+) -> pd.DataFrame:
+    """Return several answers to one prompt, direct beside CoDIT, with the same noise.
+
+    Args:
+        pair: the teacher.
+        tokenizer: the expert's.
+        chat: the conversation that asks.
+        decoding: CoDIT's.
+        n: answers per arm; answer k is drawn with sample number k.
+
+    Returns:
+        DataFrame: sample, direct, codit; texts.
+    """
+    columns: dict[str, list[str]] = {"direct": [], "codit": []}
+    for name, texts in columns.items():
+        for number in range(n):
+            drawn = replace(arm(name, decoding), sample=number)
+            (one,) = decode.generate(pair, tokenizer, [chat], drawn, ids=["0"], progress=False)
+            texts.append(one.text)
+    return pd.DataFrame(columns).rename_axis("sample").reset_index()
+
+
+def disagreement(tokens: pd.DataFrame) -> int:
+    """Return the step of a `decode.token_table` at which the contrast has most to choose.
+
+    Among steps with more than one plausible token, the one of the largest
+    |log p_expert - log p_amateur|; without such a step, the first.
+    """
+    gain = (tokens["logp_expert"] - tokens["logp_amateur"]).abs()
+    open_ = gain[tokens["n_plausible"] > 1]
+    return int(open_.idxmax()) if len(open_) else 0
+
+
+@torch.no_grad()
+def step_table(
+    pair: ContrastivePair,
+    tokenizer: PreTrainedTokenizerBase,
+    chat: Conversation,
+    response: Response,
+    step: int,
+    *,
+    n: int = 8,
+) -> pd.DataFrame:
+    """Return the next-token probabilities of expert, amateur and contrast at one step.
+
+    Args:
+        pair: the teacher.
+        tokenizer: the expert's.
+        chat: the conversation that asks.
+        response: whose first `step` tokens stand before the step.
+        step: 0 is the first token.
+        n: tokens shown, by the expert's probability.
+
+    Returns:
+        DataFrame: token, p_expert, p_amateur, q (0 outside the plausible set); most likely first.
+    """
+    ids = decode.prompt_ids(tokenizer, chat) + response.token_ids[:step]
+    expert, amateur = pair.both_logits(torch.tensor([ids]))
+    expert, amateur = expert[:, -1].float(), amateur[:, -1].float()
+    logq = contrast(expert, amateur, strength=pair.strength, plausibility=pair.plausibility)
+    best = expert[0].topk(n).indices
+    columns: dict[str, Any] = {"token": [tokenizer.decode([int(i)]) for i in best]}
+    for name, logprobs in (("p_expert", expert), ("p_amateur", amateur), ("q", logq)):
+        columns[name] = logprobs[0].softmax(-1)[best].tolist()
+    return pd.DataFrame(columns)

@@ -1,0 +1,300 @@
+"""Expert and amateur as one causal language model.
+
+`ContrastivePair` holds both models and answers like one Hugging Face causal LM whose logits are
+the contrastive log-probabilities, so whatever takes a causal LM takes a pair: `generate` (dynamic
+or static cache, beams), `generate_batch` (continuous batching), `pipeline("text-generation")`,
+evaluation harnesses. Both models read the same token ids at every step, by construction.
+
+`pair.expert` and `pair.amateur` remain ordinary models: `pair.expert.generate(...)` samples the
+expert alone. At strength 0 the amateur is not run at all.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    Cache,
+    DynamicCache,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.generation.continuous_batching import PagedAttentionCache
+from transformers.masking_utils import create_masks_for_generate
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from codit.checkpoints import read_pair, write_pair
+from codit.contrast import contrast, plausible, strength_per_id
+from codit.shared_cache import PagedHalf, check_paged, halves, joint_config, n_layers
+from codit.vocabulary import check_tokenizers as check_tokenizers
+from codit.vocabulary import load_tokenizer as load_tokenizer
+
+
+class ContrastivePair(PreTrainedModel, GenerationMixin):
+    """Two models that behave as one causal LM; its logits are log q of `contrast.contrast`.
+
+    log q(v) = log p_E(v) - beta log p_A(v) + const for plausible v, -inf otherwise
+
+    `strength`, `plausibility` and `special_strength` are attributes and may be set at any time;
+    for one call use `with pair.override(...)`.
+
+    Args:
+        expert: post-trained model; its generation config, stop ids included, becomes the pair's.
+        amateur: its pre-trained counterpart, of the same architecture.
+        strength: beta, weight of the amateur's log-probability, at least 0.
+        plausibility: alpha in [0, 1]: keep v iff p_E(v) >= alpha max p_E.
+        special_strength: strength of `special_ids`. None: the same as `strength`.
+        special_ids: ids that take `special_strength`, see `special_token_ids`.
+        vocab_size: number of ids that are tokens, len(tokenizer). Both models' logits are cut to
+            it: rows that pad an embedding can never be drawn. None: the narrower model's width.
+
+    Raises:
+        ValueError: models that cannot share a cache, or a number out of range.
+
+    Source: CoDIT (arXiv 2604.13538) for the distribution; the one model around it: ours.
+    """
+
+    special_ids: Tensor
+
+    def __init__(
+        self,
+        expert: PreTrainedModel,
+        amateur: PreTrainedModel,
+        *,
+        strength: float = 1.0,
+        plausibility: float = 0.01,
+        special_strength: float | None = None,
+        special_ids: Sequence[int] = (),
+        vocab_size: int | None = None,
+    ) -> None:
+        for flag in ("_supports_sdpa", "_supports_flash_attn", "_supports_flex_attn"):
+            setattr(self, flag, getattr(expert, flag))  # read by the next line's checks
+        super().__init__(joint_config(expert.config, amateur.config, vocab_size=vocab_size))
+        self.vocab_size = self.config.get_text_config(decoder=True).vocab_size
+        self.expert_layers, self.layers = n_layers(expert.config), n_layers(self.config)
+        self.expert, self.amateur = expert, amateur
+        self.generation_config = copy.deepcopy(expert.generation_config)
+        for name in {"hf_quantizer", "quantization_method"} & set(vars(expert)):
+            setattr(self, name, getattr(expert, name))  # they restrict `to` and compilation
+        self.strength, self.plausibility = strength, plausibility
+        self.special_strength = special_strength
+        ids = torch.tensor(list(special_ids), dtype=torch.long, device=expert.device)
+        self.register_buffer("special_ids", ids, persistent=False)
+        self.check_values()
+        self.eval()
+
+    @contextmanager
+    def override(self, **values: Any) -> Iterator[ContrastivePair]:
+        """Give the pair other values for the length of a `with` block, and yield it.
+
+        Not seen by CUDA graphs that a persistent manager of `generate_batch` captured before.
+
+        Args:
+            **values: any of strength, plausibility, special_strength, special_ids. What is not
+                named stays; special_strength=None means "the same as strength".
+
+        Raises:
+            ValueError: an unknown name, or a number out of range.
+        """
+        names = ("strength", "plausibility", "special_strength", "special_ids")
+        if unknown := ", ".join(sorted(set(values) - set(names))):
+            raise ValueError(f"override takes {', '.join(names)}; got {unknown}. Name these only.")
+        if "special_ids" in values:
+            values["special_ids"] = self.special_ids.new_tensor(list(values["special_ids"]))
+        before = {name: getattr(self, name) for name in values}
+        try:
+            for name, value in values.items():
+                setattr(self, name, value)
+            self.check_values()
+            yield self
+        finally:
+            for name, value in before.items():
+                setattr(self, name, value)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | dict[str, Tensor] | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Run both models on the same ids and contrast their logits.
+
+        logits = log q = contrast(z_E, z_A; strength, plausibility)
+
+        Args:
+            input_ids: int64 [B, T].
+            attention_mask: [B, past + T], 0 for padding; or what a generation loop prepared.
+            position_ids: int64 [B, T]. None: counted from the cache's length, padding included.
+            past_key_values: the pair's cache, such as DynamicCache(config=pair.config).
+            use_cache: return a cache. None: as the config says.
+            logits_to_keep: number of last positions (0: all), or an index of positions.
+            **kwargs: handed to both models.
+
+        Returns:
+            CausalLMOutputWithPast: logits float32 [B, T or kept, vocab_size], nats; the cache.
+
+        Raises:
+            ValueError: no ids, labels, or a cache that does not fit.
+        """
+        given = [name for name in ("inputs_embeds", "labels") if kwargs.get(name) is not None]
+        if input_ids is None or given:
+            raise ValueError(
+                "a pair reads token ids, which each model embeds its own way, and is not trained; "
+                f"got {' and '.join(given) or 'no input_ids'}. Pass input_ids and a mask alone."
+            )
+        use_cache = self.config.get_text_config().use_cache if use_cache is None else use_cache
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        caches = (None, None) if past_key_values is None else self._halves(past_key_values)
+        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
+        inputs |= {"position_ids": position_ids, "use_cache": use_cache}
+        inputs |= {"logits_to_keep": logits_to_keep, **kwargs, "return_dict": True}
+        expert_logits = self._logits(self.expert, past_key_values=caches[0], **inputs)
+        amateur_logits = None
+        if self.needs_amateur:
+            if isinstance(inputs.get("cache"), PagedAttentionCache):
+                inputs["cache"] = PagedHalf(inputs["cache"], first=self.expert_layers)
+            amateur_logits = self._logits(self.amateur, past_key_values=caches[1], **inputs)
+            amateur_logits = amateur_logits.to(expert_logits.device)
+        numbers = {"strength": self.strengths(), "plausibility": self.plausibility}
+        logits = contrast(expert_logits, amateur_logits, **numbers)
+        return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
+
+    @torch.no_grad()
+    def both_logits(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return each model's own logits for a given text, by one pass of each without a cache.
+
+        Args:
+            input_ids: int64 [B, T].
+            attention_mask: [B, T], 0 for padding on either side. None: no padding.
+
+        Returns:
+            (Tensor, Tensor): z_E and z_A, float32 [B, T, vocab_size], whatever the strength.
+            Position t holds the logits of token t + 1.
+        """
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        inputs = {"input_ids": input_ids, "attention_mask": mask, "use_cache": False}
+        inputs |= {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+        expert_logits = self._logits(self.expert, **inputs).float()
+        return expert_logits, self._logits(self.amateur, **inputs).float().to(expert_logits.device)
+
+    def check_values(self) -> None:
+        """Raise ValueError unless strengths and plausibility are in range."""
+        self.strengths()
+        plausible(torch.zeros(1, 1), plausibility=self.plausibility)
+
+    @property
+    def needs_amateur(self) -> bool:
+        """Whether the present strengths read the amateur at all."""
+        return self.strength != 0 or self.special_strength not in (None, 0)
+
+    def strengths(self) -> float | Tensor:
+        """Return the strength, or one per id [vocab_size] where special ids have their own."""
+        special = {"special_ids": self.special_ids, "size": self.vocab_size}
+        return strength_per_id(self.strength, self.special_strength, **special)
+
+    def _logits(self, model: PreTrainedModel, **inputs: Any) -> Tensor:
+        """Run one model, on its own device, and cut its logits to the ids that are tokens."""
+        for name, value in inputs.items():
+            if isinstance(value, Tensor) and model.device.type != "meta":  # meta: offloaded
+                inputs[name] = value.to(model.device)
+        return model(**inputs).logits[..., : self.vocab_size]
+
+    def _halves(self, cache: Cache) -> tuple[Cache, Cache]:
+        """Return the expert's and the amateur's view of a cache."""
+        return halves(cache, first=self.expert_layers, total=self.layers, both=self.needs_amateur)
+
+    def create_masks_for_generate(
+        self, config: PreTrainedConfig, past_key_values: Cache, **kwargs: Any
+    ) -> Any:
+        """Return the masks of a static cache, as the expert makes them; they serve both models."""
+        make = getattr(self.expert, "create_masks_for_generate", create_masks_for_generate)
+        view, _ = self._halves(past_key_values)
+        return make(config=self.expert.config, past_key_values=view, **kwargs)
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """Return a manager of continuous batching, or refuse models whose keys differ in shape."""
+        check_paged(self.expert.config, self.amateur.config)
+        return super().init_continuous_batching(*args, **kwargs)
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        """Answer for transformers, which would read this file for its own decorator."""
+        return True
+
+    def set_experts_implementation(self, experts_implementation: str | dict[str, Any]) -> None:
+        """Choose how both models compute a mixture of experts, if they have one."""
+        self.expert.set_experts_implementation(experts_implementation)
+        self.amateur.set_experts_implementation(experts_implementation)
+
+    def get_experts_implementation(self) -> dict[str, str | None]:
+        """Return how the expert computes a mixture of experts."""
+        return self.expert.get_experts_implementation()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        expert: str | Path,
+        amateur: str | Path | None = None,
+        *,
+        strength: float | None = None,
+        plausibility: float | None = None,
+        expert_revision: str | None = None,
+        amateur_revision: str | None = None,
+        allow_renamed: bool = False,
+        **load: Any,
+    ) -> ContrastivePair:
+        """Load both models, check that their tokenizers agree, and join them.
+
+        Args:
+            expert: Hub name or folder; without `amateur`, a folder that `save_pretrained` wrote.
+            amateur: Hub name or folder of its pre-trained counterpart.
+            strength: beta. None: the saved pair's, otherwise 1 (the paper's).
+            plausibility: alpha. None: the saved pair's, otherwise .01 (the authors' scripts).
+            expert_revision: commit, tag or branch.
+            amateur_revision: likewise.
+            allow_renamed: see `check_tokenizers`.
+            **load: for both models: dtype, device_map, quantization_config,
+                attn_implementation, trust_remote_code (False), ...
+
+        Returns:
+            ContrastivePair: its stop ids are the expert's, tokenizer and generation config united.
+
+        Raises:
+            ValueError: no such pair, tokenizers that disagree, or a number out of range.
+        """
+        load |= {"revisions": (expert_revision, amateur_revision), "allow_renamed": allow_renamed}
+        *models, values = read_pair(expert, amateur, **load)
+        given = {"strength": strength, "plausibility": plausibility}
+        values |= {name: value for name, value in given.items() if value is not None}
+        return cls(*models, **values)
+
+    def save_pretrained(
+        self, folder: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None, **save: Any
+    ) -> None:
+        """Write folder/expert, folder/amateur (safetensors) and, last, folder/pair.json.
+
+        Args:
+            folder: made if missing.
+            tokenizer: the expert's, written beside both models for `load_tokenizer(folder)`.
+            **save: handed to both models' `save_pretrained`.
+        """
+        names = ("strength", "plausibility", "special_strength", "vocab_size")
+        values = {name: getattr(self, name) for name in names}
+        values["special_ids"] = self.special_ids.tolist()
+        save |= {"generation_config": self.generation_config, "tokenizer": tokenizer}
+        write_pair(folder, (self.expert, self.amateur), values, **save)

@@ -1,0 +1,191 @@
+"""Look before you synthesize: both answers side by side, and what a run will need."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from codit import decode, recipes
+from codit.pair import load_tokenizer
+from codit.prompts import load
+from codit.synthesis import Rows
+from codit.teacher import named, named_models, prompt_ids, ready
+
+ROWS_AT_ONCE = 64  # of a static batch
+
+
+def compare(
+    recipe: recipes.Synthesis,
+    prompts: Rows,
+    *,
+    model: PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    engine: str = "auto",
+    batch_size: int | None = None,
+    limit: int | None = None,
+    progress: bool = True,
+    **load_options: Any,
+) -> list[dict[str, str]]:
+    """Return what the expert alone and the pair answer, with the same noise and nothing written.
+
+    Args:
+        recipe: pair and decoding; the expert alone has strength 0 and plausibility 0.
+        prompts: as in `synthesize`.
+        model: a ready pair. None: loaded as the recipe says.
+        tokenizer: the expert's. None: loaded from where the expert was loaded.
+        engine: see `decode.generate`.
+        batch_size: rows computed at once; see `decode.generate`.
+        limit: only the first `limit` input rows; None: all.
+        progress: show a bar for each of the two.
+        **load_options: for loading both models.
+
+    Returns:
+        list[dict]: `id`, `instruction`, `direct`, `codit` (texts); for a prompt without an answer
+        the reason stands in both.
+
+    Raises:
+        ValueError: as in `synthesize`.
+        FileNotFoundError: no such file of prompts.
+
+    Source: ours.
+    """
+    loaded = load(prompts, limit=limit)
+    model, tokenizer = ready(recipe, model, tokenizer, **load_options)
+    rows = named(loaded.rows, tokenizer)
+    direct = replace(recipe.decoding, strength=0.0, plausibility=0.0, special_strength=None)
+    texts = []
+    for decoding in (direct, recipe.decoding):
+        answers = decode.generate(
+            model,
+            tokenizer,
+            [row["messages"] for row in rows],
+            decoding,
+            ids=[row["id"] for row in rows],
+            engine=engine,
+            batch_size=batch_size,
+            progress=progress,
+        )
+        texts.append([answer.text if answer.error is None else answer.error for answer in answers])
+    shown = zip(rows, *texts, strict=True)
+    return [
+        {"id": row["id"], "instruction": row["instruction"], "direct": plain, "codit": contrasted}
+        for row, plain, contrasted in shown
+    ] + [
+        {
+            "id": bad["id"] or f"line {bad['line']}",
+            "instruction": "",
+            "direct": bad["reason"],
+            "codit": bad["reason"],
+        }
+        for bad in loaded.errors
+    ]
+
+
+def dry_run(
+    recipe: recipes.Synthesis,
+    prompts: Rows,
+    *,
+    batch_size: int | None = None,
+    limit: int | None = None,
+    tokens_per_response: int = 600,
+    flops_per_second: float = 1e14,
+) -> dict[str, float]:
+    """Return what a synthesis will need, from configs and prompts alone: no weights are loaded.
+
+    operations = 2 * (parameters of both models) * (prompt and response tokens)
+    cache = 2 * layers * key-value heads * head width * bytes * tokens, of both models
+
+    Args:
+        recipe: pair, decoding and number of samples; both models by name.
+        prompts: as in `synthesize`.
+        batch_size: rows computed at once; None: 64.
+        limit: only the first `limit` input rows; None: all.
+        tokens_per_response: assumed mean length of a response, cut at max_new_tokens. (ours)
+        flops_per_second: assumed speed: a tenth of an H100's bfloat16 peak. (ours)
+
+    Returns:
+        dict: what was assumed; `rows`, `bad_rows`, `responses`; `prompt_tokens`,
+        `response_tokens` (expected) and `response_tokens_most` (tokens); `weight_bytes`,
+        `cache_bytes` (a batch of the longest prompt and response; sliding windows need less);
+        `operations`; `hours` at `flops_per_second`. Strength 0 counts the expert alone.
+
+    Raises:
+        ValueError: models that are not named, or as in `synthesize`.
+        FileNotFoundError: no such file of prompts.
+
+    Source: ours.
+    """
+    loaded = load(prompts, limit=limit)
+    expert, amateur = named_models(recipe)
+    needs = [_needs(model) for model in (expert, amateur) if model is not None]
+    tokenizer = load_tokenizer(expert.name, revision=expert.revision)
+    lengths = [len(prompt_ids(tokenizer, row["messages"])) for row in loaded.rows]
+    most = recipe.decoding.max_new_tokens
+    responses = len(loaded.rows) * recipe.n_samples
+    response_tokens = responses * min(tokens_per_response, most)
+    longest = max(lengths, default=0) + most
+    at_once = min(batch_size or ROWS_AT_ONCE, max(len(lengths), 1))
+    tokens = sum(lengths) * recipe.n_samples + response_tokens
+    operations = 2 * sum(need["parameters"] for need in needs) * tokens
+    return {
+        "rows": len(loaded.rows),
+        "bad_rows": len(loaded.errors),
+        "rows_at_once": at_once,
+        "tokens_per_response": min(tokens_per_response, most),
+        "flops_per_second": flops_per_second,
+        "responses": responses,
+        "prompt_tokens": sum(lengths),
+        "response_tokens": response_tokens,
+        "response_tokens_most": responses * most,
+        "weight_bytes": sum(need["parameters"] * need["bytes"] for need in needs),
+        "cache_bytes": sum(need["cache"] for need in needs) * at_once * longest,
+        "operations": operations,
+        "hours": operations / flops_per_second / 3600,
+    }
+
+
+def table(needs: dict[str, float]) -> str:
+    """Return the numbers of `dry_run` as lines for people.
+
+    Args:
+        needs: from `dry_run`.
+
+    Returns:
+        str: rows, tokens, memory and cost, one a line, assumptions named.
+
+    Source: ours.
+    """
+    weights, caches = (needs[name] / 1e9 for name in ("weight_bytes", "cache_bytes"))
+    lines = {
+        "rows": f"{needs['rows']:,} ({needs['bad_rows']:,} more are bad)",
+        "responses": f"{needs['responses']:,}",
+        "prompt tokens": f"{needs['prompt_tokens']:,}",
+        "response tokens": f"about {needs['response_tokens']:,} (assumed: "
+        f"{needs['tokens_per_response']:,} a response), at most {needs['response_tokens_most']:,}",
+        "memory": f"{weights + caches:.3g} GB = {weights:.3g} GB weights + {caches:.3g} GB caches "
+        f"({needs['rows_at_once']:,} rows at once, longest prompt and response)",
+        "cost": f"{needs['operations']:.2g} operations, {needs['hours']:.2g} GPU hours "
+        f"(assumed: {needs['flops_per_second']:.2g} operations/s)",
+    }
+    return "\n".join(f"{name:<16} {text}" for name, text in lines.items())
+
+
+def _needs(recipe: recipes.Model) -> dict[str, int]:
+    """Return a model's parameters, bytes of each, and bytes that a token takes in its cache."""
+    config = AutoConfig.from_pretrained(recipe.name, revision=recipe.revision)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    text = config.get_text_config()
+    heads = text.num_attention_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    kept = getattr(text, "num_key_value_heads", None) or heads
+    dtype = (config.dtype or torch.float32) if recipe.dtype == "auto" else recipe.dtype
+    size = (getattr(torch, dtype) if isinstance(dtype, str) else dtype).itemsize
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "bytes": size,
+        "cache": 2 * text.num_hidden_layers * kept * width * size,
+    }

@@ -1,0 +1,157 @@
+"""What can be said of a dataset of responses without a judge: repetition, length, diversity.
+
+Everything here is a pure function of texts and rows; nothing is downloaded or tokenised unless the
+caller passes a tokeniser.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import zlib
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any
+
+SHORTEST = 100  # characters; shorter texts are never called repetitive
+SHARES = {2: 0.16, 3: 0.18, 4: 0.20}  # n-gram length -> share of its most frequent n-gram
+LONG, LONG_COUNT = 100, 10  # one 100-gram that occurs ten times
+
+
+def is_repetitive(text: str) -> bool:
+    """Return whether a text repeats itself, by the CoDIT authors' rule.
+
+    With f_n the share of the most frequent of the overlapping character n-grams:
+    f_2 >= .16 or f_3 >= .18 or f_4 >= .20 or one 100-gram occurs at least 10 times.
+
+    Args:
+        text: any text; n-grams are of Unicode code points, white space included. Fewer than 100
+            characters without surrounding white space are never repetitive.
+
+    Returns:
+        bool: True for a text that repeats itself.
+
+    Source: the paper's code, repetition detector.
+    """
+    if len(text.strip()) < SHORTEST:
+        return False
+    if any(_top(text, n) / (len(text) - n + 1) >= share for n, share in SHARES.items()):
+        return True
+    return _top(text, LONG) >= LONG_COUNT
+
+
+def distinct(texts: Iterable[Sequence[Hashable]], *, n: int) -> float:
+    """Return the share of different n-grams among all n-grams of a set of texts.
+
+    distinct-n = |{n-grams}| / #n-grams, counted over the whole set.
+
+    Args:
+        texts: each a sequence of words or of token ids.
+        n: length of the n-grams, at least 1.
+
+    Returns:
+        float: in (0, 1]; 1: no n-gram occurs twice. NaN where no text has n words. It falls as a
+        set grows: compare sets of equal size.
+
+    Raises:
+        ValueError: n is less than 1.
+
+    Source: Li et al. 2016 (arXiv 1510.03055); over the set instead of per text is ours.
+    """
+    if n < 1:
+        raise ValueError(f"n must be at least 1; got {n}. Use 1, 2 or 3.")
+    grams = Counter(tuple(text[i : i + n]) for text in texts for i in range(len(text) - n + 1))
+    return len(grams) / grams.total() if grams else math.nan
+
+
+def compression_ratio(texts: Iterable[str]) -> float:
+    """Return how many times smaller the texts become under zlib: high means repetitive.
+
+    ratio = bytes / compressed bytes, of the texts in UTF-8 joined by newlines, at level 9.
+
+    Args:
+        texts: any texts. zlib sees repetition within 32 kB only.
+
+    Returns:
+        float: above 0; about 2 to 3 for varied English. NaN where there is no text at all.
+
+    Source: ours.
+    """
+    data = "\n".join(texts).encode("utf-8", "surrogatepass")
+    return len(data) / len(zlib.compress(data, 9)) if data else math.nan
+
+
+def entropy(values: Iterable[Hashable]) -> float:
+    """Return the entropy of the values' frequencies: -sum_v f_v ln f_v.
+
+    Applied to the first token of every response it shows shared noise: responses drawn with one
+    seed for all rows begin alike.
+
+    Args:
+        values: any hashable values.
+
+    Returns:
+        float: nats; 0: all equal, ln(count): all different. NaN where there is no value.
+
+    Source: ours.
+    """
+    counts = Counter(values)
+    if not counts:
+        return math.nan
+    shares = [count / counts.total() for count in counts.values()]
+    return max(0.0, -math.fsum(share * math.log(share) for share in shares))
+
+
+def summarise(
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    tokenise: Callable[[str], Sequence[Hashable]] = str.split,
+) -> dict[str, float]:
+    """Return the quality measures of a dataset of responses.
+
+    Args:
+        rows: rows with `response` and, where known, `is_completed` and `score` (one number per
+            token), as `codit synthesize` writes them.
+        tokenise: splits a response for the first token and the n-grams. Default: at white space;
+            pass a tokenizer's `encode` for its tokens.
+
+    Returns:
+        dict: `rows`; `completion_rate`, `repetition_rate`, `empty_rate` (shares); `characters`,
+        `words`, `tokens` (means per response, `tokens` from `score`) and their medians
+        `..._median`; `distinct_1`, `distinct_2`, `distinct_3` (shares); `compression_ratio`;
+        `first_token_entropy` (nats, of non-empty responses). NaN where nothing is known.
+
+    Source: repetition: the paper's code; which measures, and the rest: ours.
+    """
+    rows = list(rows)
+    texts = [row["response"] for row in rows]
+    split = [tokenise(text) for text in texts]
+    completed = [bool(row["is_completed"]) for row in rows if row.get("is_completed") is not None]
+    lengths = {
+        "characters": [len(text) for text in texts],
+        "words": [len(text.split()) for text in texts],
+        "tokens": [len(row["score"]) for row in rows if row.get("score") is not None],
+    }
+    return {
+        "rows": len(rows),
+        "completion_rate": _mean(completed),
+        "repetition_rate": _mean([is_repetitive(text) for text in texts]),
+        "empty_rate": _mean([not text.strip() for text in texts]),
+        **{name: _mean(values) for name, values in lengths.items()},
+        **{
+            f"{name}_median": float(statistics.median(values)) if values else math.nan
+            for name, values in lengths.items()
+        },
+        **{f"distinct_{n}": distinct(split, n=n) for n in (1, 2, 3)},
+        "compression_ratio": compression_ratio(texts),
+        "first_token_entropy": entropy(tokens[0] for tokens in split if len(tokens)),
+    }
+
+
+def _top(text: str, n: int) -> int:
+    counts = Counter(text[i : i + n] for i in range(len(text) - n + 1))
+    return max(counts.values(), default=0)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else math.nan

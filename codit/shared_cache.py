@@ -1,0 +1,197 @@
+"""One key-value cache for two models: the expert's layers first, the amateur's after them.
+
+A generation loop knows one model, one config and one cache. The config of `joint_config` has the
+layers of both models, so the loop allocates, grows, reorders and crops the keys of both; each model
+is then handed a view of its own half. Views share the cache's layers and copy nothing, and no model
+is changed, so both still work alone.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import Tensor
+from transformers import Cache, PreTrainedConfig
+from transformers.cache_utils import get_layer_types_and_kwargs
+from transformers.generation.continuous_batching.cache import PagedAttentionCache
+from transformers.generation.continuous_batching.utils import (
+    find_head_dim,
+    find_num_key_value_heads,
+)
+
+
+def joint_config(
+    expert: PreTrainedConfig, amateur: PreTrainedConfig, *, vocab_size: int | None = None
+) -> PreTrainedConfig:
+    """Return a config from which a cache for both models can be made.
+
+    layers = the expert's, then the amateur's;  vocabulary = ids 0 .. vocab_size - 1
+
+    Args:
+        expert: config of the expert; all else is copied from it.
+        amateur: config of the amateur.
+        vocab_size: number of ids that are tokens, at most the narrower model's logits. None: as
+            many as that.
+
+    Returns:
+        PreTrainedConfig: of the expert's class.
+
+    Raises:
+        ValueError: two architectures, layers that are no attention, two sliding windows,
+            or a vocabulary wider than a model's logits.
+
+    Source: ours.
+    """
+    if type(expert) is not type(amateur):
+        raise ValueError(
+            "expert and amateur must have one architecture; got "
+            f"{expert.model_type} and {amateur.model_type}. Take the model that the expert was "
+            "trained from."
+        )
+    kinds: list[str] = []
+    windows: set[int] = set()
+    for half in (expert, amateur):
+        types, arguments = get_layer_types_and_kwargs(half.get_text_config(decoder=True))
+        kinds += types
+        windows |= {values["sliding_window"] for values in arguments if "sliding_window" in values}
+    _check_layers(kinds, windows)
+    joint = copy.deepcopy(expert)
+    text = joint.get_text_config(decoder=True)
+    text.vocab_size = _checked_vocabulary(expert, amateur, vocab_size)
+    text.num_hidden_layers, text.layer_types = len(kinds), kinds
+    return joint
+
+
+def n_layers(config: PreTrainedConfig) -> int:
+    """Return the number of layers of the part of a model that writes text.
+
+    Args:
+        config: any causal LM's, also one that reads images as well.
+
+    Returns:
+        int: its decoder's layers.
+
+    Source: ours.
+    """
+    return config.get_text_config(decoder=True).num_hidden_layers
+
+
+def halves(cache: Cache, *, first: int, total: int, both: bool) -> tuple[Cache, Cache]:
+    """Return the expert's and the amateur's view of a cache.
+
+    expert: layers 0 .. first - 1;  amateur: layers first .. total - 1, numbered from 0
+
+    Args:
+        cache: made for `total` layers, or one that grows as it is used.
+        first: number of the expert's layers.
+        total: number of both models' layers.
+        both: whether the amateur is about to be run as well.
+
+    Returns:
+        (Cache, Cache): views that share the cache's layers.
+
+    Raises:
+        ValueError: a cache of another number of layers, an offloaded cache, or one that the
+            expert alone has filled while `both` is True.
+
+    Source: ours.
+    """
+    if cache.layer_class_to_replicate is not None:  # DynamicCache() adds layers as it is used
+        while len(cache.layers) < total:
+            cache.layers.append(cache.layer_class_to_replicate())
+    if len(cache.layers) != total:
+        raise ValueError(
+            f"a pair's cache has the layers of both models, {total}; got {len(cache.layers)}. "
+            "Make it with DynamicCache(config=pair.config), or let generate make it."
+        )
+    if cache.offloading:
+        raise ValueError(
+            "a pair's two views cannot share an offloaded cache. Use cache_implementation "
+            "'dynamic' or 'static'."
+        )
+    expert, amateur = Cache(layers=cache.layers[:first]), Cache(layers=cache.layers[first:])
+    if both and _length(expert) != _length(amateur):
+        raise ValueError(
+            "the cache holds tokens that the amateur has not read: it was filled at strength 0. "
+            "Start with an empty cache."
+        )
+    return expert, amateur
+
+
+def check_paged(expert: PreTrainedConfig, amateur: PreTrainedConfig) -> None:
+    """Refuse two models whose keys differ in shape: one paged cache has pages of one shape.
+
+    Dynamic and static caches hold such a pair, layer by layer.
+
+    Args:
+        expert: config of the expert.
+        amateur: config of the amateur.
+
+    Raises:
+        ValueError: another number of key heads, or another head size.
+
+    Source: ours.
+    """
+    texts = [config.get_text_config(decoder=True) for config in (expert, amateur)]
+    shapes = [(find_num_key_value_heads(text), find_head_dim(text)) for text in texts]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            "continuous batching needs keys of one shape (heads, head size); got "
+            f"{shapes[0]} and {shapes[1]}. Use generate for this pair."
+        )
+
+
+class PagedHalf(PagedAttentionCache):
+    """The amateur's view of the paged cache of continuous batching.
+
+    Args:
+        whole: the cache of both models.
+        first: number of the expert's layers, which come before the amateur's.
+
+    Source: ours.
+    """
+
+    def __init__(self, whole: PagedAttentionCache, *, first: int) -> None:
+        self.whole, self.first = whole, first  # super().__init__ would allocate a second cache
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, kwargs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """Store and return the keys and values of the amateur's layer `layer_idx`."""
+        return self.whole.update(key_states, value_states, self.first + layer_idx, kwargs)
+
+
+def _length(view: Cache) -> int:
+    """Return the tokens in a view; -1 for a filled static one, whose tensor would cost a stall."""
+    length = view.get_seq_length()
+    return -1 if isinstance(length, Tensor) else length
+
+
+def _check_layers(kinds: list[str], windows: set[int]) -> None:
+    """Raise ValueError unless all layers can live in one cache."""
+    if others := set(kinds) - {"full_attention", "sliding_attention"}:
+        raise ValueError(
+            "a pair shares a cache of full and sliding attention; got layers of kind "
+            f"{', '.join(sorted(others))}. Such an architecture cannot be paired."
+        )
+    if len(windows) > 1:
+        raise ValueError(
+            f"all sliding layers of a pair need one window; got {sorted(windows)}. Give both "
+            "configs the same sliding_window."
+        )
+
+
+def _checked_vocabulary(
+    expert: PreTrainedConfig, amateur: PreTrainedConfig, vocab_size: int | None
+) -> int:
+    """Return the number of ids of a pair."""
+    width = min(c.get_text_config(decoder=True).vocab_size for c in (expert, amateur))
+    if vocab_size is None:
+        return width
+    if not 0 < vocab_size <= width:
+        raise ValueError(
+            f"vocab_size must lie in 1..{width}, the narrower model's logits; got {vocab_size}. "
+            "A tokenizer with more ids than a model has logits does not belong to it."
+        )
+    return vocab_size

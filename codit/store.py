@@ -1,0 +1,274 @@
+"""Where results are kept: one folder per recipe, found by the recipe's key.
+
+A result is looked for among the folders shipped with the repository (`data/models/*`,
+`data/results/*`), then in the cache (`data/cache/<Recipe>-<key>`), and made when neither has it.
+Its `manifest.json` is written last, so a folder that has one is complete; one process at a time
+works on a key, and a process killed at any moment leaves nothing that looks finished.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+import codit
+from codit import recipes
+
+MANIFEST = "manifest.json"
+SHIPPED = ("data/models", "data/results")
+PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "trl", "accelerate", "numpy")
+
+
+def repository() -> Path:
+    """Return the root of the checkout that this package runs from.
+
+    Returns:
+        Path: absolute; the folder that holds `codit/`, `data/` and `notebooks/`.
+
+    Raises:
+        FileNotFoundError: the package was installed without its repository.
+
+    Source: ours.
+    """
+    root = Path(__file__).resolve().parents[1]
+    if not (root / "notebooks").is_dir():
+        raise FileNotFoundError(
+            f"expected the codit repository around the package; {root} holds no notebooks/. "
+            "Install a checkout with `pip install -e .`, or set CODIT_CACHE to a results folder."
+        )
+    return root
+
+
+def cache() -> Path:
+    """Return the folder of results made on this machine.
+
+    Returns:
+        Path: absolute; the environment variable CODIT_CACHE where it is set, else `data/cache` of
+        the checkout. It decides where results lie and never what they are.
+
+    Source: ours.
+    """
+    relocated = os.environ.get("CODIT_CACHE")
+    return Path(relocated).absolute() if relocated else repository() / "data" / "cache"
+
+
+def find(recipe: Any) -> Path | None:
+    """Return the folder of a recipe's finished result, or None when it has yet to be made.
+
+    Args:
+        recipe: a dataclass of `codit.recipes`.
+
+    Returns:
+        Path | None: a shipped folder whose manifest holds the recipe's key, else its cache folder.
+
+    Raises:
+        ValueError: a manifest in one of those places cannot be read.
+
+    Source: ours.
+    """
+    key = recipes.key(recipe)
+    with contextlib.suppress(FileNotFoundError):  # no checkout, nothing shipped
+        for place in SHIPPED:
+            for manifest in sorted((repository() / place).glob(f"*/{MANIFEST}")):
+                if _holds(manifest.parent, key):
+                    return manifest.parent
+    folder = _folder(recipe, key)
+    return folder if _holds(folder, key) else None
+
+
+def get(recipe: Any, make: Callable[[Any, Path], object], *, fresh: bool = False) -> Path:
+    """Return the folder of a recipe's result, making it when there is none.
+
+    Processes that ask for one key at the same time wait for one of them to make it. `make` works
+    in `<Recipe>-<key>.partial`; what an interrupted try left there is handed to it as it is, so
+    that a resumable maker goes on and another overwrites.
+
+    Args:
+        recipe: a dataclass of `codit.recipes`.
+        make: fills the folder it is given: `make(recipe, folder)`; its return value is ignored.
+        fresh: make it again from nothing, into the cache, even where it exists. A shipped folder
+            is then neither used nor changed; an earlier cache folder stays until the new is ready.
+
+    Returns:
+        Path: absolute folder that holds the result and its `manifest.json`.
+
+    Raises:
+        ValueError: a manifest cannot be read.
+        PermissionError: the cache folder cannot be written.
+
+    Source: ours.
+    """
+    if not fresh and (found := find(recipe)):
+        return found
+    key = recipes.key(recipe)
+    folder = _folder(recipe, key)
+    partial, old = (folder.with_name(folder.name + end) for end in (".partial", ".old"))
+    _make_directory(folder.parent)
+    with filelock.FileLock(folder.with_name(folder.name + ".lock")):
+        if fresh:
+            shutil.rmtree(partial, ignore_errors=True)
+        elif _holds(folder, key):  # another process made it while this one waited
+            return folder
+        if not _holds(partial, key):  # else: killed between the manifest and the rename
+            partial.mkdir(exist_ok=True)
+            start = time.monotonic()
+            make(recipe, partial)
+            write_manifest(partial, recipe, seconds=round(time.monotonic() - start, 3))
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        partial.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def manifest(recipe: Any, **extra: Any) -> dict[str, Any]:
+    """Return what is recorded beside a result: which recipe made it, with what, when.
+
+    Args:
+        recipe: a dataclass of `codit.recipes`.
+        extra: further JSON values: seconds, counts.
+
+    Returns:
+        dict: `key`, `recipe` (nested plain values), `versions`, `created` (UTC), and `extra`.
+
+    Source: ours.
+    """
+    return {
+        "key": recipes.key(recipe),
+        "recipe": recipes.describe(recipe),
+        "versions": versions(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        **extra,
+    }
+
+
+def write_manifest(folder: str | Path, recipe: Any, **extra: Any) -> Path:
+    """Write `manifest.json`, which declares a folder complete: call it last.
+
+    Args:
+        folder: an existing folder that holds the result.
+        recipe: the recipe that made it.
+        extra: further JSON values; see `manifest`.
+
+    Returns:
+        Path: the file written.
+
+    Source: ours.
+    """
+    return write_json(Path(folder) / MANIFEST, manifest(recipe, **extra))
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """Return a folder's manifest.
+
+    Args:
+        folder: a result's folder.
+
+    Returns:
+        dict: what `write_manifest` wrote.
+
+    Raises:
+        FileNotFoundError: there is no manifest: the result is not complete.
+        ValueError: the file is not a JSON object.
+
+    Source: ours.
+    """
+    path = Path(folder) / MANIFEST
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        value = error
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a JSON object in {path}; got {value}. Delete its folder.")
+    return value
+
+
+def write_json(path: str | Path, value: Any) -> Path:
+    """Write a JSON file at once: a reader sees the old content or the new, never a part.
+
+    Args:
+        path: the file; its folder exists.
+        value: a JSON value without NaN or infinity.
+
+    Returns:
+        Path: the file written.
+
+    Source: ours.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    with replacing(path) as stream:
+        stream.write(text.encode())
+    return Path(path)
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Any]:
+    """Open a binary stream whose content takes the place of `path` at once, when all is written.
+
+    Args:
+        path: the file to write or to replace; its folder exists.
+
+    Yields:
+        BinaryIO: writes to a temporary file beside `path`, removed when the block raises.
+
+    Source: ours.
+    """
+    path = Path(path)
+    descriptor, name = tempfile.mkstemp(".tmp", f".{path.name}.", path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(name).chmod(0o666 & ~umask)  # mkstemp's 0600 would hide results from one's group
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result may depend on, without importing the packages.
+
+    Returns:
+        dict: package name to version, for Python, codit and the installed ones of `PACKAGES`.
+
+    Source: ours.
+    """
+    found = {"python": platform.python_version(), "codit": codit.__version__}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def _folder(recipe: Any, key: str) -> Path:
+    return cache() / f"{type(recipe).__name__}-{key}"
+
+
+def _holds(folder: Path, key: str) -> bool:
+    return (folder / MANIFEST).is_file() and read_manifest(folder).get("key") == key
+
+
+def _make_directory(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PermissionError(
+            f"expected a folder to write results to; {folder} cannot be made ({error.strerror}). "
+            "Set CODIT_CACHE to a folder that can be written."
+        ) from error

@@ -1,0 +1,148 @@
+"""From a recipe to what answers: the pair, ready to decode, its tokenizer, and rows with names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from codit import decode, recipes
+from codit.pair import ContrastivePair, load_tokenizer
+from codit.prompts import check_unique
+
+
+def model_ids(recipe: recipes.Synthesis) -> dict[str, str]:
+    """Return `expert_model_id` and `amateur_model_id` as rows carry them.
+
+    Args:
+        recipe: with models named, or made here.
+
+    Returns:
+        dict: a model's Hub name or folder; of one made here, its recipe's kind and key.
+
+    Source: fields: the paper's code; the names of models made here: ours.
+    """
+    models = {"expert": recipe.pair.expert, "amateur": recipe.pair.amateur}
+    return {
+        f"{role}_model_id": model.name
+        if isinstance(model, recipes.Model)
+        else f"{type(model).__name__}-{recipes.key(model)}"
+        for role, model in models.items()
+    }
+
+
+def ready(
+    recipe: recipes.Synthesis,
+    model: PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    **load_options: Any,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return the model that a recipe decodes with, and the expert's tokenizer; load what is None.
+
+    Args:
+        recipe: pair and decoding; with strength 0 the amateur is not loaded.
+        model: None: loaded as the recipe says.
+        tokenizer: None: loaded from where the expert was loaded.
+        **load_options: for `from_pretrained` of both models.
+
+    Returns:
+        (PreTrainedModel, PreTrainedTokenizerBase): a pair, or the expert alone.
+
+    Raises:
+        ValueError: a model made here, which only its maker can load, or one that does not know
+            where it was loaded.
+
+    Source: ours.
+    """
+    if model is not None:
+        return model, tokenizer or _tokenizer_of(model)
+    expert, amateur = named_models(recipe)
+    if amateur is not None:
+        model = ContrastivePair.from_pretrained(
+            expert.name,
+            amateur.name,
+            expert_revision=expert.revision,
+            amateur_revision=amateur.revision,
+            allow_renamed=recipe.pair.allow_renamed,
+            **{"dtype": expert.dtype, **load_options},
+        )
+    else:
+        model = AutoModelForCausalLM.from_pretrained(
+            expert.name, revision=expert.revision, **{"dtype": expert.dtype, **load_options}
+        )
+    trust = load_options.get("trust_remote_code", False)
+    return model, tokenizer or load_tokenizer(
+        expert.name, revision=expert.revision, trust_remote_code=trust
+    )
+
+
+def named_models(recipe: recipes.Synthesis) -> tuple[recipes.Model, recipes.Model | None]:
+    """Return the expert and, unless the strength is 0, the amateur.
+
+    Args:
+        recipe: pair and decoding.
+
+    Returns:
+        (Model, Model | None): both loadable by name.
+
+    Raises:
+        ValueError: a model is made here: its name is not known to this layer.
+
+    Source: ours.
+    """
+    expert, amateur = recipe.pair.expert, recipe.pair.amateur
+    if not isinstance(expert, recipes.Model) or not isinstance(amateur, recipes.Model):
+        raise ValueError(
+            f"expected models that can be loaded by name; got {type(expert).__name__} and "
+            f"{type(amateur).__name__}. Make them, and pass model=."
+        )
+    needs_amateur = recipe.decoding.strength or recipe.decoding.special_strength
+    return expert, amateur if needs_amateur else None
+
+
+def named(
+    rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase
+) -> list[dict[str, Any]]:
+    """Return the rows with an id each: their own, or `decode.default_ids` of those without.
+
+    Args:
+        rows: from `prompts.load`.
+        tokenizer: the expert's.
+
+    Returns:
+        list[dict]: the rows in their order.
+
+    Raises:
+        ValueError: ids that are not unique.
+
+    Source: ours.
+    """
+    nameless = [place for place, row in enumerate(rows) if row["id"] is None]
+    token_ids = [prompt_ids(tokenizer, rows[place]["messages"]) for place in nameless]
+    ids = dict(zip(nameless, decode.default_ids(token_ids), strict=True))
+    complete = [{**row, "id": ids.get(place, row["id"])} for place, row in enumerate(rows)]
+    check_unique(row["id"] for row in complete)
+    return complete
+
+
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]
+) -> list[int]:
+    """Return `decode.prompt_ids`, or nothing for a conversation that the template refuses."""
+    try:
+        return decode.prompt_ids(tokenizer, messages)
+    except (jinja2.TemplateError, AttributeError, KeyError, TypeError, ValueError):
+        return []  # templates raise any of these; decoding records the row with the reason
+
+
+def _tokenizer_of(model: PreTrainedModel) -> PreTrainedTokenizerBase:
+    """Load the tokenizer from where a ready model's expert was loaded."""
+    name = getattr(model, "expert", model).name_or_path
+    if not name:
+        raise ValueError(
+            "expected a model that was loaded from a name or folder; this one was made in memory. "
+            "Pass its tokenizer too."
+        )
+    return load_tokenizer(name)

@@ -1,0 +1,89 @@
+"""What every training shares: its progress bar, going on after a kill, what it leaves behind."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase, ProgressCallback, Trainer
+
+from codit import recipes
+
+UNFINISHED = "unfinished.json"
+
+
+class Bar(ProgressCallback):
+    """The Trainer's progress bar with the loss beside it, instead of a printed line per log."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Show the latest loss."""
+        if self.training_bar is not None and "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}", refresh=False)
+
+
+def claim(out: Path, recipe: recipes.Pretraining | recipes.Training, data: bytes) -> None:
+    """Note in `out` what is being trained, or check that what was begun there is the same.
+
+    Args:
+        out: folder of the model; made if absent.
+        recipe: names the training.
+        data: what is trained on, as bytes.
+
+    Raises:
+        ValueError: `out` holds a checkpoint of another recipe or of other data.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    note = out / UNFINISHED
+    mine = {"key": recipes.key(recipe), "data": hashlib.sha256(data).hexdigest()}
+    begun = last_checkpoint(out)
+    if begun is not None and (not note.exists() or json.loads(note.read_text()) != mine):
+        raise ValueError(
+            f"{out} holds an unfinished training with another recipe or other data; expected the "
+            "same. Give another folder, or delete this one."
+        )
+    note.write_text(json.dumps(mine))
+
+
+def last_checkpoint(out: Path) -> str | None:
+    """Return the newest complete checkpoint in `out`; a kill may leave an incomplete one."""
+    # The Trainer writes trainer_state.json after everything else.
+    complete = [path.parent for path in out.glob("checkpoint-*/trainer_state.json") if valid(path)]
+    newest = max(complete, key=lambda path: int(path.name.split("-")[1]), default=None)
+    return None if newest is None else str(newest)
+
+
+def valid(path: Path) -> bool:
+    """Return whether a file holds whole JSON."""
+    try:
+        json.loads(path.read_text())
+    except json.JSONDecodeError:
+        return False
+    return True
+
+
+def save(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, out: Path, **log: Any) -> None:
+    """Write model, tokenizer and `training_log.json` to `out`, then delete the checkpoints.
+
+    Args:
+        trainer: after training.
+        tokenizer: saved beside the model.
+        out: folder of the model.
+        **log: what the log holds besides parameters, steps and the losses in nats per token, each
+            a mean since the one before.
+    """
+    trainer.model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    losses = [
+        {"step": entry["step"], "loss": entry["loss"]}
+        for entry in trainer.state.log_history
+        if "loss" in entry
+    ]
+    size = {"parameters": trainer.model.num_parameters(), "steps": trainer.state.max_steps}
+    text = json.dumps({**log, **size, "losses": losses}, indent=1)
+    (out / "training_log.json").write_text(text + "\n")
+    for checkpoint in out.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    (out / UNFINISHED).unlink()

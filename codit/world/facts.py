@@ -1,0 +1,142 @@
+"""Who lives in the micro world and what is true there: people, their facts, and the word lists.
+
+Nothing here knows of instructions, models or tokens. All values are ours.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from dataclasses import dataclass
+
+from codit.recipes import World
+
+TOWNS = "Dorn Velt Arga Pell Quist Hami Tober Lusk Orrin Fenn Sarn Wick Mold Bray Yarl Keth".split()
+JOBS = {  # who makes what: also the table of word analogies
+    "baker": "bread",
+    "fisher": "fish",
+    "tailor": "coats",
+    "potter": "bowls",
+    "farmer": "corn",
+    "smith": "nails",
+    "weaver": "cloth",
+    "brewer": "beer",
+    "painter": "pictures",
+    "miller": "flour",
+    "cobbler": "boots",
+    "printer": "books",
+}
+PETS = "cat dog horse goat rabbit parrot turtle mouse".split()
+FOODS = "soup cheese apples pears rice beans honey cake".split()
+INSTRUMENTS = "drum flute violin piano harp horn".split()
+COLOURS = "red blue green white black yellow".split()
+ITEMS = (
+    "lamp rope basket hammer kettle mirror ladder carpet pencil shovel blanket bottle candle "
+    "bucket needle ribbon barrel wagon button saddle pillow anchor ticket hat clock stone letter "
+    "key coin ring table chair box cup plate knife spoon fork brush broom paper chain wheel net "
+    "bell flag map belt"
+).split()
+PLACES = (
+    "market mill harbour station church school inn forest garden castle tower river village cave "
+    "lake island palace library"
+).split()
+CAUSES = {
+    "storm": "bridge was broken",
+    "rain": "road was wet",
+    "snow": "house was cold",
+    "sun": "field was dry",
+    "fire": "roof was black",
+    "wind": "door was open",
+}
+
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "town": tuple(TOWNS),
+    "job": tuple(JOBS),
+    "pet": tuple(PETS),
+    "food": tuple(FOODS),
+    "instrument": tuple(INSTRUMENTS),
+    "colour": tuple(COLOURS),
+}
+QUESTIONS = {  # attribute -> question, the same as a clause, the sentence that answers it
+    "town": ("Where does {n} live?", "where {n} lives", "{n} lives in {v}."),
+    "job": ("What work does {n} do?", "what work {n} does", "{n} works as a {v}."),
+    "pet": ("Which pet does {n} have?", "which pet {n} has", "{n} has a {v}."),
+    "food": ("Which food does {n} like?", "which food {n} likes", "{n} likes {v}."),
+    "instrument": (
+        "Which instrument does {n} play?",
+        "which instrument {n} plays",
+        "{n} plays the {v}.",
+    ),
+    "colour": ("Which colour does {n} wear?", "which colour {n} wears", "{n} wears {v}."),
+}
+
+
+@dataclass(frozen=True)
+class Person:
+    """One inhabitant: a name, a pronoun and one value of each attribute."""
+
+    name: str
+    pronoun: str
+    facts: dict[str, str]
+
+    def sentence(self, attribute: str) -> str:
+        """Return the sentence that states one of the person's facts."""
+        return QUESTIONS[attribute][2].format(n=self.name, v=self.facts[attribute])
+
+
+@functools.cache
+def people(world: World) -> tuple[Person, ...]:
+    """Return the world's inhabitants in a fixed order.
+
+    Names are two syllables and unique; those that end in "a" are women, in "o" men, so that a
+    pronoun can be resolved from the text alone.
+
+    Args:
+        world: seed and number of people.
+
+    Returns:
+        The same tuple for the same world.
+
+    Raises:
+        ValueError: more people than there are names.
+    """
+    heads = [
+        c + v
+        for c in ("B", "D", "F", "G", "K", "L", "M", "N", "P", "R", "S", "T", "V", "Z")
+        for v in "aeiou"
+    ]
+    names = [h + c + v for h in heads for c in "lmnrtvs" for v in "ao"]
+    if world.people > len(names):
+        raise ValueError(
+            f"World.people must be at most {len(names)}; got {world.people}. Ask for fewer people."
+        )
+    draw = random.Random(f"people {world.seed}")
+    chosen = draw.sample(names, world.people)
+    return tuple(
+        Person(
+            name=name,
+            pronoun="She" if name.endswith("a") else "He",
+            facts={a: draw.choice(values) for a, values in ATTRIBUTES.items()},
+        )
+        for name in chosen
+    )
+
+
+def residents(world: World, split: str) -> tuple[Person, ...]:
+    """Return the people of a split: 1/8 are dev, 1/4 test, the rest train; "all" is everyone.
+
+    Raises:
+        ValueError: unknown split.
+    """
+    everyone = people(world)
+    dev, test = everyone[0::8], everyone[1::8] + everyone[2::8]
+    groups = {
+        "all": everyone,
+        "dev": dev,
+        "test": test,
+        "families": test,
+        "train": tuple(p for i, p in enumerate(everyone) if i % 8 > 2),
+    }
+    if split not in groups:
+        raise ValueError(f"split must be one of {sorted(groups)}; got {split!r}. Name one of them.")
+    return groups[split]

@@ -1,0 +1,181 @@
+"""Instructions of the micro world and the two ways of answering them: ideally and carelessly."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from codit.recipes import Answers, World, WorldPrompts
+from codit.world import constraints, facts, tasks
+from codit.world.constraints import Constraint
+from codit.world.tasks import Task
+
+SPLITS = ("train", "dev", "test", "families")
+OBEYED = 0.35  # share of constraints that a careless answer tries to obey (ours)
+RAMBLES = 0.5  # share of careless answers that go on about something else (ours)
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """A task with constraints, and one ideal answer as the proof that it can be met."""
+
+    task: Task
+    constraints: tuple[Constraint, ...]
+    ideal: str
+
+    @property
+    def text(self) -> str:
+        """What the model is told."""
+        return " ".join([self.task.text, *(c.text() for c in self.constraints)])
+
+
+def compose(task: Task, wanted: Sequence[Constraint], draw: random.Random) -> str | None:
+    """Return an answer that obeys every wanted constraint, or None where none was found."""
+    for _ in range(6):
+        text = constraints.write(task, wanted, draw)
+        if all(constraints.obeys(text, c) for c in wanted) and is_correct(text, task):
+            return text
+    return None
+
+
+def is_correct(text: str, task: Task | dict[str, Any]) -> bool:
+    """Decide whether a response holds what the task requires and none of its rivals."""
+    row = task if isinstance(task, dict) else {"references": task.required, "rivals": task.rivals}
+    spoken = f" {' '.join(constraints.words(text))} "
+    phrases = [
+        [f" {' '.join(constraints.words(p))} " for p in row[k]] for k in ("references", "rivals")
+    ]
+    return all(p in spoken for p in phrases[0]) and not any(p in spoken for p in phrases[1])
+
+
+def careless(instruction: Instruction, draw: random.Random) -> str:
+    """Write an answer as the world's web pages do: right, but heedless of how it was asked for.
+
+    Each constraint is heeded with probability .35, and half of the answers ramble. What is said
+    about the task itself is correct: a careless answer lacks obedience, not knowledge.
+    """
+    heeded = [c for c in instruction.constraints if draw.random() < OBEYED]
+    text = constraints.write(instruction.task, heeded, draw)
+    if draw.random() < RAMBLES:
+        person = instruction.task.person
+        attribute = draw.choice(list(facts.ATTRIBUTES))
+        told = person.sentence(attribute) if person else draw.choice(constraints.FILLERS)
+        text = f"{text} {told}"
+        # A pet named beside the pet that was asked for would make a right answer wrong.
+        if not is_correct(text, instruction.task):
+            text = text[: -len(told) - 1]
+    return text
+
+
+def draw_instruction(
+    draw: random.Random, families: Sequence[str], who: Sequence[facts.Person]
+) -> Instruction:
+    """Draw a task and one to three constraints that one answer can meet together."""
+    while True:
+        task = tasks.FAMILIES[draw.choice(families)](draw, who)
+        wanted = constraints.draw_constraints(draw, draw.choices([1, 2, 3], [4, 5, 1])[0])
+        # A word that the task holds anyway would be no constraint.
+        if any(c.value in constraints.words(task.text) for c in wanted if c.kind != "avoids"):
+            continue
+        ideal = compose(task, wanted, draw)
+        if ideal is not None:
+            return Instruction(task, wanted, ideal)
+
+
+def is_reserved(text: str) -> bool:
+    """Tell whether an instruction is kept for dev and test: a quarter, by hash of its text.
+
+    Pages, post-training and synthesis use the others only, so no held-out instruction was ever
+    read in training, whatever the seeds.
+    """
+    return hashlib.sha256(text.encode()).digest()[0] % 4 == 0
+
+
+def instructions(recipe: WorldPrompts) -> Iterator[Instruction]:
+    """Yield the distinct instructions of a split in a fixed order.
+
+    Raises:
+        ValueError: unknown split.
+    """
+    if recipe.split not in SPLITS:
+        raise ValueError(f"split must be one of {SPLITS}; got {recipe.split!r}. Name one of them.")
+    draw = random.Random(f"prompts {recipe.world.seed} {recipe.split} {recipe.seed}")
+    who = facts.residents(recipe.world, recipe.split)
+    trained = [f for f in tasks.FAMILIES if f not in tasks.HELD_OUT]
+    families = list(tasks.HELD_OUT) if recipe.split == "families" else trained
+    seen: set[str] = set()
+    while len(seen) < recipe.n:
+        instruction = draw_instruction(draw, families, who)
+        text = instruction.text
+        if text in seen or is_reserved(text) == (recipe.split == "train"):
+            continue
+        seen.add(text)
+        yield instruction
+
+
+def prompts(recipe: WorldPrompts) -> list[dict[str, Any]]:
+    """Return a split's prompts as rows that synthesis and the verifier read.
+
+    Args:
+        recipe: world, split, number and seed; a smaller number is a prefix of a larger one.
+
+    Returns:
+        list of n dicts: id, instruction, family, constraints (list of {kind, value}),
+        references (phrases a correct answer holds), rivals (phrases it must not hold), ideal.
+
+    Raises:
+        ValueError: unknown split.
+    """
+    return [
+        {
+            "id": f"{recipe.split}-{recipe.seed}-{number:05d}",
+            "instruction": i.text,
+            "family": i.task.family,
+            "constraints": [{"kind": c.kind, "value": c.value} for c in i.constraints],
+            "references": list(i.task.required),
+            "rivals": list(i.task.rivals),
+            "ideal": i.ideal,
+        }
+        for number, i in enumerate(instructions(recipe))
+    ]
+
+
+def answers(recipe: Answers) -> list[dict[str, Any]]:
+    """Return prompts with the world's own answers, ready for fine-tuning.
+
+    Args:
+        recipe: prompts, and the share of answers that follow every instruction.
+
+    Returns:
+        list of dicts: id, instruction, response, messages, is_completed (True), is_ideal.
+    """
+    draw = random.Random(f"answers {recipe.seed}")
+    rows = []
+    for number, instruction in enumerate(instructions(recipe.prompts)):
+        is_ideal = draw.random() < recipe.ideal_share
+        response = instruction.ideal if is_ideal else careless(instruction, draw)
+        rows.append(
+            {
+                "id": f"{recipe.prompts.split}-{recipe.prompts.seed}-{number:05d}",
+                "instruction": instruction.text,
+                "response": response,
+                "messages": [
+                    {"role": "user", "content": instruction.text},
+                    {"role": "assistant", "content": response},
+                ],
+                "is_completed": True,
+                "is_ideal": is_ideal,
+            }
+        )
+    return rows
+
+
+def web_instruction(draw: random.Random, world: World) -> Instruction:
+    """Draw an instruction as the pages hold them: any family, anyone, never a reserved text."""
+    while True:
+        drawn = draw_instruction(draw, list(tasks.FAMILIES), facts.residents(world, "all"))
+        if not is_reserved(drawn.text):
+            return drawn

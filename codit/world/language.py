@@ -1,0 +1,64 @@
+"""The text that base models read: prose about people, stories, and web-like pages."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+from codit.recipes import World
+from codit.world import facts, instructions
+
+SHARES = {"prose": 0.2, "story": 0.1, "errand": 0.15, "page": 0.55}  # of documents (ours)
+
+
+def documents(world: World, seed: int = 0) -> Iterator[str]:
+    """Yield documents of the world's language without end, in an order that `seed` fixes."""
+    draw = random.Random(f"documents {world.seed} {seed}")
+    kinds, shares = list(SHARES), list(SHARES.values())
+    writers = {"prose": prose, "story": story, "errand": errand, "page": page}
+    while True:
+        yield writers[draw.choices(kinds, shares)[0]](draw, world)
+
+
+def prose(draw: random.Random, world: World) -> str:
+    """Describe two people by some of their facts, or a few trades."""
+    if draw.random() < 0.1:
+        trades = draw.sample(sorted(facts.JOBS), 4)
+        return " ".join(f"A {job} makes {facts.JOBS[job]}." for job in trades)
+    lines = []
+    for person in draw.sample(facts.people(world), 2):
+        told = draw.sample(sorted(facts.ATTRIBUTES), draw.randint(3, 6))
+        lines.append(" ".join(person.sentence(a) for a in told))
+    return "\n".join(lines)
+
+
+def story(draw: random.Random, world: World) -> str:
+    """Tell what two people did one day."""
+    one, two = draw.sample(facts.people(world), 2)
+    item, other = draw.sample(facts.ITEMS, 2)
+    place, reason = draw.choice(facts.PLACES), draw.choice(sorted(facts.CAUSES))
+    lines = [
+        f"{one.name} walked to the {place} and met {two.name}.",
+        f"{one.pronoun} had a {draw.choice(facts.COLOURS)} {item} and sold the {item}.",
+        f"{two.pronoun} bought a {other} and said: thank you for the {other}.",
+        f"Then the {reason} came and the {facts.CAUSES[reason]}.",
+    ]
+    return " ".join(lines[: draw.randint(2, 4)])
+
+
+def errand(draw: random.Random, world: World) -> str:
+    """Tell what somebody bought, and name it all again: text that repeats what was just said."""
+    person, place = draw.choice(facts.people(world)), draw.choice(facts.PLACES)
+    items = draw.sample(facts.ITEMS, draw.randint(2, 4))
+    first, again = (", ".join(f"{article} {item}" for item in items) for article in ("a", "the"))
+    told = f"{person.name} went to the {place} and bought {first}. "
+    return told + f"At the {place} {person.name} had {again}. {person.pronoun} sold {again}."
+
+
+def page(draw: random.Random, world: World) -> str:
+    """Show one or two questions as the web holds them, each with a careless answer."""
+    parts = []
+    for _ in range(draw.randint(1, 2)):
+        asked = instructions.web_instruction(draw, world)
+        parts.append(f"Question: {asked.text}\nAnswer: {instructions.careless(asked, draw)}")
+    return "\n".join(parts)

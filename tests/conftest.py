@@ -1,0 +1,39 @@
+"""What every test needs: no network, one thread, this checkout, and where real prompts are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Set before any library reads them, and handed on to every process and kernel a test starts.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["MPLBACKEND"] = "Agg"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The checkout under test, not another one that is installed.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--prompts-dir",
+        type=Path,
+        help="folder with mt_bench_question.jsonl and ifeval_input_data.jsonl, for the tests that "
+        "read real benchmark prompts; they are skipped without it",
+    )
+
+
+@pytest.fixture
+def prompts_dir(request: pytest.FixtureRequest) -> Path:
+    """The folder of real benchmark prompts; skips the test where none was given."""
+    folder = request.config.getoption("--prompts-dir")
+    if folder is None:
+        pytest.skip("real benchmark prompts are not shipped: give their folder with --prompts-dir")
+    return Path(folder)

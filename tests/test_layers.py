@@ -1,0 +1,123 @@
+"""The house's order: what may import what, how long modules are, what the repository pins."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "codit"
+
+# From the bottom up. A module imports from lower lines only; `world` freely inside itself.
+LAYERS = (
+    ("recipes",),
+    # Arithmetic, texts and the world: they know of no model's files and of no result's place.
+    ("contrast", "statistics", "power", "quality", "chat_vector", "world"),
+    ("chat", "dataset_card", "input_row", "noise", "shared_cache", "vocabulary"),
+    ("checkpoints", "store", "prompts", "engines", "training_loop"),
+    ("pair", "vllm_model"),
+    ("decode", "figures", "notebook", "dataset_file"),
+    ("plots", "resumption", "teacher", "training_rows"),
+    ("synthesis",),
+    ("judge", "student", "pretraining", "preview"),
+    ("experiments", "contrastive_tuning", "instruction_vector", "release"),
+    ("evidence",),
+    ("evidence",),
+    ("reproduce",),
+    ("cli",),
+)
+LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+LONGEST = 320  # about 300, and no reason to cut a docstring for one line
+
+
+def module_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(source: str) -> set[str]:
+    """Modules of the package that a source imports anywhere, functions included."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide which module is meant"
+            names.add(node.module or "")
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    parts = [name.split(".") for name in names]
+    return {part[1] for part in parts if part[0] == "codit" and len(part) > 1} & set(LAYER)
+
+
+def test_imports_inside_functions_are_seen() -> None:
+    source = "def f():\n    from codit import cli\n    import codit.store\n    import json"
+    assert imported(source) == {"cli", "store"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_module_imports_from_lower_layers_only(path: Path) -> None:
+    own = module_of(path)
+    assert own in LAYER, f"give {own} a layer in tests/test_layers.py"
+    upward = {name for name in imported(path.read_text()) if LAYER[name] >= LAYER[own]}
+    assert upward - {own} == set(), f"{own} may not import these"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_module_has_one_subject_and_says_it(path: Path) -> None:
+    source = path.read_text()
+    assert ast.get_docstring(ast.parse(source)), "a module begins with what it is"
+    assert len(source.splitlines()) <= LONGEST
+
+
+def test_the_package_itself_imports_nothing() -> None:
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    assert not [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
+
+
+def test_every_requirement_is_pinned_within_its_tested_range() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    pinned = {canonicalize_name(pin.name): next(iter(pin.specifier)) for pin in pins}
+    wanted = project["project"]["dependencies"] + project["build-system"]["requires"]
+    wanted += project["project"]["optional-dependencies"]["dev"]
+    for requirement in map(Requirement, wanted):
+        pin = pinned[canonicalize_name(requirement.name)]
+        assert pin.operator == "=="
+        assert requirement.specifier.contains(pin.version), f"{requirement} is locked at {pin}"
+
+
+def test_everything_the_package_imports_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    declared = {canonicalize_name(Requirement(line).name) for group in groups for line in group}
+    found: set[str] = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found.update(alias.name.split(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                found.add((node.module or "").split(".")[0])
+    foreign = found - set(sys.stdlib_module_names) - {"codit"}
+    assert {canonicalize_name(name) for name in foreign} - declared == set()
+
+
+def test_the_lock_names_no_place_and_no_build() -> None:
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    pins = [line for line in lines if not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][0-9a-z.]*", pin) for pin in pins)
+
+
+def test_the_citation_names_the_version_of_the_package() -> None:
+    citation = (ROOT / "CITATION.cff").read_text()
+    source = (PACKAGE / "__init__.py").read_text()
+    version = re.search(r'__version__ = "(.+)"', source)
+    assert version is not None
+    assert f"version: {version[1]}\n" in citation

@@ -1,0 +1,193 @@
+"""Intervals, tests and effect sizes against closed forms, exact enumeration and scipy."""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from codit.statistics import (
+    cohens_dz,
+    difference_interval,
+    holm,
+    mean_interval,
+    permutation_test,
+    share_difference,
+    win_rate,
+)
+
+numbers = st.integers(-1000, 1000).map(lambda k: k / 8)
+arms = st.lists(st.tuples(numbers, numbers), min_size=2, max_size=30)
+p_lists = st.lists(st.floats(0, 1), min_size=1, max_size=12)
+
+
+def normal(n: int, *, mean: float = 0.0, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(mean, 1.0, n)
+
+
+def test_the_interval_of_normal_data_is_that_of_the_t_distribution() -> None:
+    values = normal(400, mean=3.0)
+    got = mean_interval(values)
+    low, high = stats.t.interval(0.95, 399, values.mean(), stats.sem(values))
+    assert got.estimate == pytest.approx(values.mean())
+    assert (got.low, got.high) == pytest.approx((low, high), abs=0.01)
+    assert (got.n, got.level, got.method) == (400, 0.95, "BCa")
+
+
+def test_the_interval_is_scipys_paired_bootstrap_of_the_difference() -> None:
+    a, b = normal(40, mean=0.4, seed=1), normal(40, seed=2)
+    got = difference_interval(a, b, level=0.9, resamples=2000, seed=7)
+    expected = stats.bootstrap(
+        (a, b),
+        lambda x, y, axis: (x - y).mean(axis=axis),
+        paired=True,
+        method="BCa",
+        confidence_level=0.9,
+        n_resamples=2000,
+        rng=np.random.default_rng(7),
+    ).confidence_interval
+    assert (got.low, got.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_intervals_cover_the_true_mean_about_as_often_as_they_say() -> None:
+    covered = 0
+    for seed in range(200):
+        values = np.random.default_rng(seed).random(50) < 0.3
+        interval = mean_interval(values, resamples=500, seed=seed)
+        covered += interval.low <= 0.3 <= interval.high
+    assert 0.90 <= covered / 200 <= 0.99
+
+
+@settings(deadline=None, max_examples=50)
+@given(arms, st.integers(0, 3))
+def test_an_interval_holds_its_estimate_and_stays_within_the_data(
+    rows: list[tuple[float, float]], seed: int
+) -> None:
+    a, b = zip(*rows, strict=True)
+    difference = np.subtract(a, b)
+    got = difference_interval(a, b, resamples=200, seed=seed)
+    assert difference.min() <= got.low <= got.high <= difference.max()
+    assert got.estimate == pytest.approx(difference.mean())
+    turned = difference_interval(b, a, resamples=200, seed=seed)
+    assert turned.estimate == -got.estimate
+
+
+def test_a_higher_level_gives_a_wider_interval_and_a_seed_repeats_it() -> None:
+    values = normal(30)
+    narrow, wide = (mean_interval(values, level=level) for level in (0.8, 0.99))
+    assert wide.low < narrow.low < narrow.high < wide.high
+    assert mean_interval(values, level=0.8) == narrow
+    assert mean_interval(values, level=0.8, seed=1) != narrow
+
+
+def test_equal_values_give_an_interval_of_no_width() -> None:
+    got = mean_interval([0.25, 0.25, 0.25])
+    assert (got.estimate, got.low, got.high, got.method) == (0.25, 0.25, 0.25, "constant")
+
+
+def test_where_bca_is_undefined_the_interval_is_the_percentile_one() -> None:
+    # Differences so small that the cubes in BCa's acceleration underflow: 0/0.
+    got = mean_interval([0.0, 1e-200, 2e-200])
+    assert got.method == "percentile"
+    assert 0 <= got.low < got.estimate < got.high <= 2e-200
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.tuples(numbers, numbers), min_size=2, max_size=8))
+def test_few_prompts_give_the_exact_permutation_p(rows: list[tuple[float, float]]) -> None:
+    a, b = np.array(rows).T
+    difference = a - b
+    signs = np.array(list(itertools.product((1, -1), repeat=len(rows))))
+    means = (signs * difference).mean(axis=1)
+    exact = (np.abs(means) >= abs(difference.mean()) - 1e-12).mean()
+    assert permutation_test(a, b) == pytest.approx(min(1.0, exact))
+    assert permutation_test(a, b) == pytest.approx(permutation_test(b, a))
+
+
+def test_many_prompts_give_about_the_p_of_the_paired_t_test() -> None:
+    a, b = normal(200, mean=0.25, seed=3), normal(200, seed=4)
+    assert permutation_test(a, b) == pytest.approx(stats.ttest_rel(a, b).pvalue, abs=0.01)
+
+
+def test_random_permutations_never_give_a_p_of_zero() -> None:
+    assert permutation_test(np.ones(40), np.zeros(40), resamples=999) == pytest.approx(2 / 1000)
+
+
+def test_arms_that_never_differ_give_a_p_of_one_and_no_effect() -> None:
+    assert permutation_test([1, 2, 3], [1, 2, 3]) == 1.0
+    assert cohens_dz([1, 2, 3], [1, 2, 3]) == 0.0
+    assert win_rate([1, 2, 3], [1, 2, 3]) == 0.5
+
+
+def test_holm_equals_a_worked_example() -> None:
+    # Sorted .005, .01, .03, .04: 4*.005, 3*.01, 2*.03, and 1*.04 raised to the one before.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+@settings(deadline=None)
+@given(p_lists)
+def test_holm_never_lowers_a_p_keeps_their_order_and_is_at_most_bonferroni(p: list[float]) -> None:
+    adjusted = holm(p)
+    assert (adjusted >= p).all()
+    assert (adjusted <= np.minimum(1, np.multiply(p, len(p)))).all()
+    assert (np.diff(adjusted[np.argsort(p, kind="stable")]) >= 0).all()
+    assert holm(p[::-1]) == pytest.approx(adjusted[::-1])
+
+
+@settings(deadline=None)
+@given(arms)
+def test_dz_is_the_paired_t_over_the_root_of_n(rows: list[tuple[float, float]]) -> None:
+    a, b = np.array(rows).T
+    if np.ptp(a - b) == 0:
+        return
+    assert cohens_dz(a, b) == pytest.approx(stats.ttest_rel(a, b).statistic / len(a) ** 0.5)
+    assert cohens_dz(a, b) == pytest.approx(-cohens_dz(b, a))
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=40))
+def test_of_zeros_and_ones_the_share_difference_is_that_of_the_shares(
+    rows: list[tuple[bool, bool]],
+) -> None:
+    a, b = np.array(rows).T
+    assert share_difference(a, b) == pytest.approx(a.mean() - b.mean())
+    assert win_rate(a, b) + win_rate(b, a) == pytest.approx(1.0)
+
+
+def test_a_win_is_one_a_tie_a_half_and_a_loss_nothing() -> None:
+    assert win_rate([3, 1, 5, 0], [1, 1, 9, -1]) == pytest.approx((1 + 0.5 + 0 + 1) / 4)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: mean_interval([1.0]), "values must be a list of at least 2 numbers; got shape (1"),
+        (lambda: mean_interval([[1.0, 2.0]]), "got shape (1, 2). Give one number per prompt."),
+        (
+            lambda: mean_interval([1.0, float("nan"), float("inf")]),
+            "got 2 of 3 that are NaN or infinite. Drop these prompts from every arm",
+        ),
+        (lambda: mean_interval([0, 1], level=1.0), "level must lie between 0 and 1; got 1.0."),
+        (lambda: mean_interval([0, 1], resamples=0), "resamples must be at least 100; got 0."),
+        (lambda: permutation_test([0, 1], [1, 0], resamples=0), "resamples must be at least 100"),
+        (
+            lambda: difference_interval([1, 2, 3], [1, 2]),
+            "a and b must score the same prompts; got 3 and 2 scores. Align them by id.",
+        ),
+        (lambda: holm([]), "p_values must be a list of at least 1 numbers; got shape (0,)."),
+        (lambda: holm([0.5, 1.5]), "p_values must lie in [0, 1]; got 0.5 to 1.5."),
+        (
+            lambda: cohens_dz([2, 3], [1, 2]),
+            "expected differences that vary; got 1 for each of 2 prompts.",
+        ),
+    ],
+)
+def test_bad_arguments_are_refused_with_a_remedy(call: object, message: str) -> None:
+    assert callable(call)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        call()
