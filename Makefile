@@ -2,8 +2,7 @@
 # (or 3.12, 3.13: PYTHON=python3.12), make and git; they create .venv/ on their first run.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11)
-# Further arguments of pip: the CPU build of torch where the index prefers CUDA is
-# PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu".
+# Further arguments of pip, an index with CPU builds of torch say: README, "CPU and CUDA builds".
 PIP_ARGS ?=
 SCALE ?= micro
 JOBS ?= 1
@@ -46,7 +45,7 @@ lint: $(STAMP)  ## ruff (notebooks too), formatting, types
 	$(BIN)/python -m mypy
 
 models: $(STAMP)  ## train the models of data/models/ again
-	$(BIN)/python -m codit.experiments models
+	$(BIN)/python -m codit.embedded
 
 golden: $(STAMP)  ## record the golden files of the tests again
 	$(BIN)/python -m tests.golden

@@ -6,23 +6,27 @@ Results come from `codit.experiments` through the store; nothing is drawn and no
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from codit import decode, statistics, world
+from codit import decode, recipes, statistics, world
 from codit.chat import Conversation
 from codit.contrast import contrast
 from codit.decode import Response
 from codit.experiments import (
     ARMS,
+    GREEDY,
     Scale,
+    answered,
     answers,
     arm,
     evaluations,
+    load_model,
     responses,
     synthesis,
     training,
@@ -30,6 +34,41 @@ from codit.experiments import (
 )
 from codit.pair import ContrastivePair
 from codit.recipes import Decoding, Model, Pretraining, WorldPrompts
+
+
+def recipe_table(chosen: Scale) -> pd.DataFrame:
+    """Return the resolved values of a scale for reading, one row a field.
+
+    Returns:
+        DataFrame: value, with `field` as its index; of nested recipes the values that differ from
+        their defaults.
+    """
+    flat: dict[str, str] = {}
+    for name in [f.name for f in fields(Scale)]:
+        value = getattr(chosen, name)
+        if isinstance(value, dict) or name == "decoding":
+            parts = value if isinstance(value, dict) else recipes.describe(value)
+            told = {k: v for k, v in parts.items() if k not in ("recipe", "version")}
+            flat |= {f"{name}.{part}": str(inner) for part, inner in told.items()}
+        elif isinstance(value, tuple):
+            flat[name] = ", ".join(map(recipe_text, value))
+        else:
+            flat[name] = recipe_text(value)
+    return pd.DataFrame({"value": dict(sorted(flat.items()))}).rename_axis("field")
+
+
+def recipe_text(value: Any) -> str:
+    """Return a recipe in one line: its kind and the values that differ from the defaults."""
+    if isinstance(value, tuple):
+        return " ".join(map(recipe_text, value))
+    if not is_dataclass(value):
+        return str(value)
+    told = [
+        f"{f.name}={recipe_text(getattr(value, f.name))}"
+        for f in fields(value)
+        if getattr(value, f.name) != f.default
+    ]
+    return f"{type(value).__name__}({', '.join(told)})"
 
 
 def dataset_verdicts(chosen: Scale, seed: int = 0) -> pd.DataFrame:
@@ -41,8 +80,7 @@ def dataset_verdicts(chosen: Scale, seed: int = 0) -> pd.DataFrame:
     Raises:
         ValueError: the scale names no verifier.
     """
-    _needs_verifier(chosen)
-    prompts = world.prompts(chosen.prompts)
+    prompts = world.prompts(_verifiable(chosen))
     tables = [
         verdicts(responses(synthesis(chosen, name, seed)), prompts).assign(role=name)
         for name in ARMS
@@ -60,7 +98,7 @@ def student_verdicts(chosen: Scale, base: Model | Pretraining) -> pd.DataFrame:
     Raises:
         ValueError: the scale names no verifier.
     """
-    _needs_verifier(chosen)
+    _verifiable(chosen)
     tables = []
     for seed in chosen.seeds:
         for name in ARMS:
@@ -69,6 +107,12 @@ def student_verdicts(chosen: Scale, base: Model | Pretraining) -> pd.DataFrame:
                 table = answers(evaluation)
                 tables.append(table.assign(role=name, seed=seed, split=split))
     return pd.concat(tables, ignore_index=True)
+
+
+def greedy_verdicts(folder: str | Path, prompts: WorldPrompts) -> pd.DataFrame:
+    """Return a model folder's greedy answers with their verdicts; see `experiments.verdicts`."""
+    model, tokenizer = load_model(Model(name=str(folder)))
+    return verdicts(answered(model, tokenizer, prompts, GREEDY), world.prompts(prompts))
 
 
 def paired(table: pd.DataFrame, column: str, one: str, other: str) -> statistics.Interval:
@@ -118,12 +162,14 @@ def decided(found: statistics.Interval) -> bool | None:
     return None if found.low <= 0 <= found.high else found.low > 0
 
 
-def _needs_verifier(chosen: Scale) -> None:
+def _verifiable(chosen: Scale) -> WorldPrompts:
+    """Return the scale's prompts, which the verifier can score; or raise ValueError."""
     if "verifier" not in chosen.evaluations or not isinstance(chosen.prompts, WorldPrompts):
         raise ValueError(
             f"expected a scale that the verifier can score; got evaluations {chosen.evaluations}. "
             "Use a scale of the micro world: 'micro' or 'full'."
         )
+    return chosen.prompts
 
 
 def by_constraint(table: pd.DataFrame, prompts: WorldPrompts) -> pd.DataFrame:

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
@@ -32,6 +31,7 @@ from codit.recipes import (
     WorldPrompts,
 )
 
+GREEDY = Decoding(strength=0, plausibility=0, temperature=0, max_new_tokens=96)  # students (ours)
 ARMS = ("direct", "truncated", "codit")
 
 
@@ -157,41 +157,6 @@ def arm(name: str, decoding: Decoding) -> Decoding:
     return arms[name]
 
 
-def recipe_table(chosen: Scale) -> pd.DataFrame:
-    """Return the resolved values of a scale for reading, one row a field.
-
-    Returns:
-        DataFrame: value, with `field` as its index; of nested recipes the values that differ from
-        their defaults.
-    """
-    flat: dict[str, str] = {}
-    for name in _names(Scale):
-        value = getattr(chosen, name)
-        if isinstance(value, dict) or name == "decoding":
-            parts = value if isinstance(value, dict) else recipes.describe(value)
-            told = {k: v for k, v in parts.items() if k not in ("recipe", "version")}
-            flat |= {f"{name}.{part}": str(inner) for part, inner in told.items()}
-        elif isinstance(value, tuple):
-            flat[name] = ", ".join(map(recipe_text, value))
-        else:
-            flat[name] = recipe_text(value)
-    return pd.DataFrame({"value": dict(sorted(flat.items()))}).rename_axis("field")
-
-
-def recipe_text(value: Any) -> str:
-    """Return a recipe in one line: its kind and the values that differ from the defaults."""
-    if isinstance(value, tuple):
-        return " ".join(map(recipe_text, value))
-    if not dataclasses.is_dataclass(value):
-        return str(value)
-    told = [
-        f"{f.name}={recipe_text(getattr(value, f.name))}"
-        for f in fields(value)
-        if getattr(value, f.name) != f.default
-    ]
-    return f"{type(value).__name__}({', '.join(told)})"
-
-
 def synthesis(chosen: Scale, name: str, seed: int = 0) -> Synthesis:
     """Return the recipe of an arm's dataset."""
     decoding = replace(arm(name, chosen.decoding), seed=seed)
@@ -205,12 +170,8 @@ def training(chosen: Scale, base: Model | Pretraining, name: str, seed: int = 0)
 
 def evaluations(chosen: Scale, model: Model | Pretraining | Training) -> dict[str, Evaluation]:
     """Return the recipes of a model's answers to every held-out set, greedily decoded."""
-    limit = chosen.decoding.max_new_tokens
-    greedy = Decoding(strength=0, plausibility=0, temperature=0, max_new_tokens=limit)
+    greedy = replace(GREEDY, max_new_tokens=chosen.decoding.max_new_tokens)
     return {k: Evaluation(model=model, prompts=p, decoding=greedy) for k, p in chosen.tests}
-
-
-# -- from a recipe to its result ---------------------------------------------------------------
 
 
 def model_path(recipe: Model | Pretraining | Training) -> str:
@@ -289,23 +250,29 @@ def answers(recipe: Evaluation) -> pd.DataFrame:
 
     def make(recipe: Evaluation, folder: Path) -> None:
         model, tokenizer = load_model(recipe.model)
-        prompts = world.prompts(recipe.prompts)
-        chats = [[{"role": "user", "content": p["instruction"]}] for p in prompts]
-        made = decode.generate(
-            model, tokenizer, chats, recipe.decoding, ids=[p["id"] for p in prompts]
-        )
-        given = [
-            {
-                "id": r.id,
-                "response": r.text,
-                "is_completed": r.is_completed,
-                "tokens": len(r.token_ids),
-            }
-            for r in made
-        ]
-        verdicts(given, prompts).to_json(folder / "answers.jsonl", orient="records", lines=True)
+        given = answered(model, tokenizer, recipe.prompts, recipe.decoding)
+        table = verdicts(given, world.prompts(recipe.prompts))
+        table.to_json(folder / "answers.jsonl", orient="records", lines=True)
 
     return pd.read_json(store.get(recipe, make) / "answers.jsonl", orient="records", lines=True)
+
+
+def answered(
+    model: PreTrainedModel, tokenizer: Any, prompts: WorldPrompts, decoding: Decoding
+) -> list[dict[str, Any]]:
+    """Return a model's answers to prompts: id, response, is_completed, tokens."""
+    asked = world.prompts(prompts)
+    chats = [[{"role": "user", "content": row["instruction"]}] for row in asked]
+    made = decode.generate(model, tokenizer, chats, decoding, ids=[row["id"] for row in asked])
+    return [
+        {
+            "id": one.id,
+            "response": one.text,
+            "is_completed": one.is_completed,
+            "tokens": len(one.token_ids),
+        }
+        for one in made
+    ]
 
 
 def verdicts(given: Iterable[Any], prompts: list[dict[str, Any]]) -> pd.DataFrame:

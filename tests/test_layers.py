@@ -29,7 +29,9 @@ LAYERS = (
     ("judge", "student", "pretraining", "preview"),
     ("experiments", "contrastive_tuning", "instruction_vector", "release"),
     ("evidence",),
+    ("embedded",),
     ("evidence",),
+    ("embedded",),
     ("reproduce",),
     ("cli",),
 )
