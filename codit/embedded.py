@@ -17,7 +17,7 @@ import tyro
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import AutoModelForCausalLM
 
-from codit import evidence, experiments, store, world
+from codit import evidence, experiments, results, store, world
 from codit.pretraining import encoded
 from codit.recipes import Pretraining, Training, WorldPrompts
 from codit.vocabulary import load_tokenizer
@@ -63,7 +63,7 @@ def embed(name: str, *, fresh: bool = False) -> Path:
     if name not in known:
         raise ValueError(f"expected one of {list(known)}; got {name!r}. Name an embedded model.")
     recipe = known[name]
-    make = experiments.make_base if isinstance(recipe, Pretraining) else experiments.make_student
+    make = results.make_base if isinstance(recipe, Pretraining) else results.make_student
     made = store.get(recipe, make, fresh=fresh)
     target = store.repository() / "data" / "models" / name
     if made == target:

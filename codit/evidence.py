@@ -1,6 +1,6 @@
 """Tables that notebooks read: verdicts per arm, paired differences, one step looked at closely.
 
-Results come from `codit.experiments` through the store; nothing is drawn and nothing decided here.
+Results come from `codit.results` through the store; nothing is drawn and nothing decided here.
 """
 
 from __future__ import annotations
@@ -22,18 +22,14 @@ from codit.experiments import (
     ARMS,
     GREEDY,
     Scale,
-    answered,
-    answers,
     arm,
     evaluations,
-    load_model,
-    responses,
     synthesis,
     training,
-    verdicts,
 )
 from codit.pair import ContrastivePair
 from codit.recipes import Decoding, Model, Pretraining, WorldPrompts
+from codit.results import answered, answers, load_model, responses, verdicts
 
 
 def recipe_table(chosen: Scale) -> pd.DataFrame:
@@ -110,7 +106,7 @@ def student_verdicts(chosen: Scale, base: Model | Pretraining) -> pd.DataFrame:
 
 
 def greedy_verdicts(folder: str | Path, prompts: WorldPrompts) -> pd.DataFrame:
-    """Return a model folder's greedy answers with their verdicts; see `experiments.verdicts`."""
+    """Return a model folder's greedy answers with their verdicts; see `results.verdicts`."""
     model, tokenizer = load_model(Model(name=str(folder)))
     return verdicts(answered(model, tokenizer, prompts, GREEDY), world.prompts(prompts))
 

@@ -1,28 +1,21 @@
-"""A scale's values and the way from a recipe to its result: models, responses, students, answers.
+"""What is compared with what: scales, arms, and the recipes of an experiment.
 
-`micro` is the embedded default (offline, CPU, minutes), `full` the micro world with every seed.
-`laptop` and `paper` name Hub pairs. They differ in values only; no function asks which one it is.
+`micro` is the embedded default (offline, CPU, minutes), `full` the micro world with more prompts
+and seeds, `laptop` a small pair from the Hub, `paper` one of the paper's on GPUs. They differ in
+values only; no function asks which one it is. How results are made is `codit.results`.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
-import pandas as pd
-from datasets import Dataset
-from transformers import AutoModelForCausalLM, PreTrainedModel
-
-from codit import decode, pretraining, recipes, store, student, world
-from codit import synthesis as synthesiser
-from codit.pair import ContrastivePair, load_tokenizer
 from codit.recipes import (
     Answers,
     Decoding,
     Evaluation,
+    File,
+    HubPrompts,
     Model,
     Pair,
     Pretraining,
@@ -52,7 +45,7 @@ class Scale:
     """
 
     pair: Pair
-    prompts: WorldPrompts | recipes.File
+    prompts: WorldPrompts | HubPrompts | File
     tests: tuple[tuple[str, WorldPrompts], ...]
     decoding: Decoding
     students: tuple[Model | Pretraining, ...]
@@ -86,7 +79,14 @@ MICRO_TRAINING: dict[str, Any] = {  # all ours
 
 
 def scales() -> dict[str, Scale]:
-    """Return every scale by name."""
+    """Return every scale by name.
+
+    Returns:
+        dict: "micro", "full", "laptop", "paper".
+
+    Source: pairs, prompts' number, plausibility and length of `laptop` and `paper`: the authors'
+    scripts and release; everything else ours.
+    """
     base = amateur()
     micro = Scale(
         pair=Pair(expert=expert(base), amateur=base),
@@ -102,7 +102,49 @@ def scales() -> dict[str, Scale]:
         seeds=(0,),
         example="Which pet does Puto have? Begin with the word indeed. Say it twice.",
     )
-    return {"micro": micro}
+    full = replace(
+        micro,
+        prompts=WorldPrompts(n=3000, seed=2),
+        tests=(
+            ("test", WorldPrompts(split="test", n=800)),
+            ("families", WorldPrompts(split="families", n=400)),
+        ),
+        seeds=(0, 1, 2, 3, 4),
+    )
+    laptop = hub_scale(
+        "Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B-Base", HubPrompts(source="wildchat", n=200), 512
+    )
+    paper = hub_scale(
+        "Qwen/Qwen3-8B", "Qwen/Qwen3-8B-Base", HubPrompts(source="lmsys", n=250_333), 4096
+    )
+    return {"micro": micro, "full": full, "laptop": laptop, "paper": paper}
+
+
+def hub_scale(post: str, pre: str, prompts: HubPrompts, max_new_tokens: int) -> Scale:
+    """Return a scale whose pair and prompts come from the Hub and whose student is the amateur.
+
+    Args:
+        post: name of the expert.
+        pre: name of the amateur.
+        prompts: what is answered.
+        max_new_tokens: limit of a response.
+
+    Returns:
+        Scale: with the authors' plausibility and an LLM as the judge.
+
+    Source: plausibility .01: the authors' scripts; training: ours, as in `recipes.Training`.
+    """
+    return Scale(
+        pair=Pair(expert=Model(name=post), amateur=Model(name=pre)),
+        prompts=prompts,
+        tests=(),
+        decoding=Decoding(plausibility=0.01, max_new_tokens=max_new_tokens),
+        students=(Model(name=pre),),
+        training={"template": Model(name=post)},
+        evaluations=("judge",),
+        seeds=(0,),
+        example="Name three rivers of Europe, in capitals, as a numbered list.",
+    )
 
 
 def scale(name: str, **changes: Any) -> Scale:
@@ -172,130 +214,3 @@ def evaluations(chosen: Scale, model: Model | Pretraining | Training) -> dict[st
     """Return the recipes of a model's answers to every held-out set, greedily decoded."""
     greedy = replace(GREEDY, max_new_tokens=chosen.decoding.max_new_tokens)
     return {k: Evaluation(model=model, prompts=p, decoding=greedy) for k, p in chosen.tests}
-
-
-def model_path(recipe: Model | Pretraining | Training) -> str:
-    """Return what `from_pretrained` loads: a Hub name, or the folder of a model made here."""
-    if isinstance(recipe, Model):
-        return recipe.name
-    make = make_base if isinstance(recipe, Pretraining) else make_student
-    return str(store.get(recipe, make))
-
-
-def make_base(recipe: Pretraining, folder: Path) -> None:
-    """Pre-train a base model into `folder`; see `pretraining.pretrain`."""
-    tokenizer = world.train_tokenizer(recipe.tokenizer, recipe.world)
-    texts = world.documents(recipe.world, recipe.seed)
-    pretraining.pretrain(recipe, texts, tokenizer, folder)
-
-
-def make_student(recipe: Training, folder: Path) -> None:
-    """Fine-tune `recipe.base` on `recipe.data` into `folder`; see `student.train`."""
-    student.train(recipe, dataset(recipe.data), folder, base=model_path(recipe.base))
-
-
-def dataset(recipe: Synthesis | Answers | recipes.File) -> Dataset:
-    """Return the rows that a recipe names; responses that do not exist yet are made."""
-    if isinstance(recipe, Synthesis):
-        return responses(recipe)
-    if isinstance(recipe, Answers):
-        return Dataset.from_list(world.answers(recipe))
-    return Dataset.from_json(recipe.path)
-
-
-def responses(recipe: Synthesis) -> Dataset:
-    """Return a teacher's responses, made and kept in the store where they do not exist yet."""
-
-    def make(recipe: Synthesis, folder: Path) -> None:
-        teacher = load_pair(recipe.pair)
-        synthesiser.synthesize(
-            recipe, rows(recipe.prompts), folder / "responses.jsonl", model=teacher
-        )
-
-    return Dataset.from_json(str(store.get(recipe, make) / "responses.jsonl"))
-
-
-def rows(recipe: WorldPrompts | recipes.File) -> Any:
-    """Return prompts as rows, or the path of a file of them."""
-    return world.prompts(recipe) if isinstance(recipe, WorldPrompts) else recipe.path
-
-
-@functools.lru_cache(maxsize=2)
-def load_pair(recipe: Pair) -> ContrastivePair:
-    """Return a teacher ready to decode."""
-    return ContrastivePair.from_pretrained(
-        model_path(recipe.expert),
-        model_path(recipe.amateur),
-        expert_revision=getattr(recipe.expert, "revision", None),
-        amateur_revision=getattr(recipe.amateur, "revision", None),
-        dtype=getattr(recipe.expert, "dtype", "auto"),
-    )
-
-
-def load_model(recipe: Model | Pretraining | Training) -> tuple[PreTrainedModel, Any]:
-    """Return one model and its tokenizer."""
-    path = model_path(recipe)
-    revision = getattr(recipe, "revision", None)
-    model = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype="auto")
-    return model, load_tokenizer(path, revision=revision)
-
-
-def answers(recipe: Evaluation) -> pd.DataFrame:
-    """Return a model's answers to held-out prompts with their verdicts, one row a prompt.
-
-    Returns:
-        DataFrame: id, family, response, tokens, is_completed, strict, loose, correct, format,
-        repeats, held, score.
-    """
-
-    def make(recipe: Evaluation, folder: Path) -> None:
-        model, tokenizer = load_model(recipe.model)
-        given = answered(model, tokenizer, recipe.prompts, recipe.decoding)
-        table = verdicts(given, world.prompts(recipe.prompts))
-        table.to_json(folder / "answers.jsonl", orient="records", lines=True)
-
-    return pd.read_json(store.get(recipe, make) / "answers.jsonl", orient="records", lines=True)
-
-
-def answered(
-    model: PreTrainedModel, tokenizer: Any, prompts: WorldPrompts, decoding: Decoding
-) -> list[dict[str, Any]]:
-    """Return a model's answers to prompts: id, response, is_completed, tokens."""
-    asked = world.prompts(prompts)
-    chats = [[{"role": "user", "content": row["instruction"]}] for row in asked]
-    made = decode.generate(model, tokenizer, chats, decoding, ids=[row["id"] for row in asked])
-    return [
-        {
-            "id": one.id,
-            "response": one.text,
-            "is_completed": one.is_completed,
-            "tokens": len(one.token_ids),
-        }
-        for one in made
-    ]
-
-
-def verdicts(given: Iterable[Any], prompts: list[dict[str, Any]]) -> pd.DataFrame:
-    """Join responses with the verifier's verdicts on them.
-
-    Args:
-        given: rows with id, response, is_completed, and tokens or score (a list, one per token).
-        prompts: the world's prompts, which hold what to check.
-
-    Returns:
-        DataFrame: id, family, response, tokens, is_completed and the fields of `world.Verdict`.
-
-    Raises:
-        KeyError: a response to a prompt that is not among `prompts`.
-    """
-    by_id = {p["id"]: p for p in prompts}
-    table = []
-    for row in given:
-        prompt = by_id[row["id"]]
-        verdict = world.verify(row["response"], prompt, is_completed=row["is_completed"])
-        tokens = row["tokens"] if "tokens" in row else len(row["score"])
-        table.append({
-            "id": row["id"], "family": prompt["family"], "response": row["response"],
-            "tokens": tokens, "is_completed": row["is_completed"], **vars(verdict),
-        })  # fmt: skip
-    return pd.DataFrame(table)

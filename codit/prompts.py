@@ -39,7 +39,8 @@ def load(source: Any, *, limit: int | None = None) -> Prompts:
     """Read prompts from whatever names them.
 
     Args:
-        source: a path to JSON lines, `recipes.File`, `recipes.WorldPrompts`, or rows in memory.
+        source: a path to JSON lines, `recipes.File`, `recipes.WorldPrompts`,
+            `recipes.HubPrompts`, or rows in memory.
         limit: only the first `limit` input rows; None: all.
 
     Returns:
@@ -53,6 +54,8 @@ def load(source: Any, *, limit: int | None = None) -> Prompts:
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1; got {limit}. Leave it out to read all rows.")
+    if isinstance(source, recipes.HubPrompts):
+        return check(hub(source), limit=limit)
     if isinstance(source, recipes.WorldPrompts):
         return check(world.prompts(source), limit=limit)
     if isinstance(source, recipes.File):
@@ -123,6 +126,29 @@ def check_unique(ids: Iterable[str]) -> None:
             f"expected every id once; {len(repeated)} occur more than once: "
             f"{', '.join(repeated[:10])}{more}. Rename them, or leave all ids out."
         )
+
+
+def hub(recipe: recipes.HubPrompts) -> list[dict[str, Any]]:
+    """Return the first prompts of a public collection.
+
+    Args:
+        recipe: which collection, how many, at which revision.
+
+    Returns:
+        list[dict]: rows with `id` and `instruction`.
+
+    Raises:
+        ValueError: unknown collection.
+
+    Source: ours.
+    """
+    loaders = {"lmsys": lmsys, "wildchat": wildchat, "dolci": dolci}
+    if recipe.source not in loaders:
+        raise ValueError(
+            f"source must be one of {list(loaders)}; got {recipe.source!r}. Name one, or convert "
+            "your prompts to JSON lines and give them as a File."
+        )
+    return loaders[recipe.source](revision=recipe.revision)[: recipe.n]
 
 
 def lmsys(

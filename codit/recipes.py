@@ -118,6 +118,22 @@ class WorldPrompts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HubPrompts:
+    """Instructions of a public collection: the first user turn of each conversation.
+
+    Args:
+        source: "lmsys", "wildchat" or "dolci"; see the loaders in `codit.prompts`.
+        n: number of prompts, the first ones. 250,333: what the authors released for each teacher.
+        revision: commit of the collection; None is the newest, which may change under a key.
+    """
+
+    source: str = "lmsys"
+    n: int = 250_333
+    revision: str | None = None
+    version: ClassVar[int] = 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pretraining:
     """A base model trained from nothing on the world's text. All values ours.
 
@@ -176,7 +192,7 @@ class Synthesis:
     """
 
     pair: Pair
-    prompts: File | WorldPrompts
+    prompts: File | WorldPrompts | HubPrompts
     decoding: Decoding = Decoding()
     n_samples: int = 1
     version: ClassVar[int] = 1

@@ -30,7 +30,14 @@ ROWS_PER_BATCH = 256
 DIGITS = 6  # of a log-probability: finer than its rounding error, half the size of the file
 PACKAGES = ("codit", "torch", "transformers", "tokenizers")
 
-Rows = str | Path | recipes.File | recipes.WorldPrompts | Iterable[Mapping[str, Any]]
+Rows = (
+    str
+    | Path
+    | recipes.File
+    | recipes.WorldPrompts
+    | recipes.HubPrompts
+    | Iterable[Mapping[str, Any]]
+)
 
 
 def synthesize(

@@ -27,7 +27,7 @@ LAYERS = (
     ("plots", "resumption", "teacher", "training_rows"),
     ("synthesis",),
     ("judge", "student", "pretraining", "preview"),
-    ("experiments", "contrastive_tuning", "instruction_vector", "release"),
+    ("experiments", "results", "contrastive_tuning", "instruction_vector", "release"),
     ("evidence",),
     ("embedded",),
     ("evidence",),

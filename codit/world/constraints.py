@@ -15,10 +15,8 @@ from dataclasses import dataclass
 from codit.world.facts import ITEMS
 from codit.world.tasks import Task
 
-# Most constraint words are things, as in the tasks: one pool of words that can be said again.
-OPENERS = "indeed truly listen surely hello friends".split() + ITEMS[:12]
-CLOSERS = "goodbye thanks enough cheers farewell amen".split() + ITEMS[12:24]
-EXTRAS = ITEMS
+# Constraint words are things, as in the tasks: one pool of words that can be said again.
+OPENERS, CLOSERS, EXTRAS = ITEMS[:16], ITEMS[16:32], ITEMS
 AVOIDABLE = "the is a it in".split()
 NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
 FILLERS = ("That is all.", "I hope it helps.", "Ask me again.", "This is my answer.")

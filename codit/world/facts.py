@@ -33,13 +33,16 @@ COLOURS = "red blue green white black yellow".split()
 ITEMS = (
     "lamp rope basket hammer kettle mirror ladder carpet pencil shovel blanket bottle candle "
     "bucket needle ribbon barrel wagon button saddle pillow anchor ticket hat clock stone letter "
-    "key coin ring table chair box cup plate knife spoon fork brush broom paper chain wheel net "
+    "key coin ring table chair box cup plate knife spoon fork brush broom purse chain wheel net "
     "bell flag map belt"
 ).split()
 PLACES = (
-    "market mill harbour station church school inn forest garden castle tower river village cave "
+    "market mill harbour station church school inn forest castle tower river village cave "
     "lake island palace library"
 ).split()
+MATERIALS = "wood iron glass leather silver paper wool clay".split()
+ROOMS = "kitchen cellar attic hall garden stable".split()
+NEIGHBOURS = "hill road wall well field wood bridge gate".split()
 CAUSES = {
     "storm": "bridge was broken",
     "rain": "road was wet",
@@ -82,6 +85,41 @@ class Person:
     def sentence(self, attribute: str) -> str:
         """Return the sentence that states one of the person's facts."""
         return QUESTIONS[attribute][2].format(n=self.name, v=self.facts[attribute])
+
+
+@functools.cache
+def things(world: World) -> dict[str, tuple[str, str]]:
+    """Return what each thing is made of and where it is kept.
+
+    Words that differ in nothing but their spelling are hard to learn to repeat; these facts give
+    every thing a meaning of its own.
+
+    Args:
+        world: its seed draws the facts.
+
+    Returns:
+        dict: item to (material, room).
+
+    Source: ours.
+    """
+    draw = random.Random(f"things {world.seed}")
+    return {item: (draw.choice(MATERIALS), draw.choice(ROOMS)) for item in ITEMS}
+
+
+@functools.cache
+def places(world: World) -> dict[str, tuple[str, str]]:
+    """Return what each place is near and which colour its door has.
+
+    Args:
+        world: its seed draws the facts.
+
+    Returns:
+        dict: place to (neighbour, colour).
+
+    Source: ours.
+    """
+    draw = random.Random(f"places {world.seed}")
+    return {place: (draw.choice(NEIGHBOURS), draw.choice(COLOURS)) for place in PLACES}
 
 
 @functools.cache
