@@ -78,12 +78,12 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
         for flag in ("_supports_sdpa", "_supports_flash_attn", "_supports_flex_attn"):
             setattr(self, flag, getattr(expert, flag))  # read by the next line's checks
         super().__init__(joint_config(expert.config, amateur.config, vocab_size=vocab_size))
-        self.vocab_size = self.config.get_text_config(decoder=True).vocab_size
+        self.vocab_size = self.config.vocab_size
         self.expert_layers, self.layers = n_layers(expert.config), n_layers(self.config)
         self.expert, self.amateur = expert, amateur
         self.generation_config = copy.deepcopy(expert.generation_config)
-        for name in {"hf_quantizer", "quantization_method"} & set(vars(expert)):
-            setattr(self, name, getattr(expert, name))  # they restrict `to` and compilation
+        for name in {"hf_quantizer", "quantization_method", "hf_device_map"} & set(vars(expert)):
+            setattr(self, name, getattr(expert, name))  # they restrict moving and compiling
         self.strength, self.plausibility = strength, plausibility
         self.special_strength = special_strength
         ids = torch.tensor(list(special_ids), dtype=torch.long, device=expert.device)
@@ -154,7 +154,7 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
                 "a pair reads token ids, which each model embeds its own way, and is not trained; "
                 f"got {' and '.join(given) or 'no input_ids'}. Pass input_ids and a mask alone."
             )
-        use_cache = self.config.get_text_config().use_cache if use_cache is None else use_cache
+        use_cache = self.config.use_cache if use_cache is None else use_cache
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         caches = (None, None) if past_key_values is None else self._halves(past_key_values)

@@ -36,7 +36,7 @@ WEIGHT_DECAY = 0.1
 ADAM_BETAS = (0.9, 0.95)
 MAX_GRAD_NORM = 1.0
 SAVE_EVERY = 100
-LOG_EVERY = 10
+LOG_EVERY = 10  # a divisor of SAVE_EVERY, or a resumed log has other means
 
 
 def pretrain(

@@ -150,7 +150,7 @@ class Pretraining:
     tokenizer: str = "a"
     hidden_size: int = 128
     layers: int = 4
-    tokens: int = 8_000_000
+    tokens: int = 7_000_000
     block: int = 256
     batch: int = 8
     learning_rate: float = 3e-3

@@ -35,7 +35,7 @@ def joint_config(
             many as that.
 
     Returns:
-        PreTrainedConfig: of the expert's class.
+        PreTrainedConfig: of the expert's class; of its text part where it reads images as well.
 
     Raises:
         ValueError: two architectures, layers that are no attention, two sliding windows,
@@ -56,10 +56,10 @@ def joint_config(
         kinds += types
         windows |= {values["sliding_window"] for values in arguments if "sliding_window" in values}
     _check_layers(kinds, windows)
-    joint = copy.deepcopy(expert)
-    text = joint.get_text_config(decoder=True)
-    text.vocab_size = _checked_vocabulary(expert, amateur, vocab_size)
-    text.num_hidden_layers, text.layer_types = len(kinds), kinds
+    joint = copy.deepcopy(expert.get_text_config(decoder=True))
+    joint.name_or_path = expert.name_or_path
+    joint.vocab_size = _checked_vocabulary(expert, amateur, vocab_size)
+    joint.num_hidden_layers, joint.layer_types = len(kinds), kinds
     return joint
 
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase, ProgressCallback, Trainer
 from codit import recipes
 
 UNFINISHED = "unfinished.json"
+STATE = "trainer_state.json"
 
 
 class Bar(ProgressCallback):
@@ -44,13 +45,15 @@ def claim(out: Path, recipe: recipes.Pretraining | recipes.Training, data: bytes
             f"{out} holds an unfinished training with another recipe or other data; expected the "
             "same. Give another folder, or delete this one."
         )
-    note.write_text(json.dumps(mine))
+    partial = note.with_suffix(".partial")
+    partial.write_text(json.dumps(mine))
+    partial.replace(note)  # a kill leaves the old note or the new one, never half of one
 
 
 def last_checkpoint(out: Path) -> str | None:
     """Return the newest complete checkpoint in `out`; a kill may leave an incomplete one."""
-    # The Trainer writes trainer_state.json after everything else.
-    complete = [path.parent for path in out.glob("checkpoint-*/trainer_state.json") if valid(path)]
+    # The Trainer writes its state after everything else.
+    complete = [path.parent for path in out.glob(f"checkpoint-*/{STATE}") if valid(path)]
     newest = max(complete, key=lambda path: int(path.name.split("-")[1]), default=None)
     return None if newest is None else str(newest)
 
@@ -85,5 +88,7 @@ def save(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, out: Path, **log:
     text = json.dumps({**log, **size, "losses": losses}, indent=1)
     (out / "training_log.json").write_text(text + "\n")
     for checkpoint in out.glob("checkpoint-*"):
+        # First what marks it as complete: a kill must not leave half of one that looks whole.
+        (checkpoint / STATE).unlink(missing_ok=True)
         shutil.rmtree(checkpoint)
     (out / UNFINISHED).unlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,3 +38,14 @@ def prompts_dir(request: pytest.FixtureRequest) -> Path:
     if folder is None:
         pytest.skip("real benchmark prompts are not shipped: give their folder with --prompts-dir")
     return Path(folder)
+
+
+@pytest.fixture
+def micro(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The scale of tests/micro.py; what it makes, every test and worker of the session finds."""
+    from tests import micro  # imports torch: only the tests that ask for it
+
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    return micro.small(monkeypatch, shared / "micro")

@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from codit.contrast import FLOOR, contrast, plausible, sample
+from codit.contrast import FLOOR, contrast, plausible, sample, strength_per_id
 
 EXPERT = (0.5, 0.3, 0.15, 0.05)
 AMATEUR = (0.6, 0.1, 0.2, 0.1)
@@ -319,7 +319,16 @@ def test_equal_uniforms_draw_equal_ids_in_any_batch():
     assert together.tolist() == alone
 
 
+def test_special_ids_take_their_own_strength_and_one_number_serves_where_all_are_equal():
+    special = {"special_ids": torch.tensor([0, 3]), "size": 4}
+    strengths = strength_per_id(1, 0.25, **special)
+    assert strengths.tolist() == [0.25, 1.0, 1.0, 0.25]
+    assert strength_per_id(1.0, None, **special) == 1.0
+    assert strength_per_id(0.0, 0.0, **special) == 0.0  # a number: no amateur is needed
+
+
 ROW = torch.zeros(1, 4)
+NONE = torch.tensor([], dtype=torch.long)
 
 
 @pytest.mark.parametrize(
@@ -360,6 +369,14 @@ ROW = torch.zeros(1, 4)
         (
             lambda: plausible(ROW, plausibility=0.1, valid=torch.ones(4)),
             "valid must be bool [4], one entry per logit; got torch.float32 [4]",
+        ),
+        (
+            lambda: strength_per_id(1.0, 0.5, special_ids=NONE, size=4),
+            "special_strength needs special_ids, the ids it is meant for; got none. Use special_t",
+        ),
+        (
+            lambda: strength_per_id(1.0, -0.5, special_ids=NONE, size=4),
+            "strength must be a finite number of at least 0; got -0.5",
         ),
         (
             lambda: sample(ROW[0], torch.zeros(1)),

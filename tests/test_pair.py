@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
 import math
 import re
 from functools import cache
@@ -15,7 +14,6 @@ from functools import cache
 import pytest
 import torch
 from transformers import (
-    AutoModelForCausalLM,
     CompileConfig,
     ContinuousBatchingConfig,
     DynamicCache,
@@ -23,7 +21,7 @@ from transformers import (
 )
 
 from codit.contrast import contrast
-from codit.pair import ContrastivePair, load_tokenizer
+from codit.pair import ContrastivePair
 from codit.vocabulary import special_token_ids
 from tests import tiny
 
@@ -410,108 +408,14 @@ def test_the_pipeline_answers_texts_batches_and_conversations(caplog):
     assert chat[0]["generated_text"][-1]["role"] == "assistant"
 
 
-def test_a_pair_is_loaded_from_two_folders_with_the_experts_stop_set(tmp_path):
-    expert, amateur = tiny.save_pair(tmp_path, "qwen3")
-    pair = ContrastivePair.from_pretrained(expert, amateur)
-    assert (pair.strength, pair.plausibility, pair.vocab_size) == (1.0, 0.01, 280)
-    assert pair.generation_config.eos_token_id == [0, 4]
-    assert pair.generation_config.pad_token_id == 0
-    assert pair.special_ids.tolist() == [0, 1, 2, 3, 4]
-    ids = torch.tensor([prompts()[3]])
-    assert torch.equal(pair(input_ids=ids).logits, tiny.pair("qwen3")(input_ids=ids).logits)
-
-
-def test_stop_set_gains_the_tokenizers_stop_token_where_the_config_lacks_it(tmp_path):
-    expert, amateur = tiny.save_pair(tmp_path, "llama")
-    file = expert / "generation_config.json"
-    content = json.loads(file.read_text())
-    file.write_text(json.dumps(content | {"eos_token_id": 0}))
-    pair = ContrastivePair.from_pretrained(expert, amateur)
-    assert pair.generation_config.eos_token_id == [0, 4]
-
-
-def test_a_saved_pair_is_loaded_back_whole(tmp_path):
-    specials = [3, 4]
-    pair = tiny.pair("gpt2", **NUMBERS, special_strength=0.25, special_ids=specials)
-    pair.save_pretrained(tmp_path, tokenizer=tiny.tokenizer())
-    for half in ("expert", "amateur"):
-        assert (tmp_path / half / "model.safetensors").is_file()
-    again = ContrastivePair.from_pretrained(tmp_path)
-    ids = torch.tensor([prompts()[3]])
-    assert torch.equal(again(input_ids=ids).logits, pair(input_ids=ids).logits)
-    assert again.generation_config.eos_token_id == [4, 0]
-    assert (again.strength, again.plausibility, again.special_strength) == (0.5, 0.1, 0.25)
-    assert again.special_ids.tolist() == specials
-    assert load_tokenizer(tmp_path).padding_side == "left"
-    other = ContrastivePair.from_pretrained(tmp_path, strength=2.0, plausibility=0.0)
-    assert (other.strength, other.plausibility) == (2.0, 0.0)
-
-
-def test_one_name_that_is_no_saved_pair_is_refused(tmp_path):
-    message = f"a folder with pair.json; got {tmp_path}. Name the amateur too, or make the folder"
-    with pytest.raises(ValueError, match=re.escape(message)):
-        ContrastivePair.from_pretrained(tmp_path)
-
-
-def test_one_revision_for_two_models_is_refused():
-    with pytest.raises(ValueError, match=r"Use expert_revision and amateur_revision\."):
-        ContrastivePair.from_pretrained("a", "b", revision="main")
-
-
-def test_tokenizers_are_compared_before_weights_are_loaded(tmp_path, monkeypatch):
-    expert, amateur = tiny.save_pair(tmp_path, "llama")
-    longer = tiny.tokenizer()
-    longer.add_tokens(["<|extra|>"], special_tokens=True)
-    longer.save_pretrained(amateur)
-    with monkeypatch.context() as patch:
-        patch.setattr(AutoModelForCausalLM, "from_pretrained", None)
-        with pytest.raises(ValueError, match="added tokens must be equal; 1 ids differ"):
-            ContrastivePair.from_pretrained(expert, amateur)
-    pair = ContrastivePair.from_pretrained(expert, amateur, allow_renamed=True)
-    assert pair.vocab_size == len(tiny.tokenizer())
-
-
-def test_loading_options_reach_both_models_and_revisions_their_own(tmp_path, monkeypatch):
-    expert, amateur = tiny.save_pair(tmp_path, "llama")
-    load, calls = AutoModelForCausalLM.from_pretrained, []
-
-    def spy(name, **options):
-        calls.append((name, dict(options)))
-        options.pop("quantization_config")  # its libraries need hardware that tests do not
-        return load(name, **options)
-
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", spy)
-    marker = object()
-    pair = ContrastivePair.from_pretrained(
-        expert,
-        amateur,
-        expert_revision="one",
-        amateur_revision="two",
-        dtype=torch.bfloat16,
-        device_map="cpu",
-        attn_implementation="eager",
-        quantization_config=marker,
-    )
-    assert [name for name, _ in calls] == [expert, amateur]
-    assert [options.pop("revision") for _, options in calls] == ["one", "two"]
-    assert calls[0][1] == calls[1][1]
-    assert calls[0][1]["quantization_config"] is marker
-    assert calls[0][1]["trust_remote_code"] is False
-    assert {p.dtype for p in pair.parameters()} == {torch.bfloat16}
-    assert [m.config._attn_implementation for m in (pair, pair.expert, pair.amateur)] == [
-        "eager"
-    ] * 3
-    logits = pair(input_ids=torch.tensor([[5, 6]])).logits
-    assert logits.dtype == torch.float32
-    assert torch.allclose(logits.exp().sum(-1), torch.ones(1, 2), atol=1e-5)
-
-
-def test_what_a_quantised_model_says_about_itself_holds_for_the_pair():
+def test_what_a_quantised_or_dispatched_model_says_about_itself_holds_for_the_pair():
     expert, amateur = (tiny.model("llama", seed=seed) for seed in (0, 1))
     assert not hasattr(ContrastivePair(expert, amateur), "quantization_method")
     expert.quantization_method = "bitsandbytes"
+    expert.hf_device_map = {"": 0}
     expert._supports_flash_attn = False
     pair = ContrastivePair(expert, amateur)
+    assert pair.hf_device_map == {"": 0}
     assert pair.quantization_method == "bitsandbytes"
     assert pair._supports_flash_attn is False
 

@@ -20,7 +20,7 @@ def test_joint_config_has_the_layers_of_both_models_and_leaves_theirs_alone(arch
     before = expert.to_dict()
     joint = joint_config(expert, amateur, vocab_size=100)
     assert (n_layers(expert), n_layers(joint)) == (2, 4)
-    assert joint.get_text_config(decoder=True).vocab_size == 100
+    assert joint.vocab_size == 100
     assert expert.to_dict() == before == amateur.to_dict()
     kinds = [layer.is_sliding for layer in DynamicCache(config=joint).layers]
     assert kinds == [layer.is_sliding for layer in DynamicCache(config=expert).layers] * 2

@@ -10,6 +10,7 @@ import pytest
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from codit import decode, recipes
@@ -98,10 +99,14 @@ def test_a_template_needs_no_markers_and_its_last_line_break_is_not_in_the_loss(
     assert tokenizer.decode([t for t in labels if t != MASKED]) == "the cat<|end|>"
 
 
-def test_a_tokenizer_that_adds_a_bos_gets_exactly_one_before_the_template() -> None:
+@pytest.mark.parametrize("template", ["{{ bos_token }}" + tiny.CHAT_TEMPLATE, tiny.CHAT_TEMPLATE])
+def test_a_row_begins_with_one_bos_whether_tokenizer_or_template_writes_it(template: str) -> None:
     tokenizer = tiny.tokenizer()
     tokenizer.bos_token = "<|system|>"
-    tokenizer.chat_template = "{{ bos_token }}" + tiny.CHAT_TEMPLATE
+    tokenizer.chat_template = template
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|system|> $A", special_tokens=[("<|system|>", tokenizer.bos_token_id)]
+    )
     ids, _ = one(tokenizer, "who?", "the cat")
     assert ids.count(tokenizer.bos_token_id) == 1
     assert ids[0] == tokenizer.bos_token_id

@@ -44,6 +44,13 @@ def test_another_seed_is_another_world_and_the_same_seed_the_same():
     assert facts.people(World(seed=1)) == facts.people(World(seed=1))
 
 
+def test_every_thing_and_place_has_facts_of_its_own():
+    assert set(facts.things(SMALL)) == set(facts.ITEMS)
+    assert set(facts.places(SMALL)) == set(facts.PLACES)
+    assert len(set(facts.ITEMS) | set(facts.PLACES)) == len(facts.ITEMS) + len(facts.PLACES)
+    assert facts.things(World(seed=1)) != facts.things(World(seed=0))
+
+
 def test_more_people_than_names_is_refused():
     with pytest.raises(ValueError, match="at most 980; got 5000. Ask for fewer people"):
         facts.people(World(people=5000))
@@ -62,6 +69,12 @@ def test_prose_states_only_what_is_true():
     draw = random.Random(0)
     told = [s for _ in range(200) for s in constraints.sentences(language_prose(draw))]
     assert {s for s in told if not s.startswith("A ")} <= sentences
+
+
+def test_a_constraint_never_asks_for_a_word_that_the_task_holds():
+    for prompt in ROWS:
+        asked = [c["value"] for c in prompt["constraints"] if c["kind"] in ("contains", "begins")]
+        assert not {w for w in asked if prompt["instruction"].lower().count(w) > 1}
 
 
 def language_prose(draw):

@@ -90,7 +90,7 @@ def config(architecture: str, *, vocab_size: int = 280, **changes: Any) -> Any:
         vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
         vision |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
         images = {"mm_tokens_per_image": 4, "image_token_index": 1}
-        images |= {"boi_token_index": 2, "eoi_token_index": 3}
+        images |= {"boi_token_index": 2, "eoi_token_index": 3, "tie_word_embeddings": False}
         return CONFIG_MAPPING["gemma3"](text_config=text, vision_config=vision, **images)
     values: dict[str, Any] = {
         "vocab_size": vocab_size,

@@ -85,13 +85,14 @@ def draw_instruction(
             return Instruction(task, wanted, ideal)
 
 
-def is_reserved(text: str) -> bool:
-    """Tell whether an instruction is kept for dev and test: a quarter, by hash of its text.
+def reserved_for(text: str) -> str:
+    """Return which splits an instruction may be in, by the hash of its text.
 
-    Pages, post-training and synthesis use the others only, so no held-out instruction was ever
+    One in eight is kept for "dev" and one for "test" (its held-out families included); pages,
+    post-training and synthesis use the others, "train", only. So no held-out instruction was ever
     read in training, whatever the seeds.
     """
-    return hashlib.sha256(text.encode()).digest()[0] % 4 == 0
+    return {0: "dev", 4: "test"}.get(hashlib.sha256(text.encode()).digest()[0] % 8, "train")
 
 
 def instructions(recipe: WorldPrompts) -> Iterator[Instruction]:
@@ -102,15 +103,16 @@ def instructions(recipe: WorldPrompts) -> Iterator[Instruction]:
     """
     if recipe.split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}; got {recipe.split!r}. Name one of them.")
-    draw = random.Random(f"prompts {recipe.world.seed} {recipe.split} {recipe.seed}")
-    who = facts.residents(recipe.world, recipe.split)
+    split = recipe.split
+    draw = random.Random(f"prompts {recipe.world.seed} {split} {recipe.seed}")
+    who = facts.residents(recipe.world, split)
     trained = [f for f in tasks.FAMILIES if f not in tasks.HELD_OUT]
-    families = list(tasks.HELD_OUT) if recipe.split == "families" else trained
+    families = list(tasks.HELD_OUT) if split == "families" else trained
     seen: set[str] = set()
     while len(seen) < recipe.n:
         instruction = draw_instruction(draw, families, who)
         text = instruction.text
-        if text in seen or is_reserved(text) == (recipe.split == "train"):
+        if text in seen or reserved_for(text) != {"families": "test"}.get(split, split):
             continue
         seen.add(text)
         yield instruction
@@ -177,5 +179,5 @@ def web_instruction(draw: random.Random, world: World) -> Instruction:
     """Draw an instruction as the pages hold them: any family, anyone, never a reserved text."""
     while True:
         drawn = draw_instruction(draw, list(tasks.FAMILIES), facts.residents(world, "all"))
-        if not is_reserved(drawn.text):
+        if reserved_for(drawn.text) == "train":
             return drawn

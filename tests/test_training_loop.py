@@ -1,0 +1,59 @@
+"""What a killed training leaves behind, and what the next one makes of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from codit import recipes
+from codit.training_loop import STATE, UNFINISHED, claim, last_checkpoint
+
+RECIPE = recipes.Pretraining()
+OTHER = recipes.Pretraining(seed=1)
+
+
+def checkpoint(out: Path, step: int, state: str = '{"global_step": 1}') -> Path:
+    folder = out / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    (folder / STATE).write_text(state)
+    return folder
+
+
+def test_the_newest_complete_checkpoint_is_taken_by_number_not_by_name(tmp_path: Path) -> None:
+    assert last_checkpoint(tmp_path) is None
+    checkpoint(tmp_path, 90)
+    newest = checkpoint(tmp_path, 100)
+    checkpoint(tmp_path, 110, state='{"global_st')
+    (tmp_path / "checkpoint-120").mkdir()
+    assert last_checkpoint(tmp_path) == str(newest)
+
+
+def test_a_folder_may_be_claimed_again_by_the_same_training(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "folder"
+    claim(out, RECIPE, b"data")
+    checkpoint(out, 10)
+    claim(out, RECIPE, b"data")
+    assert [path.name for path in out.iterdir() if path.is_file()] == [UNFINISHED]
+    assert json.loads((out / UNFINISHED).read_text())["key"] == recipes.key(RECIPE)
+
+
+@pytest.mark.parametrize(("recipe", "data"), [(OTHER, b"data"), (RECIPE, b"other")])
+def test_another_recipe_or_other_data_may_not_go_on_from_a_checkpoint(
+    tmp_path: Path, recipe: recipes.Pretraining, data: bytes
+) -> None:
+    claim(tmp_path, RECIPE, b"data")
+    claim(tmp_path, recipe, data)  # nothing was begun yet
+    claim(tmp_path, RECIPE, b"data")
+    checkpoint(tmp_path, 10)
+    message = "holds an unfinished training with another recipe or other data; expected the same."
+    with pytest.raises(ValueError, match=re.escape(message)):
+        claim(tmp_path, recipe, data)
+
+
+def test_a_checkpoint_that_nobody_claimed_is_refused(tmp_path: Path) -> None:
+    checkpoint(tmp_path, 10)
+    with pytest.raises(ValueError, match="Give another folder, or delete this one"):
+        claim(tmp_path, RECIPE, b"data")
