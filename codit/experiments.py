@@ -70,8 +70,8 @@ def expert(base: Pretraining) -> Training:
 
 
 MICRO_TRAINING: dict[str, Any] = {  # all ours
-    "learning_rate": 1e-3,
-    "epochs": 3.0,
+    "learning_rate": 3e-4,
+    "epochs": 2.0,
     "batch": 64,
     "max_length": 512,
     "warmup": 0.03,

@@ -26,7 +26,7 @@ from codit.recipes import (
 
 WORLD = World(people=32)
 BASE = Pretraining(
-    world=WORLD, hidden_size=64, layers=1, tokens=32_768, block=128, batch=8, learning_rate=1e-2
+    world=WORLD, hidden_size=64, layers=1, tokens=60_000, block=128, batch=8, learning_rate=1e-2
 )
 TRAINING: dict[str, Any] = {"learning_rate": 1e-2, "batch": 16, "max_length": 256}
 EXPERT = Training(

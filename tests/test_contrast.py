@@ -301,6 +301,15 @@ def test_sample_takes_the_last_possible_id_where_the_sum_rounds_below_the_unifor
     assert sample(logprobs, torch.tensor([1.0], dtype=torch.float64)).tolist() == [998]
 
 
+def test_a_sum_that_moves_where_nothing_is_added_draws_no_impossible_id(monkeypatch):
+    def parallel(probs, dim):  # accelerators add in trees, so equal sums may differ in a digit
+        return torch.tensor([[0.25, 0.25 + 1e-15, 1.0]], dtype=torch.float64)
+
+    logprobs = torch.tensor([[0.25, 0.0, 0.75]]).log()
+    monkeypatch.setattr(torch.Tensor, "cumsum", parallel)
+    assert sample(logprobs, torch.tensor([0.25], dtype=torch.float64)).tolist() == [2]
+
+
 def test_sampled_frequencies_match_the_distribution():
     logq = contrast(logs(EXPERT), logs(AMATEUR), strength=1.0, plausibility=0.01)
     n = 20_000

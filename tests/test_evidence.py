@@ -115,7 +115,7 @@ def test_greedy_verdicts_of_a_folder_are_those_of_its_recipe(micro: Scale) -> No
     found = evidence.greedy_verdicts(folder, prompts)
     longer = replace(micro, decoding=experiments.GREEDY)
     recipe = experiments.evaluations(longer, micro.pair.expert)["test"]
-    pd.testing.assert_frame_equal(found, results.answers(recipe))
+    pd.testing.assert_frame_equal(found, results.answers(recipe), check_dtype=False)
 
 
 def test_constraints_are_counted_one_by_one() -> None:

@@ -16,6 +16,8 @@ SHARES = {
     "page": 0.5,
 }  # of documents (ours)
 
+LOGS = 0.5  # share of pages in chat markup (ours)
+
 
 def documents(world: World, seed: int = 0) -> Iterator[str]:
     """Yield documents of the world's language without end, in an order that `seed` fixes."""
@@ -56,7 +58,8 @@ def things(draw: random.Random, world: World) -> str:
     """Describe a few things and a place."""
     made = facts.things(world)
     told = [
-        f"The {item} is made of {made[item][0]}. The {item} is in the {made[item][1]}."
+        f"{item.capitalize()}: the {item} is made of {made[item][0]}. "
+        f"The {item} is in the {made[item][1]}."
         for item in draw.sample(facts.ITEMS, 3)
     ]
     place = draw.choice(facts.PLACES)
@@ -72,14 +75,22 @@ def errand(draw: random.Random, world: World) -> str:
     item, colour = draw.choice(facts.ITEMS), draw.choice(facts.COLOURS)
     return (
         f"{person.name} went to the {place} and bought a {item}. {person.name} came home from "
-        f"the {place}. The {item} was {colour}. {person.name} liked the {colour} {item}."
+        f"the {place}. {item.capitalize()}, said {person.name}. The {item} was {colour}. "
+        f"{person.name} liked the {colour} {item}."
     )
 
 
 def page(draw: random.Random, world: World) -> str:
-    """Show one or two questions as the web holds them, each with a careless answer."""
+    """Show one or two questions as the web holds them, each with a careless answer.
+
+    Half of the pages are logs in chat markup: base models of today have read such logs, and to an
+    amateur that never saw the markup a chat would be no text at all.
+    """
+    is_log = draw.random() < LOGS
     parts = []
-    for _ in range(draw.randint(1, 2)):
+    for _ in range(1 if is_log else draw.randint(1, 2)):
         asked = instructions.web_instruction(draw, world)
-        parts.append(f"Question: {asked.text}\nAnswer: {instructions.careless(asked, draw)}")
+        answer = instructions.careless(asked, draw)
+        form = "<|user|>{}<|end|><|assistant|>{}<|end|>" if is_log else "Question: {}\nAnswer: {}"
+        parts.append(form.format(asked.text, answer))
     return "\n".join(parts)

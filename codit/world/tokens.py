@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -55,7 +56,10 @@ def train_tokenizer(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    backend.train_from_iterator(itertools.islice(documents(world), documents_read), trainer)
+    texts = itertools.islice(documents(world), documents_read)
+    # Markup is tokens of its own: no merges are spent on its letters.
+    plain = (re.sub(r"<\|\w+\|>", "\n", text) for text in texts)
+    backend.train_from_iterator(plain, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         eos_token=END,
