@@ -144,6 +144,7 @@ def train(
     data: Path,
     out: Path,
     base_revision: str | None = None,
+    template: str | None = None,
     learning_rate: float = recipes.Training.learning_rate,
     epochs: float = recipes.Training.epochs,
     batch: int = recipes.Training.batch,
@@ -159,6 +160,8 @@ def train(
         data: the dataset: JSON lines with "messages", and "is_completed" where there is one.
         out: folder for the student.
         base_revision: commit, tag or branch of the base.
+        template: model whose chat template the student learns, the teacher's expert say; needed
+            where the base has none. Default: the base's own.
         learning_rate: at the end of the warm-up; cosine decay follows.
         epochs: passes over the data.
         batch: rows in an optimiser step.
@@ -175,6 +178,7 @@ def train(
     recipe = recipes.Training(
         base=recipes.Model(name=base, revision=base_revision),
         data=recipes.File(path=str(data)),
+        template=None if template is None else recipes.Model(name=template),
         learning_rate=learning_rate,
         epochs=epochs,
         batch=batch,

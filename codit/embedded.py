@@ -64,12 +64,12 @@ def embed(name: str, *, fresh: bool = False) -> Path:
         raise ValueError(f"expected one of {list(known)}; got {name!r}. Name an embedded model.")
     recipe = known[name]
     make = results.make_base if isinstance(recipe, Pretraining) else results.make_student
-    made = store.get(recipe, make, fresh=fresh)
     target = store.repository() / "data" / "models" / name
+    staged = target.with_name(f".{name}.new")
+    shutil.rmtree(staged, ignore_errors=True)  # of a killed try, which the store might find
+    made = store.get(recipe, make, fresh=fresh)
     if made == target:
         return target
-    staged = target.with_name(f".{name}.new")
-    shutil.rmtree(staged, ignore_errors=True)
     shutil.copytree(made, staged, ignore=shutil.ignore_patterns(store.MANIFEST))
     store.write_json(staged / "evaluation.json", evaluate(staged, recipe))
     card(name, recipe, staged).save(staged / "README.md")
@@ -164,6 +164,11 @@ def main(
     Args:
         only: names; none means all.
         fresh: train them even where a result of the same recipe exists.
+
+    Raises:
+        ValueError: unknown name.
+
+    Source: ours.
     """
     for name in only or models():
         print(f"{name}: {embed(name, fresh=fresh)}", flush=True)

@@ -1,6 +1,7 @@
 """Tables that notebooks read: verdicts per arm, paired differences, one step looked at closely.
 
 Results come from `codit.results` through the store; nothing is drawn and nothing decided here.
+Source of all tables: ours.
 """
 
 from __future__ import annotations
@@ -18,15 +19,7 @@ from codit import decode, recipes, statistics, world
 from codit.chat import Conversation
 from codit.contrast import contrast
 from codit.decode import Response
-from codit.experiments import (
-    ARMS,
-    GREEDY,
-    Scale,
-    arm,
-    evaluations,
-    synthesis,
-    training,
-)
+from codit.experiments import ARMS, GREEDY, Scale, arm, evaluations, synthesis, training
 from codit.pair import ContrastivePair
 from codit.recipes import Decoding, Model, Pretraining, WorldPrompts
 from codit.results import answered, answers, load_model, responses, verdicts
@@ -34,6 +27,9 @@ from codit.results import answered, answers, load_model, responses, verdicts
 
 def recipe_table(chosen: Scale) -> pd.DataFrame:
     """Return the resolved values of a scale for reading, one row a field.
+
+    Args:
+        chosen: the scale.
 
     Returns:
         DataFrame: value, with `field` as its index; of nested recipes the values that differ from
@@ -54,7 +50,14 @@ def recipe_table(chosen: Scale) -> pd.DataFrame:
 
 
 def recipe_text(value: Any) -> str:
-    """Return a recipe in one line: its kind and the values that differ from the defaults."""
+    """Return a recipe in one line: its kind and the values that differ from the defaults.
+
+    Args:
+        value: a recipe, a tuple of such, or a plain value.
+
+    Returns:
+        str: such as "WorldPrompts(n=7)".
+    """
     if isinstance(value, tuple):
         return " ".join(map(recipe_text, value))
     if not is_dataclass(value):
@@ -70,8 +73,12 @@ def recipe_text(value: Any) -> str:
 def dataset_verdicts(chosen: Scale, seed: int = 0) -> pd.DataFrame:
     """Return every arm's responses with the verifier's verdicts, one row a response and arm.
 
+    Args:
+        chosen: the scale, with the verifier among its evaluations.
+        seed: of the noise.
+
     Returns:
-        DataFrame: role (the arm) and the columns of `verdicts`.
+        DataFrame: role (the arm) and the columns of `results.verdicts`.
 
     Raises:
         ValueError: the scale names no verifier.
@@ -85,11 +92,14 @@ def dataset_verdicts(chosen: Scale, seed: int = 0) -> pd.DataFrame:
 
 
 def student_verdicts(chosen: Scale, base: Model | Pretraining) -> pd.DataFrame:
-    """Return the verified answers of a base and of its students, one row a prompt.
+    """Return the verified answers of a base's students, one row a prompt, arm and seed.
+
+    Args:
+        chosen: the scale, with the verifier among its evaluations.
+        base: which of its students.
 
     Returns:
-        DataFrame: role ("amateur" for the untrained base, else the arm), seed, split and the
-        columns of `verdicts`.
+        DataFrame: role (the arm), seed, split and the columns of `results.verdicts`.
 
     Raises:
         ValueError: the scale names no verifier.
@@ -106,7 +116,15 @@ def student_verdicts(chosen: Scale, base: Model | Pretraining) -> pd.DataFrame:
 
 
 def greedy_verdicts(folder: str | Path, prompts: WorldPrompts) -> pd.DataFrame:
-    """Return a model folder's greedy answers with their verdicts; see `results.verdicts`."""
+    """Return a model folder's greedy answers with their verdicts.
+
+    Args:
+        folder: model and tokenizer.
+        prompts: what is asked.
+
+    Returns:
+        DataFrame: see `results.verdicts`.
+    """
     model, tokenizer = load_model(Model(name=str(folder)))
     return verdicts(answered(model, tokenizer, prompts, GREEDY), world.prompts(prompts))
 
@@ -119,6 +137,13 @@ def paired(table: pd.DataFrame, column: str, one: str, other: str) -> statistics
         column: a score or a yes-or-no column.
         one: the role that is compared...
         other: ...with this one.
+
+    Returns:
+        Interval: above 0 where `one` is larger; in the unit of the column.
+
+    Raises:
+        KeyError: a role or column that is not in the table.
+        ValueError: fewer than two prompts, or one that a role did not answer.
     """
     wide = table.astype({column: float}).pivot_table(index="id", columns="role", values=column)
     return statistics.difference_interval(wide[one].to_numpy(), wide[other].to_numpy())
@@ -127,34 +152,47 @@ def paired(table: pd.DataFrame, column: str, one: str, other: str) -> statistics
 def bar_table(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     """Return means over prompts with their 95 % bootstrap intervals, as `plots.bars` draws them.
 
+    Args:
+        table: columns id, role and `columns`; several seeds of a prompt are averaged first.
+        columns: scores or yes-or-no columns.
+
     Returns:
-        DataFrame: role, measure, value, low, high, n.
+        DataFrame: role, measure, value, low, high, n (prompts).
+
+    Raises:
+        ValueError: fewer than two prompts.
     """
     bars = []
     for column in columns:
         for role, group in table.groupby("role", sort=False):
             means = group.astype({column: float}).groupby("id")[column].mean()
             found = statistics.mean_interval(means.to_numpy())
-            bars.append(
-                {
-                    "role": role,
-                    "measure": column,
-                    "value": found.estimate,
-                    "low": found.low,
-                    "high": found.high,
-                    "n": found.n,
-                }
-            )
+            ends = {"value": found.estimate, "low": found.low, "high": found.high}
+            bars.append({"role": role, "measure": column, **ends, "n": found.n})
     return pd.DataFrame(bars)
 
 
 def difference_text(found: statistics.Interval) -> str:
-    """Return an interval as one reads it: +0.120 [0.080, 0.160]."""
+    """Return an interval as one reads it: +0.120 [+0.080, +0.160].
+
+    Args:
+        found: an interval of a difference.
+
+    Returns:
+        str: estimate, then both ends, each with its sign and three decimals.
+    """
     return f"{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
 
 
 def decided(found: statistics.Interval) -> bool | None:
-    """Return True where the interval lies above 0, False where below, None where it holds 0."""
+    """Tell whether an interval of a difference decides it.
+
+    Args:
+        found: an interval of a difference.
+
+    Returns:
+        bool | None: True where it lies above 0, False where below, None where it holds 0.
+    """
     return None if found.low <= 0 <= found.high else found.low > 0
 
 
@@ -177,19 +215,17 @@ def by_constraint(table: pd.DataFrame, prompts: WorldPrompts) -> pd.DataFrame:
 
     Returns:
         DataFrame: kind by role, shares in 0..1; column n: prompts that ask for the kind.
+
+    Raises:
+        KeyError: a response to a prompt that is not among `prompts`.
     """
     asked = {row["id"]: row["constraints"] for row in world.prompts(prompts)}
     found = [
-        {
-            "kind": one["kind"],
-            "role": row.role,
-            "id": row.id,
-            "held": world.obeys(row.response, world.Constraint(**one)),
-        }
+        (one["kind"], row.role, row.id, world.obeys(row.response, world.Constraint(**one)))
         for row in table.itertuples()
         for one in asked[row.id]
     ]
-    held = pd.DataFrame(found)
+    held = pd.DataFrame(found, columns=["kind", "role", "id", "held"])
     roles = list(dict.fromkeys(table["role"]))
     shares = held.pivot_table(index="kind", columns="role", values="held", aggfunc="mean")[roles]
     return shares.assign(n=held.groupby("kind")["id"].nunique())
@@ -214,6 +250,9 @@ def samples(
 
     Returns:
         DataFrame: sample, direct, codit; texts.
+
+    Raises:
+        ValueError: see `decode.generate`.
     """
     columns: dict[str, list[str]] = {"direct": [], "codit": []}
     for name, texts in columns.items():
@@ -225,10 +264,16 @@ def samples(
 
 
 def disagreement(tokens: pd.DataFrame) -> int:
-    """Return the step of a `decode.token_table` at which the contrast has most to choose.
+    """Return the step at which the contrast has most to choose.
 
     Among steps with more than one plausible token, the one of the largest
     |log p_expert - log p_amateur|; without such a step, the first.
+
+    Args:
+        tokens: a `decode.token_table`.
+
+    Returns:
+        int: the step, 0 for the first token.
     """
     gain = (tokens["logp_expert"] - tokens["logp_amateur"]).abs()
     open_ = gain[tokens["n_plausible"] > 1]
@@ -253,15 +298,17 @@ def step_table(
         chat: the conversation that asks.
         response: whose first `step` tokens stand before the step.
         step: 0 is the first token.
-        n: tokens shown, by the expert's probability.
+        n: tokens shown, by the expert's probability; at most the vocabulary.
 
     Returns:
         DataFrame: token, p_expert, p_amateur, q (0 outside the plausible set); most likely first.
+
+    Source: ours; q as in `contrast.contrast`.
     """
     ids = decode.prompt_ids(tokenizer, chat) + response.token_ids[:step]
     expert, amateur = pair.both_logits(torch.tensor([ids]))
     expert, amateur = expert[:, -1].float(), amateur[:, -1].float()
-    logq = contrast(expert, amateur, strength=pair.strength, plausibility=pair.plausibility)
+    logq = contrast(expert, amateur, strength=pair.strengths(), plausibility=pair.plausibility)
     best = expert[0].topk(n).indices
     columns: dict[str, Any] = {"token": [tokenizer.decode([int(i)]) for i in best]}
     for name, logprobs in (("p_expert", expert), ("p_amateur", amateur), ("q", logq)):

@@ -56,7 +56,16 @@ class Scale:
 
 
 def amateur(seed: int = 0) -> Pretraining:
-    """Return the recipe of the micro teacher's amateur, which is also the first student base."""
+    """Return the recipe of the micro teacher's amateur, which is also the first student base.
+
+    Args:
+        seed: of its initial weights and of the text it reads.
+
+    Returns:
+        Pretraining: Qwen3 architecture, the world's tokenizer "a".
+
+    Source: ours.
+    """
     return Pretraining(architecture="qwen3", tokenizer="a", seed=seed)
 
 
@@ -65,6 +74,14 @@ def expert(base: Pretraining) -> Training:
 
     Real post-trained models keep pre-trained behaviour; trained on ideal answers alone, nothing
     would be left to suppress.
+
+    Args:
+        base: the amateur.
+
+    Returns:
+        Training: of `base` on 6,000 of the world's own answers.
+
+    Source: ours.
     """
     return Training(base=base, data=Answers(prompts=WorldPrompts(n=6000, seed=1)), **MICRO_TRAINING)
 
@@ -100,7 +117,7 @@ def scales() -> dict[str, Scale]:
         training=MICRO_TRAINING,
         evaluations=("verifier",),
         seeds=(0,),
-        example="Which pet does Puto have? Begin with the word indeed. Say it twice.",
+        example="Which pet does Puto have? Begin with the word lamp. Say it twice.",
     )
     full = replace(
         micro,
@@ -155,8 +172,13 @@ def scale(name: str, **changes: Any) -> Scale:
         changes: fields of `Scale`, of its decoding (`plausibility`, `strength`, ...), or
             `n_prompts` and `n_test`; None leaves the scale's value.
 
+    Returns:
+        Scale: the named one where nothing is changed.
+
     Raises:
-        ValueError: unknown scale or field.
+        ValueError: unknown scale or field, or a value out of its range.
+
+    Source: ours.
     """
     known = scales()
     if name not in known:
@@ -166,6 +188,10 @@ def scale(name: str, **changes: Any) -> Scale:
     decoding = {k: changes.pop(k) for k in tuple(changes) if k in _names(Decoding)}
     chosen = replace(chosen, decoding=replace(chosen.decoding, **decoding))
     if "n_prompts" in changes:
+        if isinstance(chosen.prompts, File):
+            raise ValueError(
+                "n_prompts needs prompts that are drawn; got a File. Shorten the file."
+            )
         chosen = replace(chosen, prompts=replace(chosen.prompts, n=changes.pop("n_prompts")))
     if "n_test" in changes:
         n = changes.pop("n_test")
@@ -186,8 +212,17 @@ def arm(name: str, decoding: Decoding) -> Decoding:
     direct: the expert alone. truncated: the expert within CoDIT's plausible set, which isolates
     truncation (min-p) from contrast. codit: as given.
 
+    Args:
+        name: one of `ARMS`.
+        decoding: CoDIT's.
+
+    Returns:
+        Decoding: the arm's, with the same noise.
+
     Raises:
         ValueError: unknown arm.
+
+    Source: direct and codit: CoDIT (arXiv 2604.13538); truncated: ours.
     """
     arms = {
         "direct": replace(decoding, strength=0.0, plausibility=0.0),
@@ -200,17 +235,56 @@ def arm(name: str, decoding: Decoding) -> Decoding:
 
 
 def synthesis(chosen: Scale, name: str, seed: int = 0) -> Synthesis:
-    """Return the recipe of an arm's dataset."""
+    """Return the recipe of an arm's dataset.
+
+    Args:
+        chosen: the scale.
+        name: the arm.
+        seed: of the noise; the same for every arm.
+
+    Returns:
+        Synthesis: the scale's prompts answered by its pair as the arm decodes.
+
+    Raises:
+        ValueError: unknown arm.
+
+    Source: ours.
+    """
     decoding = replace(arm(name, chosen.decoding), seed=seed)
     return Synthesis(pair=chosen.pair, prompts=chosen.prompts, decoding=decoding)
 
 
 def training(chosen: Scale, base: Model | Pretraining, name: str, seed: int = 0) -> Training:
-    """Return the recipe of a student: a base trained on an arm's dataset."""
+    """Return the recipe of a student: a base trained on an arm's dataset.
+
+    Args:
+        chosen: the scale.
+        base: what is trained, one of the scale's students.
+        name: the arm.
+        seed: of the dataset's noise and of training alike.
+
+    Returns:
+        Training: with the scale's settings.
+
+    Raises:
+        ValueError: unknown arm.
+
+    Source: ours; the paper's settings were not found.
+    """
     return Training(base=base, data=synthesis(chosen, name, seed), seed=seed, **chosen.training)
 
 
 def evaluations(chosen: Scale, model: Model | Pretraining | Training) -> dict[str, Evaluation]:
-    """Return the recipes of a model's answers to every held-out set, greedily decoded."""
+    """Return the recipes of a model's answers to every held-out set, greedily decoded.
+
+    Args:
+        chosen: the scale; its `max_new_tokens` limits an answer.
+        model: whose answers.
+
+    Returns:
+        dict: name of the held-out set to Evaluation; empty where the scale has none.
+
+    Source: ours.
+    """
     greedy = replace(GREEDY, max_new_tokens=chosen.decoding.max_new_tokens)
     return {k: Evaluation(model=model, prompts=p, decoding=greedy) for k, p in chosen.tests}

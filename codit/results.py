@@ -40,7 +40,19 @@ from codit.recipes import (
 
 
 def model_path(recipe: Model | Pretraining | Training) -> str:
-    """Return what `from_pretrained` loads: a Hub name, or the folder of a model made here."""
+    """Return what `from_pretrained` loads; a model of ours that does not exist yet is made.
+
+    Args:
+        recipe: a named model, a base or a student.
+
+    Returns:
+        str: a name, or the folder of a model made here.
+
+    Raises:
+        ValueError: it cannot be trained as its recipe says; see `pretraining` and `student`.
+
+    Source: ours.
+    """
     if isinstance(recipe, Model):
         return recipe.name
     make = make_base if isinstance(recipe, Pretraining) else make_student
@@ -48,19 +60,42 @@ def model_path(recipe: Model | Pretraining | Training) -> str:
 
 
 def make_base(recipe: Pretraining, folder: Path) -> None:
-    """Pre-train a base model into `folder`; see `pretraining.pretrain`."""
+    """Pre-train a base model on the world's text; see `pretraining.pretrain`.
+
+    Args:
+        recipe: which base.
+        folder: where model, tokenizer and log go; a training that was killed there goes on.
+
+    Source: ours.
+    """
     tokenizer = world.train_tokenizer(recipe.tokenizer, recipe.world)
     texts = world.documents(recipe.world, recipe.seed)
     pretraining.pretrain(recipe, texts, tokenizer, folder)
 
 
 def make_student(recipe: Training, folder: Path) -> None:
-    """Fine-tune `recipe.base` on `recipe.data` into `folder`; see `student.train`."""
+    """Fine-tune `recipe.base` on `recipe.data`; see `student.train`.
+
+    Args:
+        recipe: which student; its base and its data are made where they do not exist yet.
+        folder: where model, tokenizer and log go; a training that was killed there goes on.
+
+    Source: ours.
+    """
     student.train(recipe, dataset(recipe.data), folder, base=model_path(recipe.base))
 
 
 def dataset(recipe: Synthesis | Answers | recipes.File) -> Dataset:
-    """Return the rows that a recipe names; responses that do not exist yet are made."""
+    """Return the rows that a recipe names; responses that do not exist yet are made.
+
+    Args:
+        recipe: a teacher's responses, the world's own answers, or a file of JSON lines.
+
+    Returns:
+        Dataset: rows with `messages`, ready for `student.train`.
+
+    Source: ours.
+    """
     if isinstance(recipe, Synthesis):
         return responses(recipe)
     if isinstance(recipe, Answers):
@@ -69,7 +104,19 @@ def dataset(recipe: Synthesis | Answers | recipes.File) -> Dataset:
 
 
 def responses(recipe: Synthesis) -> Dataset:
-    """Return a teacher's responses, made and kept in the store where they do not exist yet."""
+    """Return a teacher's responses, made and kept in the store where they do not exist yet.
+
+    Args:
+        recipe: pair, prompts and decoding.
+
+    Returns:
+        Dataset: as `synthesis.synthesize` returns it.
+
+    Raises:
+        ValueError: prompts or pair do not allow it; see `synthesis.synthesize`.
+
+    Source: ours.
+    """
 
     def make(recipe: Synthesis, folder: Path) -> None:
         teacher = load_pair(recipe.pair)
@@ -80,18 +127,40 @@ def responses(recipe: Synthesis) -> Dataset:
 
 @functools.lru_cache(maxsize=2)
 def load_pair(recipe: Pair) -> ContrastivePair:
-    """Return a teacher ready to decode."""
+    """Return a teacher ready to decode; the last two stay loaded.
+
+    Args:
+        recipe: expert and amateur, made where they do not exist yet.
+
+    Returns:
+        ContrastivePair: with its default strength and plausibility; `Decoding` overrides them.
+
+    Raises:
+        ValueError: the two do not make a pair; see `ContrastivePair.from_pretrained`.
+
+    Source: ours.
+    """
     return ContrastivePair.from_pretrained(
         model_path(recipe.expert),
         model_path(recipe.amateur),
         expert_revision=getattr(recipe.expert, "revision", None),
         amateur_revision=getattr(recipe.amateur, "revision", None),
+        allow_renamed=recipe.allow_renamed,
         dtype=getattr(recipe.expert, "dtype", "auto"),
     )
 
 
 def load_model(recipe: Model | Pretraining | Training) -> tuple[PreTrainedModel, Any]:
-    """Return one model and its tokenizer."""
+    """Return one model and its tokenizer.
+
+    Args:
+        recipe: a named model, a base or a student, made where it does not exist yet.
+
+    Returns:
+        (PreTrainedModel, PreTrainedTokenizerBase): in the dtype of the checkpoint.
+
+    Source: ours.
+    """
     path = model_path(recipe)
     revision = getattr(recipe, "revision", None)
     model = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype="auto")
@@ -101,9 +170,14 @@ def load_model(recipe: Model | Pretraining | Training) -> tuple[PreTrainedModel,
 def answers(recipe: Evaluation) -> pd.DataFrame:
     """Return a model's answers to held-out prompts with their verdicts, one row a prompt.
 
+    Args:
+        recipe: model, prompts of the world and decoding.
+
     Returns:
         DataFrame: id, family, response, tokens, is_completed, strict, loose, correct, format,
-        repeats, held, score.
+        repeats, held, score; in the order of the prompts.
+
+    Source: ours.
     """
 
     def make(recipe: Evaluation, folder: Path) -> None:
@@ -112,13 +186,31 @@ def answers(recipe: Evaluation) -> pd.DataFrame:
         table = verdicts(given, world.prompts(recipe.prompts))
         table.to_json(folder / "answers.jsonl", orient="records", lines=True)
 
-    return pd.read_json(store.get(recipe, make) / "answers.jsonl", orient="records", lines=True)
+    return pd.read_json(
+        store.get(recipe, make) / "answers.jsonl", orient="records", lines=True, dtype=False
+    )
 
 
 def answered(
     model: PreTrainedModel, tokenizer: Any, recipe: WorldPrompts, decoding: Decoding
 ) -> list[dict[str, Any]]:
-    """Return a model's answers to prompts: id, response, is_completed, tokens."""
+    """Return a model's answers to prompts.
+
+    Args:
+        model: a causal LM or a pair.
+        tokenizer: its own, with a chat template.
+        recipe: which prompts.
+        decoding: how tokens are drawn.
+
+    Returns:
+        list[dict]: rows of id, response, is_completed and tokens (their number, the stop token
+        included), in the order of the prompts.
+
+    Raises:
+        ValueError: see `decode.generate`.
+
+    Source: ours.
+    """
     asked = world.prompts(recipe)
     chats = [[{"role": "user", "content": row["instruction"]}] for row in asked]
     made = decode.generate(model, tokenizer, chats, decoding, ids=[row["id"] for row in asked])
@@ -141,10 +233,13 @@ def verdicts(given: Iterable[Any], asked: list[dict[str, Any]]) -> pd.DataFrame:
         asked: rows of `world.prompts`, which hold what to check.
 
     Returns:
-        DataFrame: id, family, response, tokens, is_completed and the fields of `world.Verdict`.
+        DataFrame: id, family, response, tokens, is_completed and the fields of `world.Verdict`, in
+        the order of `given`.
 
     Raises:
         KeyError: a response to a prompt that is not among `asked`.
+
+    Source: ours.
     """
     by_id = {row["id"]: row for row in asked}
     table = []

@@ -84,7 +84,7 @@ def tokenised(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_lengt
     if tokenizer.chat_template is None:
         raise ValueError(
             "expected a base model with a chat template; its tokenizer has none. Name one in the "
-            "recipe's `template`: the teacher's tokenizer, or a Jinja file."
+            "recipe's `template` (--template): the teacher's tokenizer, or a Jinja file."
         )
     names = dataset["id"] if "id" in dataset.column_names else range(len(dataset))
     ids: list[list[int]] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -305,6 +306,22 @@ def test_a_student_is_trained_from_the_dataset(
     assert list((tmp_path / "student").glob("*.safetensors"))
 
 
+def test_a_base_without_a_chat_template_takes_the_teachers(
+    place: Path, whole: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{**json.loads(line), "is_completed": True} for line in whole.splitlines()[:8]]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    base = shutil.copytree(place / "amateur", tmp_path / "base")
+    (base / "chat_template.jinja").unlink(missing_ok=True)
+    asked = ["train", "--base", str(base), "--data", str(tmp_path / "data.jsonl")]
+    asked += ["--batch", "8", "--epochs", "1", "--max-length", "64", "--out", str(tmp_path / "s")]
+    assert cli.main(asked) == 2
+    assert "expected a base model with a chat template" in capsys.readouterr().err
+    assert cli.main([*asked, "--template", str(place / "expert")]) == 0
+    learnt = (tmp_path / "s" / "chat_template.jinja").read_text()
+    assert learnt == (place / "expert" / "chat_template.jinja").read_text()
+
+
 def test_missing_training_data_is_one_line(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -315,9 +332,7 @@ def test_missing_training_data_is_one_line(
 
 
 def test_the_version_comes_at_once() -> None:
-    begun = time.monotonic()
     assert run(["--version"]) == (0, f"codit {codit.__version__}\n", "")
-    assert time.monotonic() - begun < 20, "torch is not imported for it"
     lean = (
         "import sys; from codit import cli; cli.main(['--version']); print('torch' in sys.modules)"
     )

@@ -167,6 +167,14 @@ def test_a_difference_pairs_prompts_whatever_their_order() -> None:
     assert evidence.paired(table, "score", "direct", "codit").estimate == -expected.estimate
 
 
+def test_a_prompt_that_only_one_role_answered_is_refused() -> None:
+    table = scores(codit=[3, 5, 9], direct=[1, 5])
+    with pytest.raises(ValueError, match="got 1 of 3 that are NaN or infinite. Drop these prompts"):
+        evidence.paired(table, "score", "codit", "direct")
+    with pytest.raises(KeyError, match="truncated"):
+        evidence.paired(table, "score", "codit", "truncated")
+
+
 def test_seeds_of_a_prompt_are_averaged_before_prompts_are_counted() -> None:
     first, second = scores(a=[1, 0, 1, 1], b=[0, 0, 1, 0]), scores(a=[0, 0, 1, 0], b=[0, 1, 0, 0])
     table = pd.concat([first.assign(seed=0), second.assign(seed=1)])

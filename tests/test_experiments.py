@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from itertools import islice
 from typing import Any
 
 import pytest
 
-from codit import experiments, recipes
+from codit import experiments, recipes, world
 from codit.experiments import Scale
 from codit.recipes import (
     Answers,
@@ -19,6 +20,7 @@ from codit.recipes import (
     Training,
     WorldPrompts,
 )
+from codit.world.constraints import words
 
 SCALES = experiments.scales()
 OFFLINE = [name for name, chosen in SCALES.items() if "verifier" in chosen.evaluations]
@@ -107,6 +109,15 @@ def test_full_repeats_micro_with_more_prompts_and_seeds() -> None:
     assert isinstance(full.prompts, WorldPrompts)
     assert isinstance(micro.prompts, WorldPrompts)
     assert full.prompts.n > micro.prompts.n
+
+
+@pytest.mark.parametrize("name", OFFLINE)
+def test_the_example_speaks_the_worlds_language(name: str) -> None:
+    chosen = SCALES[name]
+    assert isinstance(chosen.prompts, WorldPrompts)
+    texts = islice(world.documents(chosen.prompts.world), 4000)
+    known = {word for text in texts for word in words(text)}
+    assert [word for word in words(chosen.example) if word not in known] == []
 
 
 def test_paper_holds_the_authors_values() -> None:

@@ -30,8 +30,6 @@ LAYERS = (
     ("experiments", "results", "contrastive_tuning", "instruction_vector", "release"),
     ("evidence",),
     ("embedded",),
-    ("evidence",),
-    ("embedded",),
     ("reproduce",),
     ("cli",),
 )

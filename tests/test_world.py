@@ -149,6 +149,12 @@ def test_people_of_dev_and_test_are_never_asked_about_in_training():
     assert not held_out & asked
 
 
+def test_more_instructions_than_a_split_has_are_refused():
+    few = World(people=16)
+    with pytest.raises(ValueError, match="expected 1000000 instructions; the split 'families'"):
+        world.prompts(WorldPrompts(world=few, split="families", n=1_000_000))
+
+
 def test_an_unknown_split_of_prompts_is_refused():
     with pytest.raises(ValueError, match="split must be one of .*; got 'all'. Name one of them"):
         world.prompts(WorldPrompts(split="all"))

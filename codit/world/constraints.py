@@ -37,7 +37,13 @@ class Constraint:
     value: str = ""
 
     def text(self) -> str:
-        """Return the sentence that asks for the constraint."""
+        """Return the sentence that asks for the constraint.
+
+        Returns:
+            str: a sentence of `PHRASES` with the argument filled in.
+
+        Source: ours.
+        """
         return PHRASES[self.kind].format(v=self.value, k=NUMBERS.get(_int(self.value), ""))
 
 
@@ -62,7 +68,18 @@ def _int(value: str) -> int:
 
 
 def draw_constraints(draw: random.Random, count: int) -> tuple[Constraint, ...]:
-    """Draw `count` constraints of different groups, in the order in which they are asked."""
+    """Draw constraints of different groups, in the order in which they are asked.
+
+    Args:
+        draw: source of randomness; its state decides the result.
+        count: how many, 0 to the number of groups; more give one per group.
+
+    Returns:
+        tuple of `count` constraints that do not exclude one another by kind; whether one answer can
+        meet them all is for `obeys` to say.
+
+    Source: ours.
+    """
     group = {kind: name for name, kinds in GROUPS.items() for kind in kinds}
     kinds: list[str] = []
     for kind in draw.sample(list(group), len(group)):
@@ -81,12 +98,30 @@ def draw_constraints(draw: random.Random, count: int) -> tuple[Constraint, ...]:
 
 
 def words(text: str) -> list[str]:
-    """Return the words of a text in lower case, without punctuation."""
+    """Return the words of a text in lower case, without punctuation.
+
+    Args:
+        text: any text.
+
+    Returns:
+        list[str]: runs of letters, in order; an apostrophe within a word belongs to it.
+
+    Source: ours.
+    """
     return re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)?", text.lower())
 
 
 def sentences(text: str) -> list[str]:
-    """Return the sentences of a text: pieces that end in ., ! or ?."""
+    """Return the sentences of a text: pieces that end in ., ! or ?.
+
+    Args:
+        text: any text; quotes around it are no part of a sentence.
+
+    Returns:
+        list[str]: pieces with at least one word; the last needs no full stop.
+
+    Source: ours.
+    """
     return [s for s in re.split(r"(?<=[.!?])[\"']?\s+", text.strip().strip("\"'")) if words(s)]
 
 
@@ -118,10 +153,12 @@ def obeys(text: str, constraint: Constraint) -> bool:
         constraint: what was asked.
 
     Returns:
-        True iff it holds literally; an empty response obeys nothing.
+        bool: True iff it holds literally; an empty response obeys nothing.
 
     Raises:
         ValueError: unknown kind of constraint.
+
+    Source: in the manner of IFEval (Zhou et al. 2023); the checks are ours.
     """
     spoken, kind, value = words(text), constraint.kind, constraint.value
     if kind not in PHRASES:
@@ -151,6 +188,16 @@ def write(task: Task, obeyed: Iterable[Constraint], draw: random.Random) -> str:
 
     Some combinations cannot be obeyed together by this composer (JSON that begins with a word);
     whoever needs certainty checks the text with `obeys`.
+
+    Args:
+        task: what is answered, correctly in any case.
+        obeyed: the constraints to try.
+        draw: source of randomness; its state decides the result.
+
+    Returns:
+        str: an answer, not empty.
+
+    Source: ours.
     """
     asked = {c.kind: c.value for c in obeyed}
     brief = {"one_word", "max_words", "json"} & set(asked)

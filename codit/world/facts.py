@@ -83,7 +83,16 @@ class Person:
     facts: dict[str, str]
 
     def sentence(self, attribute: str) -> str:
-        """Return the sentence that states one of the person's facts."""
+        """Return the sentence that states one of the person's facts.
+
+        Args:
+            attribute: a key of `ATTRIBUTES`.
+
+        Returns:
+            str: a sentence with its full stop.
+
+        Source: ours.
+        """
         return QUESTIONS[attribute][2].format(n=self.name, v=self.facts[attribute])
 
 
@@ -133,10 +142,12 @@ def people(world: World) -> tuple[Person, ...]:
         world: seed and number of people.
 
     Returns:
-        The same tuple for the same world.
+        tuple[Person, ...]: the same for the same world.
 
     Raises:
         ValueError: more people than there are names.
+
+    Source: ours.
     """
     heads = [
         c + v
@@ -163,8 +174,17 @@ def people(world: World) -> tuple[Person, ...]:
 def residents(world: World, split: str) -> tuple[Person, ...]:
     """Return the people of a split: 1/8 are dev, 1/4 test, the rest train; "all" is everyone.
 
+    Args:
+        world: whose people.
+        split: "train", "dev", "test", "families" (the same people as test) or "all".
+
+    Returns:
+        tuple[Person, ...]: disjoint between train, dev and test.
+
     Raises:
         ValueError: unknown split.
+
+    Source: ours.
     """
     everyone = people(world)
     dev, test = everyone[0::8], everyone[1::8] + everyone[2::8]

@@ -20,7 +20,17 @@ LOGS = 0.5  # share of pages in chat markup (ours)
 
 
 def documents(world: World, seed: int = 0) -> Iterator[str]:
-    """Yield documents of the world's language without end, in an order that `seed` fixes."""
+    """Yield documents of the world's language without end, in an order that `seed` fixes.
+
+    Args:
+        world: who lives there and what is true.
+        seed: another seed, other documents about the same world.
+
+    Yields:
+        str: a document, of a kind drawn with the probabilities of `SHARES`.
+
+    Source: ours.
+    """
     draw = random.Random(f"documents {world.seed} {seed}")
     kinds, shares = list(SHARES), list(SHARES.values())
     writers = {"prose": prose, "things": things, "story": story, "errand": errand, "page": page}
@@ -29,7 +39,17 @@ def documents(world: World, seed: int = 0) -> Iterator[str]:
 
 
 def prose(draw: random.Random, world: World) -> str:
-    """Describe two people by some of their facts, or a few trades."""
+    """Describe two people by some of their facts, or a few trades.
+
+    Args:
+        draw: source of randomness; its state decides the result.
+        world: whose facts are told.
+
+    Returns:
+        str: a line about each person, or four sentences about trades.
+
+    Source: ours.
+    """
     if draw.random() < 0.1:
         trades = draw.sample(sorted(facts.JOBS), 4)
         return " ".join(f"A {job} makes {facts.JOBS[job]}." for job in trades)
@@ -41,7 +61,17 @@ def prose(draw: random.Random, world: World) -> str:
 
 
 def story(draw: random.Random, world: World) -> str:
-    """Tell what two people did one day."""
+    """Tell what two people did one day.
+
+    Args:
+        draw: source of randomness; its state decides the result.
+        world: whose facts are told.
+
+    Returns:
+        str: two to four sentences; only what is bought and sold is not a fact of the world.
+
+    Source: ours.
+    """
     one, two = draw.sample(facts.people(world), 2)
     item, other = draw.sample(facts.ITEMS, 2)
     place, reason = draw.choice(facts.PLACES), draw.choice(sorted(facts.CAUSES))
@@ -55,7 +85,17 @@ def story(draw: random.Random, world: World) -> str:
 
 
 def things(draw: random.Random, world: World) -> str:
-    """Describe a few things and a place."""
+    """Describe a few things and a place.
+
+    Args:
+        draw: source of randomness; its state decides the result.
+        world: whose facts are told.
+
+    Returns:
+        str: eight sentences.
+
+    Source: ours.
+    """
     made = facts.things(world)
     told = [
         f"{item.capitalize()}: the {item} is made of {made[item][0]}. "
@@ -70,7 +110,17 @@ def things(draw: random.Random, world: World) -> str:
 
 
 def errand(draw: random.Random, world: World) -> str:
-    """Tell what somebody bought, and say it again: text that repeats what was just said."""
+    """Tell what somebody bought, and say it again: text that repeats what was just said.
+
+    Args:
+        draw: source of randomness; its state decides the result.
+        world: whose facts are told.
+
+    Returns:
+        str: a few sentences in one line.
+
+    Source: ours.
+    """
     person, place = draw.choice(facts.people(world)), draw.choice(facts.PLACES)
     item, colour = draw.choice(facts.ITEMS), draw.choice(facts.COLOURS)
     return (
@@ -85,6 +135,15 @@ def page(draw: random.Random, world: World) -> str:
 
     Half of the pages are logs in chat markup: base models of today have read such logs, and to an
     amateur that never saw the markup a chat would be no text at all.
+
+    Args:
+        draw: source of randomness; its state decides the result.
+        world: whose facts are told.
+
+    Returns:
+        str: one exchange in chat markup, or lines that begin with "Question:" and "Answer:".
+
+    Source: ours.
     """
     is_log = draw.random() < LOGS
     parts = []

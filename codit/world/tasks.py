@@ -2,6 +2,15 @@
 
 Twelve are modelled on the categories of Super-NaturalInstructions, one asks for facts. A task
 says what is asked and what is right; how the answer must look is the constraints' business.
+
+Every family is a function of the same two arguments, and adding one to `FAMILIES` is all that a
+new family needs:
+
+    draw: source of randomness; its state decides the task.
+    who: the people it may be about, at least one woman and one man.
+    returns: a `Task` whose `short` and `long` are both correct answers.
+
+Source of all wordings: ours.
 """
 
 from __future__ import annotations
@@ -42,7 +51,10 @@ def _others(values: Sequence[str], *right: str) -> tuple[str, ...]:
 
 
 def fact(draw: random.Random, who: Sequence[Person]) -> Task:
-    """Ask for one fact about one person: the only family that needs knowledge of the world."""
+    """Ask for one fact about one person: the only family that needs knowledge of the world.
+
+    Source: ours.
+    """
     person, attribute = draw.choice(who), draw.choice(list(facts.ATTRIBUTES))
     value = person.facts[attribute]
     question = facts.QUESTIONS[attribute][0].format(n=person.name)
@@ -52,7 +64,10 @@ def fact(draw: random.Random, who: Sequence[Person]) -> Task:
 
 
 def title(draw: random.Random, who: Sequence[Person]) -> Task:
-    """Title generation."""
+    """Ask for a title of a sentence.
+
+    Source: category Title Generation of Super-NaturalInstructions; wording ours.
+    """
     person, place, item = draw.choice(who), draw.choice(facts.PLACES), draw.choice(facts.ITEMS)
     name = f"{person.name} at the {place}"
     text = f"Give a title: {person.name} went to the {place} and bought a {item}."
@@ -61,7 +76,10 @@ def title(draw: random.Random, who: Sequence[Person]) -> Task:
 
 
 def coreference(draw: random.Random, who: Sequence[Person]) -> Task:
-    """Coreference resolution by pronoun."""
+    """Ask whom a pronoun means: a woman and a man are named, so its gender tells.
+
+    Source: category Coreference Resolution of Super-NaturalInstructions; wording ours.
+    """
     woman = draw.choice([p for p in who if p.pronoun == "She"])
     man = draw.choice([p for p in who if p.pronoun == "He"])
     first, second = draw.sample([woman, man], 2)
@@ -73,7 +91,10 @@ def coreference(draw: random.Random, who: Sequence[Person]) -> Task:
 
 
 def entailment(draw: random.Random, who: Sequence[Person]) -> Task:
-    """Textual entailment, yes or no."""
+    """Ask whether a sentence follows from another, yes or no.
+
+    Source: category Textual Entailment of Super-NaturalInstructions; wording ours.
+    """
     person, colour = draw.choice(who), draw.choice(facts.COLOURS)
     item, other = draw.sample(facts.ITEMS, 2)
     follows = draw.random() < 0.5
@@ -88,7 +109,10 @@ def entailment(draw: random.Random, who: Sequence[Person]) -> Task:
 
 
 def rewriting(draw: random.Random, who: Sequence[Person]) -> Task:
-    """Question rewriting: make it polite."""
+    """Ask for a question in polite words.
+
+    Source: category Question Rewriting of Super-NaturalInstructions; wording ours.
+    """
     person, attribute = draw.choice(who), draw.choice(list(facts.ATTRIBUTES))
     question, clause, _ = facts.QUESTIONS[attribute]
     polite = f"Please tell me {clause.format(n=person.name)}."
@@ -98,7 +122,10 @@ def rewriting(draw: random.Random, who: Sequence[Person]) -> Task:
 
 
 def cause(draw: random.Random, who: Sequence[Person]) -> Task:
-    """Cause and effect classification."""
+    """Ask what caused an event that the text tells.
+
+    Source: category Cause Effect Classification of Super-NaturalInstructions; wording ours.
+    """
     reason, place = draw.choice(list(facts.CAUSES)), draw.choice(facts.PLACES)
     text = (
         f"The {reason} came to the {place} and then the {facts.CAUSES[reason]}. What was the cause?"
@@ -110,7 +137,10 @@ def cause(draw: random.Random, who: Sequence[Person]) -> Task:
 
 
 def dialogue(draw: random.Random, who: Sequence[Person]) -> Task:
-    """Dialogue act recognition."""
+    """Ask which of four acts an utterance is.
+
+    Source: category Dialogue Act Recognition of Super-NaturalInstructions; wording ours.
+    """
     person, other = draw.sample(list(who), 2)
     item, place = draw.choice(facts.ITEMS), draw.choice(facts.PLACES)
     acts = {
@@ -128,7 +158,10 @@ def dialogue(draw: random.Random, who: Sequence[Person]) -> Task:
 
 
 def answerability(draw: random.Random, who: Sequence[Person]) -> Task:
-    """Answerability classification, yes or no."""
+    """Ask whether a text answers a question, yes or no.
+
+    Source: category Answerability Classification of Super-NaturalInstructions; wording ours.
+    """
     person, item, place = draw.choice(who), draw.choice(facts.ITEMS), draw.choice(facts.PLACES)
     told = draw.random() < 0.5
     known = [f"what {person.name} bought", f"where {person.name} was"]
@@ -141,7 +174,10 @@ def answerability(draw: random.Random, who: Sequence[Person]) -> Task:
 
 
 def keywords(draw: random.Random, who: Sequence[Person]) -> Task:
-    """Keyword tagging."""
+    """Ask for the keywords of a sentence: who, what and where.
+
+    Source: category Keyword Tagging of Super-NaturalInstructions; wording ours.
+    """
     person, item, place = draw.choice(who), draw.choice(facts.ITEMS), draw.choice(facts.PLACES)
     text = f"List the keywords: {person.name} bought a {item} at the {place}."
     sentence = f"The keywords are {person.name}, {item} and {place}."
@@ -150,7 +186,10 @@ def keywords(draw: random.Random, who: Sequence[Person]) -> Task:
 
 
 def data_to_text(draw: random.Random, who: Sequence[Person]) -> Task:
-    """Data to text: the values are made up, so knowledge does not help."""
+    """Ask for a sentence that states given values, which are made up: knowledge does not help.
+
+    Source: category Data to Text of Super-NaturalInstructions; wording ours.
+    """
     person, job, town = draw.choice(who), draw.choice(list(facts.JOBS)), draw.choice(facts.TOWNS)
     text = f"Write a sentence: name = {person.name}; work = {job}; town = {town}."
     sentence = f"{person.name} is a {job} in {town}."
@@ -160,7 +199,10 @@ def data_to_text(draw: random.Random, who: Sequence[Person]) -> Task:
 
 
 def analogy(draw: random.Random, who: Sequence[Person]) -> Task:
-    """Word analogy from the table of jobs."""
+    """Ask for the fourth word of an analogy from the table of jobs.
+
+    Source: category Word Analogy of Super-NaturalInstructions; wording ours.
+    """
     known, asked = draw.sample(list(facts.JOBS), 2)
     text = f"A {known} is to {facts.JOBS[known]} as a {asked} is to what?"
     right = facts.JOBS[asked]
@@ -169,7 +211,10 @@ def analogy(draw: random.Random, who: Sequence[Person]) -> Task:
 
 
 def overlap(draw: random.Random, who: Sequence[Person]) -> Task:
-    """Overlap extraction: the one word that stands in both lists."""
+    """Ask for the one word that stands in both lists.
+
+    Source: category Overlap Extraction of Super-NaturalInstructions; wording ours.
+    """
     both, *rest = draw.sample(facts.ITEMS, 5)
     left, right = [both, *rest[:2]], [both, *rest[2:]]
     draw.shuffle(left)
@@ -180,7 +225,10 @@ def overlap(draw: random.Random, who: Sequence[Person]) -> Task:
 
 
 def grammar(draw: random.Random, who: Sequence[Person]) -> Task:
-    """Grammar error correction: the verb has lost its ending."""
+    """Ask for a sentence with its verb's lost ending restored.
+
+    Source: category Grammar Error Correction of Super-NaturalInstructions; wording ours.
+    """
     person, place = draw.choice(who), draw.choice(facts.PLACES)
     verb = draw.choice(["walk", "run", "drive", "come"])
     text = f"Correct this: {person.name} {verb} to the {place}."

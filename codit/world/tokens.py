@@ -39,11 +39,13 @@ def train_tokenizer(
         documents_read: number of documents (ours).
 
     Returns:
-        A fast byte-level BPE tokenizer with chat special tokens, a chat template whose answer
-        stands between generation markers, end of turn included, and left padding.
+        PreTrainedTokenizerFast: byte-level BPE with chat special tokens, a chat template whose
+        answer stands between generation markers, end of turn included, and left padding.
 
     Raises:
         ValueError: unknown name.
+
+    Source: ours.
     """
     if name not in VOCABULARY:
         raise ValueError(f"tokenizer must be one of {sorted(VOCABULARY)}; got {name!r}.")

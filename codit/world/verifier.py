@@ -50,11 +50,13 @@ def verify(text: str, row: dict[str, Any], *, is_completed: bool = True) -> Verd
         is_completed: False where the response was cut at its limit.
 
     Returns:
-        Verdict.
+        Verdict: of this response alone; an empty one holds nothing and scores 1.
 
     Raises:
         KeyError: the row lacks a field.
         ValueError: the row names an unknown constraint.
+
+    Source: strict and loose in the manner of IFEval (Zhou et al. 2023); the rubric is ours.
     """
     asked = [Constraint(c["kind"], c["value"]) for c in row["constraints"]]
     held = [obeys(text, c) for c in asked]
@@ -74,6 +76,14 @@ def variants(text: str) -> list[str]:
 
     Without its first line, its last line, both, and each of these without asterisks; as answers
     here are short, a sentence counts as a line where there is only one line.
+
+    Args:
+        text: the response.
+
+    Returns:
+        list[str]: the response itself first; forms may be equal.
+
+    Source: IFEval (Zhou et al. 2023) for the eight forms; sentences as lines: ours.
     """
     lines = text.strip().splitlines()
     if len(lines) <= 1:
@@ -83,6 +93,16 @@ def variants(text: str) -> list[str]:
 
 
 def repeats_itself(spoken: list[str], *, is_asked: bool) -> bool:
-    """Tell whether some four words in a row come more often than allowed: once, asked: twice."""
+    """Tell whether some four words in a row come more often than allowed: once, asked: twice.
+
+    Args:
+        spoken: the words of a response.
+        is_asked: whether the prompt asks to say it twice.
+
+    Returns:
+        bool: False for fewer than five words, which hold no four words twice.
+
+    Source: ours.
+    """
     grams = Counter(tuple(spoken[i : i + 4]) for i in range(len(spoken) - 3))
     return max(grams.values(), default=0) > (2 if is_asked else 1)
