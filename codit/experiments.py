@@ -105,6 +105,7 @@ def scales() -> dict[str, Scale]:
     scripts and release; everything else ours.
     """
     base = amateur()
+    # Plausibility: the best of .01, .1, .3, .6, .9 for one student on 300 dev prompts (ours).
     micro = Scale(
         pair=Pair(expert=expert(base), amateur=base),
         prompts=WorldPrompts(n=1500, seed=2),
@@ -112,12 +113,13 @@ def scales() -> dict[str, Scale]:
             ("test", WorldPrompts(split="test", n=400)),
             ("families", WorldPrompts(split="families", n=200)),
         ),
-        decoding=Decoding(plausibility=0.6, max_new_tokens=96),
+        decoding=Decoding(plausibility=0.3, max_new_tokens=96),
         students=(base,),
         training=MICRO_TRAINING,
         evaluations=("verifier",),
         seeds=(0,),
-        example="Which pet does Puto have? Begin with the word lamp. Say it twice.",
+        example="Write a sentence: name = Savo; work = miller; town = Orrin. "
+        "Answer in JSON. End with the word wagon.",
     )
     full = replace(
         micro,
