@@ -149,10 +149,13 @@ def test_people_of_dev_and_test_are_never_asked_about_in_training():
     assert not held_out & asked
 
 
-def test_more_instructions_than_a_split_has_are_refused():
-    few = World(people=16)
-    with pytest.raises(ValueError, match="expected 1000000 instructions; the split 'families'"):
-        world.prompts(WorldPrompts(world=few, split="families", n=1_000_000))
+def test_a_search_for_instructions_in_vain_ends_with_what_to_do(monkeypatch):
+    monkeypatch.setattr(instructions, "IN_VAIN", 20)
+    expected = "expected 100000 instructions; the split 'test' of this world has hardly more than"
+    with pytest.raises(
+        ValueError, match=expected + r" \d+\. Ask for fewer, or for a world of more"
+    ):
+        world.prompts(WorldPrompts(world=SMALL, split="test", n=100_000))
 
 
 def test_an_unknown_split_of_prompts_is_refused():
