@@ -44,6 +44,25 @@ def models() -> dict[str, Pretraining | Training]:
     }
 
 
+def folder(name: str) -> Path:
+    """Return where an embedded model lies, whether it has been made or not.
+
+    Args:
+        name: one of `models`.
+
+    Returns:
+        Path: absolute, `data/models/NAME` of the checkout.
+
+    Raises:
+        ValueError: unknown name.
+
+    Source: ours.
+    """
+    if name not in models():
+        raise ValueError(f"expected one of {list(models())}; got {name!r}. Name an embedded model.")
+    return store.repository() / "data" / "models" / name
+
+
 def embed(name: str, *, fresh: bool = False) -> Path:
     """Make an embedded model, evaluate it, and put it into `data/models/`.
 
@@ -59,12 +78,9 @@ def embed(name: str, *, fresh: bool = False) -> Path:
 
     Source: ours.
     """
-    known = models()
-    if name not in known:
-        raise ValueError(f"expected one of {list(known)}; got {name!r}. Name an embedded model.")
-    recipe = known[name]
+    target = folder(name)
+    recipe = models()[name]
     make = results.make_base if isinstance(recipe, Pretraining) else results.make_student
-    target = store.repository() / "data" / "models" / name
     staged = target.with_name(f".{name}.new")
     shutil.rmtree(staged, ignore_errors=True)  # of a killed try, which the store might find
     made = store.get(recipe, make, fresh=fresh)

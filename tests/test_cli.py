@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -17,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import codit
-from codit import cli, recipes
+from codit import cli, embedded, recipes, world
 from tests import tiny
 
 ROWS = [{"id": f"row {n}", "instruction": f"the cat number {n}"} for n in range(48)]
@@ -124,6 +125,34 @@ def test_a_run_killed_at_this_moment_ends_in_the_same_bytes(
     assert status_of(ready) == 0
     assert (tmp_path / "data.jsonl").read_bytes() == whole
     assert not partial.exists()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(3))
+def test_the_embedded_pair_killed_at_ten_random_moments_ends_in_the_same_bytes(
+    seed: int, ready: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    models = {name: embedded.folder(name) for name in ("expert", "amateur")}
+    rows = world.prompts(recipes.WorldPrompts(split="test", n=200))
+    text = "".join(json.dumps({k: r[k] for k in ("id", "instruction")}) + "\n" for r in rows)
+    (tmp_path / "in.jsonl").write_text(text)
+    flags = {**models, "prompts": tmp_path / "in.jsonl", "max-new-tokens": 96, "batch-size": 8}
+    asked = ["synthesize", *(part for k, v in flags.items() for part in (f"--{k}", str(v)))]
+    ask(ready, [*asked, "--out", str(tmp_path / "whole.jsonl")])
+    assert status_of(ready) == 0
+    draw, out, partial = random.Random(seed), tmp_path / "cut.jsonl", tmp_path / "cut.partial"
+    seen = []
+    for aim in sorted(draw.randint(0, 190) for _ in range(10)):
+        child = ask(ready, [*asked, "--out", str(out)])
+        while not partial.exists() or partial.read_bytes().count(b"\n") < aim:
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0, 0.05))
+        os.kill(child, signal.SIGKILL)
+        assert status_of(ready) == -signal.SIGKILL
+        seen.append(partial.read_bytes().count(b"\n"))
+    ask(ready, [*asked, "--out", str(out)])
+    assert status_of(ready) == 0
+    assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes(), f"killed at lines {seen}"
 
 
 def test_a_run_killed_again_and_half_way_through_a_line_ends_in_the_same_bytes(
