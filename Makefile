@@ -44,8 +44,8 @@ lint: $(STAMP)  ## ruff (notebooks too), formatting, types
 	$(BIN)/python -m ruff format --check
 	$(BIN)/python -m mypy
 
-models: $(STAMP)  ## train the models of data/models/ again
-	$(BIN)/python -m codit.embedded
+models: $(STAMP)  ## train the models of data/models/ again: about 15 minutes each on one core
+	$(BIN)/python -m codit.embedded --fresh $(ARGS)
 
 golden: $(STAMP)  ## record the golden files of the tests again
 	$(BIN)/python -m tests.golden

@@ -100,13 +100,19 @@ def read(out: str | Path) -> Dataset:
     if not longest:
         return Dataset(SCHEMA.empty_table())
     try:
-        known = pa.schema([field for field in SCHEMA if field.name in json.loads(first)])
+        row = json.loads(first)
+        # Others number their rows; here ids are texts.
+        numbered = isinstance(row.get("id"), int)
+        fields = [f for f in SCHEMA if f.name in row and not (numbered and f.name == "id")]
         table = pyarrow.json.read_json(
             str(out),
             read_options=pyarrow.json.ReadOptions(block_size=max(2 * longest, 1 << 20)),
-            parse_options=pyarrow.json.ParseOptions(explicit_schema=known),
+            parse_options=pyarrow.json.ParseOptions(explicit_schema=pa.schema(fields)),
         )
-    except (ValueError, TypeError) as error:  # ArrowInvalid is a ValueError
+        if numbered:
+            place = table.column_names.index("id")
+            table = table.set_column(place, "id", table["id"].cast(pa.string()))
+    except (AttributeError, ValueError, TypeError) as error:  # ArrowInvalid is a ValueError
         raise ValueError(f"expected JSON objects, one a line, in {out}; {error}") from error
     return Dataset(table)
 

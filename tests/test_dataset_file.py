@@ -169,3 +169,18 @@ def test_rows_without_a_record_of_their_settings_are_not_continued(
         ValueError, match=r"data\.partial\.json to say what made the rows beside it"
     ):
         resumption.earlier_runs(files, FINGERPRINT, resume="if_same")
+
+
+def test_rows_that_others_numbered_are_read_with_their_numbers_as_text(tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes."}]
+    lines = [json.dumps({"id": number, "messages": chat}) for number in (7, 8)]
+    (tmp_path / "theirs.jsonl").write_text("\n".join(lines) + "\n")
+    rows = dataset_file.read(tmp_path / "theirs.jsonl")
+    assert rows["id"][:] == ["7", "8"]
+    assert rows[1]["messages"] == chat
+
+
+def test_a_file_of_something_else_than_objects_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "list.jsonl").write_text("[1, 2]\n")
+    with pytest.raises(ValueError, match="expected JSON objects, one a line, in"):
+        dataset_file.read(tmp_path / "list.jsonl")
