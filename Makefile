@@ -5,7 +5,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11
 # Further arguments of pip, an index with CPU builds of torch say: README, "CPU and CUDA builds".
 PIP_ARGS ?=
 SCALE ?= micro
-JOBS ?= 1
+# Notebooks executed at the same time.
+JOBS ?= 2
 # 1: begin again from nothing: environment, results, executed notebooks.
 FRESH ?=
 # Arguments handed on: ARGS="--only 01 -p name=value", ARGS="-k pair -x".

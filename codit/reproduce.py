@@ -73,7 +73,8 @@ def command(
     Args:
         scale: whose recipes the notebooks use: micro, full, laptop, paper.
         only: numbers or names of notebooks, separated by commas: 01,03. Empty: all.
-        jobs: notebooks executed at the same time.
+        jobs: notebooks executed at the same time; they share the cores, unless OMP_NUM_THREADS
+            says how many threads each has.
         fresh: execute what is up to date too. Results in the store are used again; delete
             `data/cache` to compute them anew.
         parameter: name=value, a Python literal or else a text, given to every chosen notebook;
@@ -89,6 +90,10 @@ def command(
     """
     given = dict(_parse(text) for text in parameter)
     chosen = [name for name in only.split(",") if name]
+    # Threads of one kernel that wait for a core another one holds cost a hundredfold.
+    threads = max(1, (os.cpu_count() or 1) // max(1, jobs))
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     runs = reproduce({"scale": scale, **given}, only=chosen, jobs=jobs, fresh=fresh)
     print(cost_table(runs))
     return int(any(run.status == "failed" for run in runs))
