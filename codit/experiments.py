@@ -187,6 +187,8 @@ def scale(name: str, **changes: Any) -> Scale:
         raise ValueError(f"scale must be one of {list(known)}; got {name!r}. Name one of them.")
     chosen = known[name]
     changes = {k: v for k, v in changes.items() if v is not None}
+    if isinstance(changes.get("seeds"), list):  # what papermill hands on
+        changes["seeds"] = tuple(changes["seeds"])
     decoding = {k: changes.pop(k) for k in tuple(changes) if k in _names(Decoding)}
     chosen = replace(chosen, decoding=replace(chosen.decoding, **decoding))
     if "n_prompts" in changes:

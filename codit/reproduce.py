@@ -279,9 +279,10 @@ def _parse(text: str) -> tuple[str, Any]:
     if not equals or not name.isidentifier():
         raise ValueError(f"expected a parameter as name=value; got {text!r}. Write it that way.")
     try:
-        return name, ast.literal_eval(value)
+        literal = ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return name, value
+    return name, list(literal) if isinstance(literal, tuple) else literal  # papermill: no tuples
 
 
 if __name__ == "__main__":

@@ -127,6 +127,20 @@ def test_a_run_killed_at_this_moment_ends_in_the_same_bytes(
     assert not partial.exists()
 
 
+def test_real_benchmark_prompts_run_through_the_embedded_pair(
+    prompts_dir: Path, tmp_path: Path
+) -> None:
+    lines = (prompts_dir / "mt_bench_question.jsonl").read_text().splitlines()
+    asked = [{"id": q["question_id"], "instruction": q["turns"][0]} for q in map(json.loads, lines)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    flags = {name: embedded.folder(name) for name in ("expert", "amateur")}
+    flags |= {"prompts": tmp_path / "in.jsonl", "out": tmp_path / "out.jsonl"}
+    given = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+    assert cli.main(["synthesize", *given, "--max-new-tokens", "32"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == [str(row["id"]) for row in asked]
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(3))
 def test_the_embedded_pair_killed_at_ten_random_moments_ends_in_the_same_bytes(
