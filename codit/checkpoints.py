@@ -70,6 +70,11 @@ def read_pair(
         for name, revision in zip((expert, amateur), revisions, strict=True)
     ]
     if tokenizer is not None:
+        # Some tokenizers name an added token more than their text model has logits (Gemma 3 1B).
+        width = min(m.config.get_text_config(decoder=True).vocab_size for m in models)
+        if set(range(width, len(tokenizer))) <= set(tokenizer.added_tokens_decoder):
+            values["vocab_size"] = min(len(tokenizer), width)
+            values["special_ids"] = [i for i in values["special_ids"] if i < width]
         config = models[0].generation_config
         config.eos_token_id, config.pad_token_id = (
             stop_ids(tokenizer, config),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from codit import decode, recipes
 from codit.checkpoints import read_pair
 from codit.pair import ContrastivePair, load_tokenizer
 from tests import tiny
@@ -120,3 +121,33 @@ def test_what_is_read_is_the_models_and_what_the_pair_is_made_with(tmp_path):
     assert torch.equal(expert.lm_head.weight, pair.expert.lm_head.weight)
     assert torch.equal(amateur.lm_head.weight, pair.amateur.lm_head.weight)
     assert amateur.generation_config.eos_token_id == 0  # its own; the pair stops by the expert's
+
+
+def test_an_added_token_without_logits_is_left_out_and_the_pair_still_decodes(tmp_path):
+    # As Gemma 3 1B: its tokenizer names an image token that its text model does not know.
+    folders = tiny.save_pair(tmp_path, "gemma3_text")
+    for folder in folders:
+        tokenizer = load_tokenizer(folder)
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<|image|>"]})
+        tokenizer.add_tokens([f"<|unused{n}|>" for n in range(280 - len(tokenizer) + 1)])
+        tokenizer.save_pretrained(folder)
+    tokenizer = load_tokenizer(folders[0])
+    assert len(tokenizer) == 281
+    pair = ContrastivePair.from_pretrained(*folders, plausibility=0.1)
+    assert pair.vocab_size == 280
+    assert int(pair.special_ids.max()) < 280
+    chat = [{"role": "user", "content": "the cat"}]
+    greedy = recipes.Decoding(temperature=0, max_new_tokens=5)
+    (answer,) = decode.generate(pair, tokenizer, [chat], greedy, progress=False)
+    assert answer.error is None
+    assert 0 < len(answer.token_ids) <= 5
+
+
+def test_a_tokenizer_with_ordinary_tokens_beyond_the_logits_is_refused(tmp_path):
+    folders = tiny.save_pair(tmp_path, "llama")
+    model = AutoModelForCausalLM.from_pretrained(folders[0])
+    model.resize_token_embeddings(200)
+    for folder in folders:
+        model.save_pretrained(folder)
+    with pytest.raises(ValueError, match="vocab_size must lie in 1..200"):
+        ContrastivePair.from_pretrained(*folders)
