@@ -100,7 +100,7 @@ def dataset(recipe: Synthesis | Answers | recipes.File) -> Dataset:
         return responses(recipe)
     if isinstance(recipe, Answers):
         return Dataset.from_list(world.answers(recipe))
-    return Dataset.from_json(recipe.path)
+    return dataset_file.read(recipe.path)
 
 
 def responses(recipe: Synthesis) -> Dataset:

@@ -49,3 +49,20 @@ def micro(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent
     return micro.small(monkeypatch, shared / "micro")
+
+
+@pytest.fixture
+def idle(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Call it, and whatever is made afterwards fails the test."""
+    from codit import decode, pretraining, student, synthesis
+
+    def never(*args: Any, **kwargs: Any) -> None:
+        pytest.fail("made again")
+
+    def forbid() -> None:
+        monkeypatch.setattr(pretraining, "pretrain", never)
+        monkeypatch.setattr(student, "train", never)
+        monkeypatch.setattr(synthesis, "synthesize", never)
+        monkeypatch.setattr(decode, "generate", never)
+
+    return forbid

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from codit import decode, evidence, experiments, pretraining, results, statistics, student, world
+from codit import decode, evidence, experiments, results, statistics, world
 from codit.contrast import contrast
 from codit.experiments import Scale
 from codit.recipes import Decoding, File, Model, Pair, WorldPrompts
@@ -21,21 +21,6 @@ CHAT = [{"role": "user", "content": "the cat"}]
 VERDICTS = {"id", "family", "response", "tokens", "is_completed", "strict", "loose", "correct"} | {
     "format", "repeats", "held", "score",
 }  # fmt: skip
-
-
-@pytest.fixture
-def idle(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Call it, and whatever is made afterwards fails the test."""
-
-    def never(*args: Any, **kwargs: Any) -> None:
-        pytest.fail("made again")
-
-    def forbid() -> None:
-        monkeypatch.setattr(pretraining, "pretrain", never)
-        monkeypatch.setattr(student, "train", never)
-        monkeypatch.setattr(decode, "generate", never)
-
-    return forbid
 
 
 # -- recipes for reading -------------------------------------------------------------------------

@@ -11,26 +11,10 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
-from codit import decode, experiments, pretraining, recipes, results, store, student, world
+from codit import experiments, recipes, results, store, world
 from codit.experiments import Scale
 from codit.recipes import Answers, File, Model, WorldPrompts
 from tests import tiny
-
-
-@pytest.fixture
-def idle(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Call it, and whatever is made afterwards fails the test."""
-
-    def never(*args: Any, **kwargs: Any) -> None:
-        pytest.fail("made again")
-
-    def forbid() -> None:
-        monkeypatch.setattr(pretraining, "pretrain", never)
-        monkeypatch.setattr(student, "train", never)
-        monkeypatch.setattr(results.synthesis, "synthesize", never)
-        monkeypatch.setattr(decode, "generate", never)
-
-    return forbid
 
 
 def prompts_of(recipe: WorldPrompts) -> list[str]:
