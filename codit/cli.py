@@ -1,4 +1,4 @@
-"""The same functions from a shell: `codit synthesize`, `compare`, `train`, `reproduce`.
+"""The same functions from a shell: `codit synthesize`, `compare`, `train`, `chat-vector`, ...
 
 Flags and their help come from the signatures and docstrings here and from the recipes. What a user
 can cause is answered by one line on stderr and status 2, never by a traceback.
@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 import codit
-from codit import recipes
+from codit import chat_vector_cli, recipes
 
 DecodingFlags = Annotated[recipes.Decoding, tyro.conf.arg(name="")]
 AUTHORS = recipes.Decoding()
@@ -233,6 +233,7 @@ def _commands(first: Sequence[str]) -> dict[str, Callable[..., Any]]:
         "synthesize": synthesize,
         "compare": compare,
         "train": train,
+        "chat-vector": chat_vector_cli.command,
     }
     if not first or first[0] not in commands:
         from codit import reproduce
