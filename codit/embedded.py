@@ -17,14 +17,15 @@ import tyro
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import AutoModelForCausalLM
 
-from codit import evidence, experiments, results, store, world
+from codit import comparison, evidence, experiments, results, store, student, verdicts, world
 from codit.pretraining import encoded
-from codit.recipes import Pretraining, Training, WorldPrompts
+from codit.recipes import Model, Pretraining, Training, WorldPrompts
 from codit.vocabulary import load_tokenizer
 
 HELD_OUT_TEXT = 1_000_000  # seed of documents that no recipe trains on (ours)
 DOCUMENTS = 100
 PROMPTS = 100
+GREEDY_TOKENS = 96
 
 
 def models() -> dict[str, Pretraining | Training]:
@@ -35,13 +36,10 @@ def models() -> dict[str, Pretraining | Training]:
 
     Source: ours.
     """
-    base = experiments.amateur()
-    return {
-        "amateur": base,
-        "expert": experiments.expert(base),
-        "base-neox": Pretraining(architecture="gpt_neox", tokenizer="a"),
-        "base-llama-b": Pretraining(architecture="llama", tokenizer="b"),
-    }
+    bases = experiments.bases()
+    base = bases["amateur"]
+    experts = {"expert": experiments.expert(base), "expert-b": experiments.second_expert(base)}
+    return {**bases, **experts}
 
 
 def folder(name: str) -> Path:
@@ -114,7 +112,10 @@ def evaluate(folder: Path, recipe: Pretraining | Training) -> dict[str, float]:
     found = {"text_loss": round(text_loss(folder, base), 5)}
     if isinstance(recipe, Training):
         prompts = WorldPrompts(world=base.world, split="dev", n=PROMPTS)
-        table = evidence.greedy_verdicts(folder, prompts)
+        model, tokenizer = results.load_model(Model(name=str(folder)))
+        greedy = comparison.greedy_decoding(GREEDY_TOKENS)
+        asked = world.prompts(prompts)
+        table = student.evaluate(model, tokenizer, asked, verdicts.verdict, greedy)
         found |= {m: float(table[m].mean()) for m in ("strict", "correct", "is_completed")}
     return found
 

@@ -1,28 +1,22 @@
-"""Tables that notebooks read: verdicts per arm, paired differences, one step looked at closely.
+"""Tables that notebooks read: recipes, means and paired differences with their intervals.
 
-Results come from `codit.results` through the store; nothing is drawn and nothing decided here.
+Verdicts come from `codit.verdicts`; nothing is made, drawn or decided here.
 Source of all tables: ours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeAlias
 
 import pandas as pd
-import torch
-from transformers import PreTrainedTokenizerBase
 
-from codit import decode, recipes, statistics, world
-from codit.chat import Conversation
-from codit.contrast import contrast
-from codit.decode import Response
-from codit.experiments import ARMS, GREEDY, Scale, arm, evaluations, synthesis, training
-from codit.pair import ContrastivePair
-from codit.recipes import Decoding, Model, Pretraining, WorldPrompts
-from codit.results import answered, answers, load_model, responses, verdicts
+from codit import crossed, recipes, statistics, world
+from codit.experiments import Scale
+from codit.recipes import WorldPrompts
+
+Ends: TypeAlias = statistics.Interval | crossed.Difference
 
 
 def recipe_table(chosen: Scale) -> pd.DataFrame:
@@ -70,109 +64,187 @@ def recipe_text(value: Any) -> str:
     return f"{type(value).__name__}({', '.join(told)})"
 
 
-def dataset_verdicts(chosen: Scale, seed: int = 0) -> pd.DataFrame:
-    """Return every arm's responses with the verifier's verdicts, one row a response and arm.
+def bar_table(
+    table: pd.DataFrame,
+    columns: Sequence[str],
+    *,
+    by: Sequence[str] = ("role",),
+    seeds: bool = True,
+) -> pd.DataFrame:
+    """Return means with their 95 % intervals over prompts and seeds, as plots draw them.
 
     Args:
-        chosen: the scale, with the verifier among its evaluations.
-        seed: of the noise.
-
-    Returns:
-        DataFrame: role (the arm) and the columns of `results.verdicts`.
-
-    Raises:
-        ValueError: the scale names no verifier.
-    """
-    prompts = world.prompts(_verifiable(chosen))
-    tables = [
-        verdicts(responses(synthesis(chosen, name, seed)), prompts).assign(role=name)
-        for name in ARMS
-    ]
-    return pd.concat(tables, ignore_index=True)
-
-
-def student_verdicts(chosen: Scale, base: Model | Pretraining) -> pd.DataFrame:
-    """Return the verified answers of a base's students, one row a prompt, arm and seed.
-
-    Args:
-        chosen: the scale, with the verifier among its evaluations.
-        base: which of its students.
-
-    Returns:
-        DataFrame: role (the arm), seed, split and the columns of `results.verdicts`.
-
-    Raises:
-        ValueError: the scale names no verifier.
-    """
-    _verifiable(chosen)
-    tables = []
-    for seed in chosen.seeds:
-        for name in ARMS:
-            student_recipe = training(chosen, base, name, seed)
-            for split, evaluation in evaluations(chosen, student_recipe).items():
-                table = answers(evaluation)
-                tables.append(table.assign(role=name, seed=seed, split=split))
-    return pd.concat(tables, ignore_index=True)
-
-
-def greedy_verdicts(folder: str | Path, prompts: WorldPrompts) -> pd.DataFrame:
-    """Return a model folder's greedy answers with their verdicts.
-
-    Args:
-        folder: model and tokenizer.
-        prompts: what is asked.
-
-    Returns:
-        DataFrame: see `results.verdicts`.
-    """
-    model, tokenizer = load_model(Model(name=str(folder)))
-    return verdicts(answered(model, tokenizer, prompts, GREEDY), world.prompts(prompts))
-
-
-def paired(table: pd.DataFrame, column: str, one: str, other: str) -> statistics.Interval:
-    """Return the mean difference of two roles in a column, over prompts, with its interval.
-
-    Args:
-        table: columns id, role and `column`; several seeds of a prompt are averaged first.
-        column: a score or a yes-or-no column.
-        one: the role that is compared...
-        other: ...with this one.
-
-    Returns:
-        Interval: above 0 where `one` is larger; in the unit of the column.
-
-    Raises:
-        KeyError: a role or column that is not in the table.
-        ValueError: fewer than two prompts, or one that a role did not answer.
-    """
-    wide = table.astype({column: float}).pivot_table(index="id", columns="role", values=column)
-    return statistics.difference_interval(wide[one].to_numpy(), wide[other].to_numpy())
-
-
-def bar_table(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """Return means over prompts with their 95 % bootstrap intervals, as `plots.bars` draws them.
-
-    Args:
-        table: columns id, role and `columns`; several seeds of a prompt are averaged first.
+        table: columns id, seed, `by` and `columns`; several students of a seed are averaged.
         columns: scores or yes-or-no columns.
+        by: what tells one mean from another; "role" is copied where it is not among them.
+        seeds: a seed moves all answers together, as a student's training does. False: it moves
+            each prompt's noise alone, as in a teacher's responses, so seeds are averaged first.
 
     Returns:
-        DataFrame: role, measure, value, low, high, n (prompts).
+        DataFrame: `by`, role, measure, value, low, high, seeds, prompts; in order of appearance.
 
     Raises:
-        ValueError: fewer than two prompts.
+        ValueError: fewer than two prompts, or some that were not answered in every seed.
     """
-    bars = []
-    for column in columns:
-        for role, group in table.groupby("role", sort=False):
-            means = group.astype({column: float}).groupby("id")[column].mean()
-            found = statistics.mean_interval(means.to_numpy())
+    by, bars = list(by), []
+    for key, group in table.groupby(by, sort=False, dropna=False):
+        for column in columns:
+            wide = group.assign(**{column: group[column].astype(float)}).pivot_table(
+                index="seed", columns="id", values=column
+            )
+            values = wide.to_numpy() if seeds else wide.to_numpy().mean(0, keepdims=True)
+            found = crossed.difference(values)
             ends = {"value": found.estimate, "low": found.low, "high": found.high}
-            bars.append({"role": role, "measure": column, **ends, "n": found.n})
+            told = {"role": group["role"].iloc[0], **dict(zip(by, key, strict=True))}
+            sizes = {"seeds": len(wide), "prompts": found.prompts}
+            bars.append({**told, "measure": column, **ends, **sizes})
     return pd.DataFrame(bars)
 
 
-def difference_text(found: statistics.Interval) -> str:
+def paired_table(
+    table: pd.DataFrame,
+    columns: Sequence[str],
+    base: str,
+    *,
+    by: Sequence[str] = (),
+    seeds: bool = True,
+    gain: bool = False,
+) -> pd.DataFrame:
+    """Return each arm's mean with the 95 % interval of its paired difference to a base arm.
+
+    What makes a prompt hard for every arm cancels: an interval that holds the base's mean does not
+    tell the arm from the base. The base's own interval is its mean.
+
+    Args:
+        table: columns id, seed, arm, role, plausibility, strength, `by` and `columns`.
+        columns: scores or yes-or-no columns.
+        base: label of the arm that the others are compared with.
+        by: what is told apart beside the arms: teacher, student.
+        seeds: see `bar_table`.
+        gain: give the differences themselves instead of means.
+
+    Returns:
+        DataFrame: `by`, arm, role, plausibility, strength, measure, value, low, high.
+
+    Raises:
+        ValueError: see `crossed.table`.
+    """
+    rows = []
+    groups = table.groupby(list(by), sort=False) if by else [((), table)]
+    for key, group in groups:
+        for label, own in group.groupby("arm", sort=False):
+            told = {c: own[c].iloc[0] for c in ("role", "plausibility", "strength")}
+            for column in columns:
+                wide = crossed.table(group, column, str(label), base, by="arm")
+                found = crossed.difference(wide if seeds else wide.mean(0, keepdims=True))
+                level = 0.0 if gain else float(group.loc[group["arm"] == base, column].mean())
+                ends = (level + one for one in (found.estimate, found.low, found.high))
+                rows.append({**dict(zip(by, key, strict=True)), "arm": label, **told})
+                rows[-1] |= {"measure": column}
+                rows[-1] |= dict(zip(("value", "low", "high"), ends, strict=True))
+    return pd.DataFrame(rows)
+
+
+def seed_points(
+    table: pd.DataFrame, column: str, base: str, *, by: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Return each seed's difference of every arm to a base arm, as `plots.forest` draws points.
+
+    Args:
+        table: columns id, seed, arm, role, `by` and `column`.
+        column: a score or yes-or-no column.
+        base: label of the arm that the others are compared with.
+        by: what is told apart beside the arms.
+
+    Returns:
+        DataFrame: `by`, arm, role, seed, value.
+    """
+    keys = [*by, "arm", "role", "seed"]
+    means = table.groupby(keys, sort=False)[column].mean().rename("value").reset_index()
+    level = means[means["arm"] == base].set_index([*by, "seed"])["value"]
+    place = pd.MultiIndex.from_frame(means[[*by, "seed"]]) if by else means["seed"]
+    return means.assign(value=means["value"] - level.reindex(place).to_numpy())
+
+
+def score_table(table: pd.DataFrame, *, low: int = 1, high: int = 10) -> pd.DataFrame:
+    """Return how often a teacher's responses received each score, with 95 % intervals over prompts.
+
+    Args:
+        table: columns id, seed, role, score.
+        low: the lowest score that can be given.
+        high: the highest.
+
+    Returns:
+        DataFrame: role, score, value (share of responses), low, high, seeds, prompts; one row per
+        role and score, scores nobody received included.
+
+    Raises:
+        ValueError: a score is missing or outside the range: what could not be scored is counted by
+            the caller, never plotted as a number.
+    """
+    bad = table[~table["score"].isin(range(low, high + 1))]
+    if len(bad):
+        raise ValueError(
+            f"expected whole scores from {low} to {high}; got {len(bad)} others, the first "
+            f"{bad['score'].iloc[0]!r}. Drop the unscored rows and report their number."
+        )
+    columns = {str(score): table["score"] == score for score in range(low, high + 1)}
+    shares = bar_table(table.assign(**columns), list(columns), seeds=False)
+    return shares.rename(columns={"measure": "score"})
+
+
+def differences(
+    table: pd.DataFrame,
+    pairs: Sequence[tuple[str, str]],
+    measures: Sequence[str],
+    *,
+    by: str = "arm",
+    seeds: bool = True,
+) -> pd.DataFrame:
+    """Return paired differences of arms with 95 % intervals over prompts and seeds.
+
+    Args:
+        table: columns id, seed, `by` and `measures`; several students of a seed are averaged.
+        pairs: (one, other): positive where `one` is higher.
+        measures: scores or yes-or-no columns.
+        by: column that names the arms.
+        seeds: see `bar_table`.
+
+    Returns:
+        DataFrame: one, other, measure, estimate, low, high, p (two-sided), p_holm (corrected for
+        all rows of this table), text (as `difference_text`), holds (as `decided`).
+
+    Raises:
+        ValueError: see `crossed.table`.
+    """
+    wide = {
+        (one, other, measure): crossed.table(table, measure, one, other, by=by)
+        for one, other in pairs
+        for measure in measures
+    }
+    found = {
+        key: crossed.difference(values if seeds else values.mean(0, keepdims=True))
+        for key, values in wide.items()
+    }
+    corrected = crossed.holm(found)
+    return pd.DataFrame(
+        {
+            "one": key[0],
+            "other": key[1],
+            "measure": key[2],
+            "estimate": one.estimate,
+            "low": one.low,
+            "high": one.high,
+            "p": one.p,
+            "p_holm": corrected[key],
+            "text": difference_text(one),
+            "holds": decided(one),
+        }
+        for key, one in found.items()
+    )
+
+
+def difference_text(found: Ends) -> str:
     """Return an interval as one reads it: +0.120 [+0.080, +0.160].
 
     Args:
@@ -184,7 +256,7 @@ def difference_text(found: statistics.Interval) -> str:
     return f"{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
 
 
-def decided(found: statistics.Interval) -> bool | None:
+def decided(found: Ends) -> bool | None:
     """Tell whether an interval of a difference decides it.
 
     Args:
@@ -196,121 +268,27 @@ def decided(found: statistics.Interval) -> bool | None:
     return None if found.low <= 0 <= found.high else found.low > 0
 
 
-def _verifiable(chosen: Scale) -> WorldPrompts:
-    """Return the scale's prompts, which the verifier can score; or raise ValueError."""
-    if "verifier" not in chosen.evaluations or not isinstance(chosen.prompts, WorldPrompts):
-        raise ValueError(
-            f"expected a scale that the verifier can score; got evaluations {chosen.evaluations}. "
-            "Use a scale of the micro world: 'micro' or 'full'."
-        )
-    return chosen.prompts
-
-
-def by_constraint(table: pd.DataFrame, prompts: WorldPrompts) -> pd.DataFrame:
-    """Return how often each role obeys each kind of constraint, whatever else was asked.
+def by_constraint(table: pd.DataFrame, prompts: WorldPrompts, *, by: str = "role") -> pd.DataFrame:
+    """Return how often each arm obeys each kind of constraint, whatever else was asked.
 
     Args:
-        table: columns id, role, response.
+        table: columns id, `by`, obeyed (bit k: constraint k of the prompt holds).
         prompts: what was asked.
+        by: column that names the arms.
 
     Returns:
-        DataFrame: kind by role, shares in 0..1; column n: prompts that ask for the kind.
+        DataFrame: kind by arm, shares in 0..1; column n: prompts that ask for the kind.
 
     Raises:
         KeyError: a response to a prompt that is not among `prompts`.
     """
     asked = {row["id"]: row["constraints"] for row in world.prompts(prompts)}
     found = [
-        (one["kind"], row.role, row.id, world.obeys(row.response, world.Constraint(**one)))
-        for row in table.itertuples()
-        for one in asked[row.id]
+        (one["kind"], arm, id_, bool(int(obeyed) >> k & 1))
+        for id_, arm, obeyed in zip(table["id"], table[by], table["obeyed"], strict=True)
+        for k, one in enumerate(asked[id_])
     ]
-    held = pd.DataFrame(found, columns=["kind", "role", "id", "held"])
-    roles = list(dict.fromkeys(table["role"]))
-    shares = held.pivot_table(index="kind", columns="role", values="held", aggfunc="mean")[roles]
+    held = pd.DataFrame(found, columns=["kind", by, "id", "held"])
+    arms = list(dict.fromkeys(table[by]))
+    shares = held.pivot_table(index="kind", columns=by, values="held", aggfunc="mean")[arms]
     return shares.assign(n=held.groupby("kind")["id"].nunique())
-
-
-def samples(
-    pair: ContrastivePair,
-    tokenizer: PreTrainedTokenizerBase,
-    chat: Conversation,
-    decoding: Decoding,
-    *,
-    n: int,
-) -> pd.DataFrame:
-    """Return several answers to one prompt, direct beside CoDIT, with the same noise.
-
-    Args:
-        pair: the teacher.
-        tokenizer: the expert's.
-        chat: the conversation that asks.
-        decoding: CoDIT's.
-        n: answers per arm; answer k is drawn with sample number k.
-
-    Returns:
-        DataFrame: sample, direct, codit; texts.
-
-    Raises:
-        ValueError: see `decode.generate`.
-    """
-    columns: dict[str, list[str]] = {"direct": [], "codit": []}
-    for name, texts in columns.items():
-        for number in range(n):
-            drawn = replace(arm(name, decoding), sample=number)
-            (one,) = decode.generate(pair, tokenizer, [chat], drawn, ids=["0"], progress=False)
-            texts.append(one.text)
-    return pd.DataFrame(columns).rename_axis("sample").reset_index()
-
-
-def disagreement(tokens: pd.DataFrame) -> int:
-    """Return the step at which the contrast has most to choose.
-
-    Among steps with more than one plausible token, the one of the largest
-    |log p_expert - log p_amateur|; without such a step, the first.
-
-    Args:
-        tokens: a `decode.token_table`.
-
-    Returns:
-        int: the step, 0 for the first token.
-    """
-    gain = (tokens["logp_expert"] - tokens["logp_amateur"]).abs()
-    open_ = gain[tokens["n_plausible"] > 1]
-    return int(open_.idxmax()) if len(open_) else 0
-
-
-@torch.no_grad()
-def step_table(
-    pair: ContrastivePair,
-    tokenizer: PreTrainedTokenizerBase,
-    chat: Conversation,
-    response: Response,
-    step: int,
-    *,
-    n: int = 8,
-) -> pd.DataFrame:
-    """Return the next-token probabilities of expert, amateur and contrast at one step.
-
-    Args:
-        pair: the teacher.
-        tokenizer: the expert's.
-        chat: the conversation that asks.
-        response: whose first `step` tokens stand before the step.
-        step: 0 is the first token.
-        n: tokens shown, by the expert's probability; at most the vocabulary.
-
-    Returns:
-        DataFrame: token, p_expert, p_amateur, q (0 outside the plausible set); most likely first.
-
-    Source: ours; q as in `contrast.contrast`.
-    """
-    ids = decode.prompt_ids(tokenizer, chat) + response.token_ids[:step]
-    expert, amateur = pair.both_logits(torch.tensor([ids]))
-    expert, amateur = expert[:, -1].float(), amateur[:, -1].float()
-    logq = contrast(expert, amateur, strength=pair.strengths(), plausibility=pair.plausibility)
-    best = expert[0].topk(n).indices
-    columns: dict[str, Any] = {"token": [tokenizer.decode([int(i)]) for i in best]}
-    for name, logprobs in (("p_expert", expert), ("p_amateur", amateur), ("q", logq)):
-        columns[name] = logprobs[0].softmax(-1)[best].tolist()
-    return pd.DataFrame(columns)

@@ -10,10 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from codit import comparison
+from codit.comparison import Arm
 from codit.recipes import (
     Answers,
     Decoding,
-    Evaluation,
     File,
     HubPrompts,
     Model,
@@ -24,7 +25,6 @@ from codit.recipes import (
     WorldPrompts,
 )
 
-GREEDY = Decoding(strength=0, plausibility=0, temperature=0, max_new_tokens=96)  # students (ours)
 ARMS = ("direct", "truncated", "codit")
 
 
@@ -34,9 +34,16 @@ class Scale:
 
     Args:
         pair: the teacher.
+        others: further teachers, for what must not hang on one.
+        rivals: teachers whose chat vectors are nulls for the first one's.
         prompts: what the teacher answers.
+        dev: prompts that values are chosen on; no student or dataset is reported on them.
         tests: name of a held-out set -> its prompts; nothing is chosen on these.
         decoding: CoDIT's decoding; the other arms change strength and plausibility only.
+        plausibilities: at which CoDIT and truncation are tried.
+        truncation: the plausibility at which truncation alone is best on dev prompts, so that
+            this baseline is tuned as CoDIT is.
+        strengths: tried at the decoding's plausibility; 0 is truncation.
         students: base models that are trained.
         training: how; `base` and `data` are filled in per student and arm.
         evaluations: what scores a response; "verifier" needs the micro world.
@@ -45,14 +52,25 @@ class Scale:
     """
 
     pair: Pair
+    others: tuple[Pair, ...] = ()
+    rivals: tuple[Pair, ...] = ()
     prompts: WorldPrompts | HubPrompts | File
+    dev: WorldPrompts | None = None
     tests: tuple[tuple[str, WorldPrompts], ...]
     decoding: Decoding
+    plausibilities: tuple[float, ...] = ()
+    truncation: float = 0.3
+    strengths: tuple[float, ...] = ()
     students: tuple[Model | Pretraining, ...]
     training: dict[str, Any]
     evaluations: tuple[str, ...]
     seeds: tuple[int, ...]
     example: str
+
+    @property
+    def teachers(self) -> dict[str, Pair]:
+        """Every teacher by its name in tables: "A" is `pair`, then "B", ..."""
+        return dict(zip("ABCDEFGH", (self.pair, *self.others), strict=False))
 
 
 def amateur(seed: int = 0) -> Pretraining:
@@ -86,6 +104,38 @@ def expert(base: Pretraining) -> Training:
     return Training(base=base, data=Answers(prompts=WorldPrompts(n=6000, seed=1)), **MICRO_TRAINING)
 
 
+def second_expert(base: Pretraining) -> Training:
+    """Return the recipe of the second micro teacher's expert: three quarters ideal (ours).
+
+    Another draw of prompts, answers and order of training too.
+
+    Args:
+        base: the amateur, which both teachers share.
+
+    Returns:
+        Training: of `base` on 6,000 of the world's own answers.
+
+    Source: ours.
+    """
+    answers = Answers(prompts=WorldPrompts(n=6000, seed=3), ideal_share=0.75, seed=1)
+    return Training(base=base, data=answers, seed=1, **MICRO_TRAINING)
+
+
+def bases() -> dict[str, Pretraining]:
+    """Return the micro world's base models, which are its students, by their embedded names.
+
+    Returns:
+        dict: the teacher's own amateur; another architecture; another architecture and tokenizer.
+
+    Source: ours.
+    """
+    return {
+        "amateur": amateur(),
+        "base-neox": Pretraining(architecture="gpt_neox", tokenizer="a"),
+        "base-llama-b": Pretraining(architecture="llama", tokenizer="b"),
+    }
+
+
 MICRO_TRAINING: dict[str, Any] = {  # all ours
     "learning_rate": 3e-4,
     "epochs": 2.0,
@@ -104,30 +154,41 @@ def scales() -> dict[str, Scale]:
     Source: pairs, prompts' number, plausibility and length of `laptop` and `paper`: the authors'
     scripts and release; everything else ours.
     """
-    base = amateur()
-    # Plausibility: the best of .01, .1, .3, .6, .9 for one student on 300 dev prompts (ours).
+    base, neox, llama = bases().values()
+    # Plausibility and truncation: of those of `full` the best for teacher A's students, on dev
+    # prompts (ours; notebook 02).
+    second = Pair(expert=second_expert(base), amateur=base)
     micro = Scale(
         pair=Pair(expert=expert(base), amateur=base),
+        rivals=(second,),
         prompts=WorldPrompts(n=1500, seed=2),
+        dev=WorldPrompts(split="dev", n=200),
         tests=(
             ("test", WorldPrompts(split="test", n=400)),
             ("families", WorldPrompts(split="families", n=200)),
         ),
-        decoding=Decoding(plausibility=0.3, max_new_tokens=96),
-        students=(base,),
+        decoding=Decoding(plausibility=0.03, max_new_tokens=96),
+        plausibilities=(0.03, 0.3, 0.9),
+        truncation=0.9,
+        strengths=(0.0, 1.0, 2.0),
+        students=(base, llama),
         training=MICRO_TRAINING,
         evaluations=("verifier",),
-        seeds=(0,),
+        seeds=(0, 1),
         example="Write a sentence: name = Savo; work = miller; town = Orrin. "
         "Answer in JSON. End with the word wagon.",
     )
     full = replace(
         micro,
-        prompts=WorldPrompts(n=3000, seed=2),
+        others=(second,),
+        dev=WorldPrompts(split="dev", n=400),
         tests=(
             ("test", WorldPrompts(split="test", n=800)),
             ("families", WorldPrompts(split="families", n=400)),
         ),
+        plausibilities=(0.01, 0.03, 0.1, 0.3, 0.6, 0.9),
+        strengths=(0.0, 0.25, 0.5, 1.0, 1.5, 2.0),
+        students=(base, neox, llama),
         seeds=(0, 1, 2, 3, 4),
     )
     laptop = hub_scale(
@@ -172,7 +233,8 @@ def scale(name: str, **changes: Any) -> Scale:
     Args:
         name: "micro", "full", "laptop" or "paper".
         changes: fields of `Scale`, of its decoding (`plausibility`, `strength`, ...), or
-            `n_prompts` and `n_test`; None leaves the scale's value.
+            `n_prompts` and `n_test` (of dev and of each held-out set); None leaves the scale's
+            value. `students` may be their number: the first ones.
 
     Returns:
         Scale: the named one where nothing is changed.
@@ -187,8 +249,8 @@ def scale(name: str, **changes: Any) -> Scale:
         raise ValueError(f"scale must be one of {list(known)}; got {name!r}. Name one of them.")
     chosen = known[name]
     changes = {k: v for k, v in changes.items() if v is not None}
-    if isinstance(changes.get("seeds"), list):  # what papermill hands on
-        changes["seeds"] = tuple(changes["seeds"])
+    # What papermill hands on are lists.
+    changes = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
     decoding = {k: changes.pop(k) for k in tuple(changes) if k in _names(Decoding)}
     chosen = replace(chosen, decoding=replace(chosen.decoding, **decoding))
     if "n_prompts" in changes:
@@ -199,7 +261,10 @@ def scale(name: str, **changes: Any) -> Scale:
         chosen = replace(chosen, prompts=replace(chosen.prompts, n=changes.pop("n_prompts")))
     if "n_test" in changes:
         n = changes.pop("n_test")
-        chosen = replace(chosen, tests=tuple((k, replace(p, n=n)) for k, p in chosen.tests))
+        tests = tuple((k, replace(p, n=n)) for k, p in chosen.tests)
+        chosen = replace(chosen, tests=tests, dev=chosen.dev and replace(chosen.dev, n=n))
+    if isinstance(changes.get("students"), int):
+        changes["students"] = chosen.students[: changes["students"]]
     unknown = set(changes) - _names(Scale)
     if unknown:
         raise ValueError(f"a scale has no {sorted(unknown)}; it has {sorted(_names(Scale))}.")
@@ -213,9 +278,6 @@ def _names(kind: type) -> set[str]:
 def arm(name: str, decoding: Decoding) -> Decoding:
     """Return the decoding of an arm: everything as in `decoding` but strength and plausibility.
 
-    direct: the expert alone. truncated: the expert within CoDIT's plausible set, which isolates
-    truncation (min-p) from contrast. codit: as given.
-
     Args:
         name: one of `ARMS`.
         decoding: CoDIT's.
@@ -228,14 +290,7 @@ def arm(name: str, decoding: Decoding) -> Decoding:
 
     Source: direct and codit: CoDIT (arXiv 2604.13538); truncated: ours.
     """
-    arms = {
-        "direct": replace(decoding, strength=0.0, plausibility=0.0),
-        "truncated": replace(decoding, strength=0.0),
-        "codit": decoding,
-    }
-    if name not in arms:
-        raise ValueError(f"arm must be one of {list(arms)}; got {name!r}. Name one of them.")
-    return arms[name]
+    return comparison.decoding(Arm(role=name), decoding)
 
 
 def synthesis(chosen: Scale, name: str, seed: int = 0) -> Synthesis:
@@ -254,41 +309,5 @@ def synthesis(chosen: Scale, name: str, seed: int = 0) -> Synthesis:
 
     Source: ours.
     """
-    decoding = replace(arm(name, chosen.decoding), seed=seed)
+    decoding = arm(name, replace(chosen.decoding, seed=seed))
     return Synthesis(pair=chosen.pair, prompts=chosen.prompts, decoding=decoding)
-
-
-def training(chosen: Scale, base: Model | Pretraining, name: str, seed: int = 0) -> Training:
-    """Return the recipe of a student: a base trained on an arm's dataset.
-
-    Args:
-        chosen: the scale.
-        base: what is trained, one of the scale's students.
-        name: the arm.
-        seed: of the dataset's noise and of training alike.
-
-    Returns:
-        Training: with the scale's settings.
-
-    Raises:
-        ValueError: unknown arm.
-
-    Source: ours; the paper's settings were not found.
-    """
-    return Training(base=base, data=synthesis(chosen, name, seed), seed=seed, **chosen.training)
-
-
-def evaluations(chosen: Scale, model: Model | Pretraining | Training) -> dict[str, Evaluation]:
-    """Return the recipes of a model's answers to every held-out set, greedily decoded.
-
-    Args:
-        chosen: the scale; its `max_new_tokens` limits an answer.
-        model: whose answers.
-
-    Returns:
-        dict: name of the held-out set to Evaluation; empty where the scale has none.
-
-    Source: ours.
-    """
-    greedy = replace(GREEDY, max_new_tokens=chosen.decoding.max_new_tokens)
-    return {k: Evaluation(model=model, prompts=p, decoding=greedy) for k, p in chosen.tests}

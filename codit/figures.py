@@ -41,6 +41,7 @@ COLOURS: dict[str, str] = {
     "ideal": "#56b4e9",
     "careless": "#e0d000",
     "chat-vector": "#4b2a7b",
+    "unrelated": "#000000",
 }
 LABELS: dict[str, str] = {
     "direct": "Direct",
@@ -53,7 +54,9 @@ LABELS: dict[str, str] = {
     "ideal": "Ideal",
     "careless": "Careless",
     "chat-vector": "Chat vector",
+    "unrelated": "Unrelated",
 }
+COMMITTED = "full"  # the scale whose figures are in git
 # What may differ between two makings of one figure without its content being another.
 VOLATILE = ("commit", "dirty", "minutes", "seconds")
 
@@ -75,17 +78,22 @@ class Claim:
     holds: bool | None
 
 
-def folder() -> Path:
-    """Return the folder that figures are written to.
+def folder(scale: str = COMMITTED) -> Path:
+    """Return the folder that figures of a scale are written to.
+
+    Args:
+        scale: the committed pictures are those of `full`; the others have a folder of their own.
 
     Returns:
         Path: absolute; the environment variable CODIT_FIGURES where it is set, else `figures` of
-        the checkout. It decides where figures lie and never what they show.
+        the checkout, and in it a folder named after any scale but `full`. It decides where figures
+        lie and never what they show.
 
     Source: ours.
     """
     relocated = os.environ.get("CODIT_FIGURES")
-    return Path(relocated).absolute() if relocated else store.repository() / "figures"
+    root = Path(relocated).absolute() if relocated else store.repository() / "figures"
+    return root if scale == COMMITTED else root / scale
 
 
 def theme() -> None:
@@ -107,6 +115,7 @@ def theme() -> None:
             "legend.frameon": False,
             "pdf.fonttype": 42,
             "savefig.dpi": 200,
+            "savefig.bbox": "tight",  # notes and legends stand outside the axes
         }
     )
 
@@ -118,6 +127,7 @@ def save(
     data: pd.DataFrame,
     recipes: Mapping[str, Any],
     claims: Sequence[Claim],
+    scale: str = COMMITTED,
     parameters: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a figure as NAME.pdf, NAME.png, NAME.csv and NAME.json, each at once.
@@ -132,6 +142,7 @@ def save(
         data: the plotted numbers, one row per mark.
         recipes: what the numbers were made from: a name to a recipe, or to several.
         claims: the paper's statements on these numbers; empty where none is evaluated.
+        scale: whose numbers these are; decides the folder, see `folder`.
         parameters: further values that the picture depends on, the notebook's parameters say.
 
     Returns:
@@ -143,8 +154,8 @@ def save(
     Source: ours.
     """
     _check(name, data, recipes, claims)
-    record = provenance(recipes, claims, parameters=parameters)
-    stem = folder() / name
+    record = provenance(recipes, claims, parameters={"scale": scale, **(parameters or {})})
+    stem = folder(scale) / name
     stem.parent.mkdir(parents=True, exist_ok=True)
     table = data.to_csv(index=False, float_format="%.8g", lineterminator="\n").encode()
     is_kept = _is_same(stem, table, record)

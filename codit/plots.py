@@ -1,4 +1,4 @@
-"""Marks that several figures share: bars with intervals, score distributions, coloured tokens.
+"""Marks that several figures share: bars and estimates with intervals, coloured tokens.
 
 Everything drawn here comes from a table that `figures.save` keeps beside the picture; intervals
 are computed elsewhere and must be named.
@@ -15,7 +15,6 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.patches import Rectangle
 from pandas.io.formats.style import Styler
-from scipy.stats import binomtest
 
 from codit.figures import COLOURS, LABELS
 
@@ -49,69 +48,52 @@ def bars(
     _legend(axes, interval)
 
 
-def score_shares(scores: pd.DataFrame, *, low: int = 1, high: int = 10) -> pd.DataFrame:
-    """Count how often each role received each score.
-
-    share = count / n, with Wilson's 95 % interval over responses.
-
-    Args:
-        scores: columns `role` and `score`, one row per scored response.
-        low: the lowest score that can be given.
-        high: the highest; scores between are rounded down to whole ones.
-
-    Returns:
-        DataFrame: role, score, count, share, low, high, n, mean (of the role's scores); one row
-        per role and score, scores nobody received included.
-
-    Raises:
-        ValueError: a score is missing or outside the range: what could not be scored is counted
-            by the caller, never plotted as a number.
-
-    Source: ours.
-    """
-    bad = scores[~scores["score"].between(low, high)]
-    if len(bad):
-        raise ValueError(
-            f"expected scores from {low} to {high}; got {len(bad)} others, the first "
-            f"{bad['score'].iloc[0]!r}. Drop the unscored rows and report their number."
-        )
-    rows: list[dict[str, Any]] = []
-    for role in dict.fromkeys(scores["role"]):
-        own = scores.loc[scores["role"] == role, "score"]
-        for score in range(low, high + 1):
-            count = int((np.floor(own) == score).sum())
-            ends = binomtest(count, len(own)).proportion_ci(method="wilson")
-            share = count / len(own)
-            interval = {"low": min(ends.low, share), "high": max(ends.high, share)}
-            rows.append({"role": role, "score": score, "count": count, "share": share, **interval})
-            rows[-1] |= {"n": len(own), "mean": float(own.mean())}
-    return pd.DataFrame(rows)
-
-
-def score_distribution(axes: Axes, shares: pd.DataFrame, *, interval: str) -> None:
-    """Draw the distribution of scores per role, with each role's mean as a triangle above.
+def forest(
+    axes: Axes,
+    table: pd.DataFrame,
+    *,
+    interval: str | None,
+    row: str = "arm",
+    points: pd.DataFrame | None = None,
+    zero: bool = False,
+) -> None:
+    """Draw one estimate per row with its interval and the single seeds, the first row on top.
 
     Args:
         axes: where to draw.
-        shares: the table of `score_shares`.
-        interval: what the whiskers are, written into the picture.
+        table: columns `role` (a key of `COLOURS`), `row`, `value`, `low`, `high` (ends of the
+            interval, in the value's unit).
+        interval: what the whiskers are, written into the picture; None: another panel says it.
+        row: column that names the rows.
+        points: single values behind the estimates: columns `role`, `value` and `row`.
+        zero: draw a line at 0, for differences.
 
     Raises:
-        ValueError: a role has no colour.
+        ValueError: a role has no colour, or an interval does not hold its value.
 
-    Source: the paper's Figures 2 and 4 show such distributions; form and intervals ours.
+    Source: ours.
     """
-    _draw_bars(axes, shares.rename(columns={"share": "value"}), "score", None)
-    top = 1.06 * shares["high"].max()
-    first = shares["score"].min()
-    for role, own in shares.groupby("role", sort=False):
-        mean = own["mean"].iloc[0]
-        label = f"{LABELS[str(role)]}: {mean:.2f}"
-        axes.plot(mean - first, top, "v", color=COLOURS[str(role)], label=label)
-    n = " / ".join(str(size) for size in dict.fromkeys(shares["n"]))
-    _legend(axes, f"{interval}; triangles: means; n = {n}", only=": ")
-    axes.set_ylim(0, 1.12 * shares["high"].max())
-    axes.set(xlabel="score", ylabel="share of responses")
+    _check_roles(table)
+    _check_interval(table)
+    rows = list(dict.fromkeys(table[row]))
+    if zero:
+        axes.axvline(0, color="black", linewidth=0.8)
+    if points is not None:
+        own = points[points[row].isin(rows)]
+        at = [rows.index(name) + 0.28 for name in own[row]]
+        axes.scatter(own["value"], at, s=7, color="white", edgecolor="grey", linewidth=0.6)
+    for _, one in table.iterrows():
+        ends = [[one["value"] - one["low"]], [one["high"] - one["value"]]]
+        colour = COLOURS[one["role"]]
+        axes.errorbar(
+            one["value"], rows.index(one[row]), xerr=ends, fmt="o", color=colour, capsize=3
+        )
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.grid(axis="x", color="0.92")
+    axes.set_axisbelow(True)
+    if interval is not None:
+        _note(axes, f"whiskers: {interval}" + ("; circles: seeds" if points is not None else ""))
 
 
 def token_strip(axes: Axes, tokens: pd.DataFrame, *, columns: int = 72) -> None:
@@ -256,10 +238,17 @@ def _check_interval(table: pd.DataFrame) -> None:
         )
 
 
-def _legend(axes: Axes, interval: str, *, only: str = "") -> None:
+def _note(axes: Axes, text: str) -> None:
+    """Say once per figure what its whiskers are."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    if text not in [one.get_text() for one in figure.texts]:
+        figure.text(0.5, -0.01, text, ha="center", va="top", fontsize="x-small")
+
+
+def _legend(axes: Axes, interval: str) -> None:
     """Name roles and whiskers above all panels, once where panels agree, and hide no mark."""
-    entries = zip(*axes.get_legend_handles_labels(), strict=True)
-    handles, labels = zip(*[entry for entry in entries if only in entry[1]], strict=True)
+    handles, labels = map(tuple, axes.get_legend_handles_labels())
     figure = axes.get_figure(root=True)
     assert figure is not None
     shown = [tuple(text.get_text() for text in legend.get_texts()) for legend in figure.legends]

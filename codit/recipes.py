@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from codit import content
+
 
 def check_range(name: str, value: float, low: float, high: float) -> None:
     """Raise ValueError unless low <= value <= high (NaN never passes)."""
@@ -199,6 +201,24 @@ class Synthesis:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BestOf:
+    """Of the first `n` responses to each prompt, the one the verifier prefers; ties: the first."""
+
+    pool: Synthesis
+    n: int = 4
+    version: ClassVar[int] = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shuffled:
+    """Answers dealt out anew: each prompt gets the answer to another. All values ours."""
+
+    answers: Answers
+    seed: int = 0
+    version: ClassVar[int] = 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class Training:
     """Supervised fine-tuning of `base` on `data`, full parameters, loss on the answer only.
 
@@ -212,8 +232,8 @@ class Training:
             the base has none. None: the base's own.
     """
 
-    base: Model | Pretraining
-    data: Synthesis | Answers | File
+    base: Model | Pretraining | Training
+    data: Synthesis | BestOf | Answers | Shuffled | File
     template: Model | File | None = None
     learning_rate: float = 1e-5
     epochs: float = 2.0
@@ -227,15 +247,25 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Addition:
+    """A model with a chat vector added: target + scale (expert - amateur). Scales ours."""
+
+    target: Model | Pretraining | Training
+    vector: Pair
+    scale: float = 1.0
+    version: ClassVar[int] = 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """Answers of one model to held-out prompts, scored by the world's verifier."""
 
-    model: Model | Pretraining | Training
+    model: Model | Pretraining | Training | Addition
     prompts: WorldPrompts
     decoding: Decoding = Decoding(
         strength=0.0, plausibility=0.0, temperature=0.0, max_new_tokens=128
     )
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
 
 def key(recipe: Any) -> str:
@@ -259,10 +289,10 @@ def key(recipe: Any) -> str:
 def canonical(value: Any) -> Any:
     """Return a JSON value that holds what `key` hashes: content instead of paths."""
     if isinstance(value, File):
-        return {"recipe": "File", "version": File.version, "sha256": content_hash(value.path)}
+        return {"recipe": "File", "version": File.version, "sha256": content.sha256(value.path)}
     if isinstance(value, Model) and Path(value.name).is_dir():
-        content = content_hash(value.name)
-        return {"recipe": "Model", "version": 1, "sha256": content, "dtype": value.dtype}
+        digest = content.sha256(value.name)
+        return {"recipe": "Model", "version": 1, "sha256": digest, "dtype": value.dtype}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: canonical(getattr(value, f.name)) for f in dataclasses.fields(value)}
         kind: Any = type(value)
@@ -286,18 +316,3 @@ def describe(recipe: Any) -> Any:
         kind: Any = type(recipe)
         return {"recipe": kind.__name__, "version": kind.version, **fields}
     return [describe(item) for item in recipe] if isinstance(recipe, (tuple, list)) else recipe
-
-
-def content_hash(path: str | Path) -> str:
-    """Return the SHA-256 of a file, or of a folder's files with their relative names."""
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"expected an input file or folder at {path}; there is none.")
-    digest = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    for file in files:
-        if path.is_dir():
-            digest.update(file.relative_to(path).as_posix().encode() + b"\0")
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()

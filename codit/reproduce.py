@@ -120,7 +120,7 @@ def reproduce(
         jobs: at least 1; notebooks executed at the same time, each in a process of its own.
         fresh: execute what is up to date too.
         folder: where the notebooks are; None: `notebooks/` of the checkout.
-        out: where executed notebooks go; None: `executed/` in `folder`.
+        out: where executed notebooks go; None: `executed/SCALE/` in `folder`.
         cwd: working directory of the kernels; None: `folder`.
 
     Returns:
@@ -135,7 +135,7 @@ def reproduce(
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1; got {jobs}. Give 1 for one after another.")
     folder = (folder or store.repository() / "notebooks").absolute()
-    out = (out or folder / "executed").absolute()
+    out = (out or folder / "executed" / str(parameters.get("scale", "micro"))).absolute()
     todo = []
     for path in notebook.choose(folder, only):
         notebook.check_parameters(path, parameters)
@@ -218,14 +218,15 @@ def _bring_up_to_date(job: Job, fresh: bool) -> Run:
     state_file = job.out / f"{name}.json"
     inputs = notebook.fingerprint(job.path, job.parameters)
     state = json.loads(state_file.read_text()) if state_file.is_file() else {}
-    exist = [(figures.folder() / f"{figure}.png").is_file() for figure in declared]
+    place = figures.folder(job.parameters.get("scale", "micro"))
+    exist = [(place / f"{figure}.png").is_file() for figure in declared]
     if not fresh and state.get("inputs") == inputs and all(exist):
         print(f"[{name}] up to date ({state['seconds']:.1f} s when executed)", flush=True)
         return Run(name=name, status="up to date", seconds=state["seconds"], figures=declared)
     state_file.unlink(missing_ok=True)
     start, now = time.monotonic(), time.time()
     print(f"[{name}] executing", flush=True)
-    error = _execute(job) or _missing(declared, now)
+    error = _execute(job) or _missing(declared, place, now)
     seconds = round(time.monotonic() - start, 1)
     if error:
         print(f"[{name}] failed after {seconds} s\n{error}", flush=True)
@@ -266,9 +267,9 @@ def _execute(job: Job) -> str:
     return ""
 
 
-def _missing(declared: Sequence[str], since: float) -> str:
+def _missing(declared: Sequence[str], place: Path, since: float) -> str:
     """Name the declared figures that were not written since a time."""
-    files = {name: figures.folder() / f"{name}.png" for name in declared}
+    files = {name: place / f"{name}.png" for name in declared}
     absent = [n for n, f in files.items() if not f.is_file() or f.stat().st_mtime < since - 1]
     expected = ", ".join(absent)
     return f"expected the notebook to write {expected}, as its title says." if absent else ""

@@ -1,23 +1,22 @@
-"""From a recipe to its result through the store: models, responses, students, answers.
+"""From a recipe to its result through the store: models, students, datasets of responses.
 
-Whatever exists is read, whatever does not is made; a notebook that asks for answers gets its
-student trained and its dataset made on the way. Which recipes there are is `codit.experiments`.
+Whatever exists is read, whatever does not is made: who asks for a student gets its dataset made on
+the way. Which recipes there are is `codit.experiments`.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+import random
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from codit import (
+    chat_vector,
     dataset_file,
-    decode,
     pretraining,
     recipes,
     store,
@@ -27,23 +26,24 @@ from codit import (
 )
 from codit.pair import ContrastivePair, load_tokenizer
 from codit.recipes import (
+    Addition,
     Answers,
-    Decoding,
-    Evaluation,
+    BestOf,
     Model,
     Pair,
     Pretraining,
+    Shuffled,
     Synthesis,
     Training,
     WorldPrompts,
 )
 
 
-def model_path(recipe: Model | Pretraining | Training) -> str:
+def model_path(recipe: Model | Pretraining | Training | Addition) -> str:
     """Return what `from_pretrained` loads; a model of ours that does not exist yet is made.
 
     Args:
-        recipe: a named model, a base or a student.
+        recipe: a named model, a base, a student, or a model with a chat vector added.
 
     Returns:
         str: a name, or the folder of a model made here.
@@ -55,6 +55,8 @@ def model_path(recipe: Model | Pretraining | Training) -> str:
     """
     if isinstance(recipe, Model):
         return recipe.name
+    if isinstance(recipe, Addition):
+        return str(store.get(recipe, make_addition))
     make = make_base if isinstance(recipe, Pretraining) else make_student
     return str(store.get(recipe, make))
 
@@ -85,11 +87,25 @@ def make_student(recipe: Training, folder: Path) -> None:
     student.train(recipe, dataset(recipe.data), folder, base=model_path(recipe.base))
 
 
-def dataset(recipe: Synthesis | Answers | recipes.File) -> Dataset:
+def make_addition(recipe: Addition, folder: Path) -> None:
+    """Add a chat vector to a model; see `chat_vector.add`.
+
+    Args:
+        recipe: target, teacher and scale; all are made where they do not exist yet.
+        folder: where the model goes; empty.
+
+    Source: Chat Vector (Huang et al. 2024).
+    """
+    vector = (model_path(recipe.vector.expert), model_path(recipe.vector.amateur))
+    chat_vector.add(model_path(recipe.target), vector, folder, scale=recipe.scale)
+
+
+def dataset(recipe: Synthesis | BestOf | Answers | Shuffled | recipes.File) -> Dataset:
     """Return the rows that a recipe names; responses that do not exist yet are made.
 
     Args:
-        recipe: a teacher's responses, the world's own answers, or a file of JSON lines.
+        recipe: a teacher's responses, the best of several, the world's own answers as they are or
+            dealt out anew, or a file of JSON lines.
 
     Returns:
         Dataset: rows with `messages`, ready for `student.train`.
@@ -98,8 +114,12 @@ def dataset(recipe: Synthesis | Answers | recipes.File) -> Dataset:
     """
     if isinstance(recipe, Synthesis):
         return responses(recipe)
+    if isinstance(recipe, BestOf):
+        return Dataset.from_list(best_of(recipe))
     if isinstance(recipe, Answers):
         return Dataset.from_list(world.answers(recipe))
+    if isinstance(recipe, Shuffled):
+        return Dataset.from_list(shuffled(recipe))
     return dataset_file.read(recipe.path)
 
 
@@ -123,6 +143,67 @@ def responses(recipe: Synthesis) -> Dataset:
         synthesis.synthesize(recipe, recipe.prompts, folder / "responses.jsonl", model=teacher)
 
     return dataset_file.read(store.get(recipe, make) / "responses.jsonl")
+
+
+def shuffled(recipe: Shuffled) -> list[dict[str, Any]]:
+    """Return prompts with the answers to others of them: a training that is related to nothing.
+
+    Args:
+        recipe: answers and the seed of the dealing.
+
+    Returns:
+        list[dict]: rows as `world.answers`; each answer is used once, and answers only by chance
+        the prompt it stands at.
+
+    Source: ours.
+    """
+    rows = world.answers(recipe.answers)
+    dealt = [row["response"] for row in rows]
+    random.Random(f"shuffled {recipe.seed}").shuffle(dealt)
+    return [
+        {
+            **row,
+            "response": text,
+            "messages": [row["messages"][0], {**row["messages"][1], "content": text}],
+        }
+        for row, text in zip(rows, dealt, strict=True)
+    ]
+
+
+def best_of(recipe: BestOf) -> list[dict[str, Any]]:
+    """Return, for each prompt, that of the first n responses which the verifier scores highest.
+
+    Args:
+        recipe: the pool of responses and n.
+
+    Returns:
+        list[dict]: rows of the pool, in its order of prompts; of equal scores the first sample.
+
+    Raises:
+        ValueError: n is below 1 or above the samples of the pool, or its prompts are not the
+            world's, which alone the verifier knows.
+
+    Source: Best-of-N is a baseline of CoDIT (arXiv 2604.13538); N, judge and ties: ours.
+    """
+    if not 1 <= recipe.n <= recipe.pool.n_samples:
+        raise ValueError(
+            f"expected n from 1 to the {recipe.pool.n_samples} samples of the pool; got "
+            f"{recipe.n}. Raise n_samples or lower n."
+        )
+    if not isinstance(recipe.pool.prompts, WorldPrompts):
+        raise ValueError(
+            f"the verifier knows the world's prompts only; got {type(recipe.pool.prompts).__name__}"
+            ". Use WorldPrompts."
+        )
+    asked = {row["id"]: row for row in world.prompts(recipe.pool.prompts)}
+    best: dict[str, tuple[int, dict[str, Any]]] = {}
+    for row in responses(recipe.pool):
+        if row.get("sample", 0) >= recipe.n:
+            continue
+        found = world.verify(row["response"], asked[row["id"]], is_completed=row["is_completed"])
+        if row["id"] not in best or found.score > best[row["id"]][0]:
+            best[row["id"]] = (found.score, row)
+    return [row for _, row in best.values()]
 
 
 @functools.lru_cache(maxsize=2)
@@ -150,7 +231,7 @@ def load_pair(recipe: Pair) -> ContrastivePair:
     )
 
 
-def load_model(recipe: Model | Pretraining | Training) -> tuple[PreTrainedModel, Any]:
+def load_model(recipe: Model | Pretraining | Training | Addition) -> tuple[PreTrainedModel, Any]:
     """Return one model and its tokenizer.
 
     Args:
@@ -165,90 +246,3 @@ def load_model(recipe: Model | Pretraining | Training) -> tuple[PreTrainedModel,
     revision = getattr(recipe, "revision", None)
     model = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype="auto")
     return model, load_tokenizer(path, revision=revision)
-
-
-def answers(recipe: Evaluation) -> pd.DataFrame:
-    """Return a model's answers to held-out prompts with their verdicts, one row a prompt.
-
-    Args:
-        recipe: model, prompts of the world and decoding.
-
-    Returns:
-        DataFrame: id, family, response, tokens, is_completed, strict, loose, correct, format,
-        repeats, held, score; in the order of the prompts.
-
-    Source: ours.
-    """
-
-    def make(recipe: Evaluation, folder: Path) -> None:
-        model, tokenizer = load_model(recipe.model)
-        given = answered(model, tokenizer, recipe.prompts, recipe.decoding)
-        table = verdicts(given, world.prompts(recipe.prompts))
-        table.to_json(folder / "answers.jsonl", orient="records", lines=True)
-
-    return pd.read_json(
-        store.get(recipe, make) / "answers.jsonl", orient="records", lines=True, dtype=False
-    )
-
-
-def answered(
-    model: PreTrainedModel, tokenizer: Any, recipe: WorldPrompts, decoding: Decoding
-) -> list[dict[str, Any]]:
-    """Return a model's answers to prompts.
-
-    Args:
-        model: a causal LM or a pair.
-        tokenizer: its own, with a chat template.
-        recipe: which prompts.
-        decoding: how tokens are drawn.
-
-    Returns:
-        list[dict]: rows of id, response, is_completed and tokens (their number, the stop token
-        included), in the order of the prompts.
-
-    Raises:
-        ValueError: see `decode.generate`.
-
-    Source: ours.
-    """
-    asked = world.prompts(recipe)
-    chats = [[{"role": "user", "content": row["instruction"]}] for row in asked]
-    made = decode.generate(model, tokenizer, chats, decoding, ids=[row["id"] for row in asked])
-    return [
-        {
-            "id": one.id,
-            "response": one.text,
-            "is_completed": one.is_completed,
-            "tokens": len(one.token_ids),
-        }
-        for one in made
-    ]
-
-
-def verdicts(given: Iterable[Any], asked: list[dict[str, Any]]) -> pd.DataFrame:
-    """Join responses with the verifier's verdicts on them.
-
-    Args:
-        given: rows with id, response, is_completed, and tokens or score (a list, one per token).
-        asked: rows of `world.prompts`, which hold what to check.
-
-    Returns:
-        DataFrame: id, family, response, tokens, is_completed and the fields of `world.Verdict`, in
-        the order of `given`.
-
-    Raises:
-        KeyError: a response to a prompt that is not among `asked`.
-
-    Source: ours.
-    """
-    by_id = {row["id"]: row for row in asked}
-    table = []
-    for row in given:
-        prompt = by_id[row["id"]]
-        verdict = world.verify(row["response"], prompt, is_completed=row["is_completed"])
-        tokens = row["tokens"] if "tokens" in row else len(row["score"])
-        table.append({
-            "id": row["id"], "family": prompt["family"], "response": row["response"],
-            "tokens": tokens, "is_completed": row["is_completed"], **vars(verdict),
-        })  # fmt: skip
-    return pd.DataFrame(table)

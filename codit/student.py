@@ -29,7 +29,7 @@ from trl import SFTConfig, SFTTrainer
 
 from codit import decode, recipes
 from codit.pair import load_tokenizer
-from codit.training_loop import Bar, claim, last_checkpoint, save
+from codit.training_loop import Bar, Watch, claim, last_checkpoint, save
 from codit.training_rows import adopt_template, arranged, completed, summary, tokenised
 
 MAX_GRAD_NORM = 1.0
@@ -46,6 +46,7 @@ def train(
     base: str | Path | None = None,
     rows_per_pass: int | None = None,
     save_every: int = 0,
+    watch: tuple[Callable[[int, PreTrainedModel], None], int] | None = None,
 ) -> Path:
     """Fine-tune all parameters of a base model on the answers of a dataset, and save the student.
 
@@ -71,6 +72,8 @@ def train(
             length, 1,024 tokens on a CPU and 16,384 on a GPU.
         save_every: steps between checkpoints, from which a killed training goes on when it is
             called again. 0: none.
+        watch: a function that is shown (step, model) and every how many steps; 0 and the last
+            step are always shown. It must not change the model.
 
     Returns:
         Path: `out` with float32 safetensors, the tokenizer with its chat template and the end of
@@ -111,6 +114,8 @@ def train(
     )
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(Bar())
+    if watch is not None:
+        trainer.add_callback(Watch(*watch))
     trainer.train(resume_from_checkpoint=last_checkpoint(out))
     save(trainer, tokenizer, out, **summary(rows, order, dropped=len(dataset) - len(kept)))
     return out

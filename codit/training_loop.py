@@ -5,10 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase, ProgressCallback, Trainer
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+)
 
 from codit import recipes
 
@@ -23,6 +30,23 @@ class Bar(ProgressCallback):
         """Show the latest loss."""
         if self.training_bar is not None and "loss" in logs:
             self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}", refresh=False)
+
+
+class Watch(TrainerCallback):
+    """Shows the model to a function before the first step, every so many steps, and at the end."""
+
+    def __init__(self, show: Callable[[int, PreTrainedModel], None], every: int) -> None:
+        """Keep `show`, called as show(step, model), and `every`, in optimiser steps."""
+        self.show, self.every = show, every
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Show the model as it is before training."""
+        self.show(state.global_step, kwargs["model"])
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Show the model if the step is a multiple of `every` or the last."""
+        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
+            self.show(state.global_step, kwargs["model"])
 
 
 def claim(out: Path, recipe: recipes.Pretraining | recipes.Training, data: bytes) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from codit import experiments, recipes, world
+from codit import comparison, experiments, recipes, studies, world
+from codit.comparison import Arm
 from codit.experiments import Scale
 from codit.recipes import (
     Answers,
@@ -64,9 +65,8 @@ def test_there_are_four_scales() -> None:
 @pytest.mark.parametrize("name", SCALES)
 def test_every_value_of_a_scale_has_a_key_without_a_network(name: str) -> None:
     chosen = SCALES[name]
-    base = chosen.students[0]
     keys = {
-        recipes.key(experiments.training(chosen, base, arm, seed))
+        recipes.key(experiments.synthesis(chosen, arm, seed))
         for arm in experiments.ARMS
         for seed in chosen.seeds
     }
@@ -91,6 +91,8 @@ def test_nothing_is_tested_on_prompts_that_a_model_was_trained_on(name: str) -> 
     assert {p.split for p in trained} == {"train"}
     # dev is where plausibility was chosen
     assert {p.split for p in tested} == {"test", "families"}
+    assert chosen.dev is not None
+    assert chosen.dev.split == "dev"
 
 
 def test_the_expert_is_the_amateur_post_trained_on_a_mixture() -> None:
@@ -101,14 +103,35 @@ def test_the_expert_is_the_amateur_post_trained_on_a_mixture() -> None:
     assert 0 < expert.data.ideal_share < 1
 
 
-def test_full_repeats_micro_with_more_prompts_and_seeds() -> None:
+def test_full_is_micro_with_another_teacher_and_more_students_values_seeds_and_prompts() -> None:
     micro, full = SCALES["micro"], SCALES["full"]
     same = {f.name for f in fields(Scale) if getattr(micro, f.name) == getattr(full, f.name)}
-    assert same == {f.name for f in fields(Scale)} - {"prompts", "tests", "seeds"}
-    assert len(full.seeds) > len(micro.seeds)
-    assert isinstance(full.prompts, WorldPrompts)
-    assert isinstance(micro.prompts, WorldPrompts)
-    assert full.prompts.n > micro.prompts.n
+    more = {"others", "students", "plausibilities", "strengths", "seeds"}
+    assert same == {f.name for f in fields(Scale)} - more - {"dev", "tests"}
+    for name in more - {"others"}:
+        assert set(getattr(full, name)) > set(getattr(micro, name))
+    assert micro.dev is not None
+    assert full.dev is not None
+    assert full.dev.n > micro.dev.n
+
+
+@pytest.mark.parametrize("name", OFFLINE)
+def test_the_scale_s_own_plausibilities_are_among_those_tried(name: str) -> None:
+    chosen = SCALES[name]
+    assert chosen.decoding.plausibility in chosen.plausibilities
+    assert chosen.decoding.strength in chosen.strengths
+    assert chosen.truncation in SCALES["full"].plausibilities
+
+
+def test_teachers_share_their_amateur_and_differ_in_post_training() -> None:
+    teachers = SCALES["full"].teachers
+    assert list(teachers) == ["A", "B"]
+    assert teachers["A"] == SCALES["full"].pair
+    assert len({pair.amateur for pair in teachers.values()}) == 1
+    experts = [pair.expert for pair in teachers.values()]
+    shares = [one.data.ideal_share for one in experts]  # type: ignore[union-attr]
+    assert len(set(shares)) == 2
+    assert list(SCALES["micro"].teachers) == ["A"]
 
 
 @pytest.mark.parametrize("name", OFFLINE)
@@ -130,9 +153,10 @@ def test_paper_holds_the_authors_values() -> None:
 
 def test_a_hub_scale_trains_the_amateur_with_the_experts_template() -> None:
     chosen = experiments.hub_scale("post", "pre", HubPrompts(n=3), 64)
-    made = experiments.training(chosen, chosen.students[0], "codit")
+    study = studies.students(chosen, (Arm(role="codit"),))
+    made = comparison.training(study, chosen.students[0], Arm(role="codit"))
     assert (made.base, made.template) == (Model(name="pre"), Model(name="post"))
-    assert experiments.evaluations(chosen, made) == {}
+    assert list(comparison.evaluations(study)) == []
 
 
 # -- what a reader changes -----------------------------------------------------------------------
@@ -150,8 +174,9 @@ def test_none_leaves_the_scales_value() -> None:
         ({"strength": 0.0}, lambda s: s.decoding.strength == 0),
         ({"max_new_tokens": 7}, lambda s: s.decoding.max_new_tokens == 7),
         ({"n_prompts": 5}, lambda s: s.prompts == replace(SCALES["micro"].prompts, n=5)),
-        ({"n_test": 8}, lambda s: {p.n for _, p in s.tests} == {8}),
-        ({"seeds": (0, 1)}, lambda s: s.seeds == (0, 1)),
+        ({"plausibilities": [0.5]}, lambda s: s.plausibilities == (0.5,)),
+        ({"students": 1}, lambda s: s.students == SCALES["micro"].students[:1]),
+        ({"seeds": (0, 5)}, lambda s: s.seeds == (0, 5)),
         ({"example": "Hello?"}, lambda s: s.example == "Hello?"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -165,6 +190,13 @@ def test_a_change_reaches_its_field_and_no_other(changes: dict[str, Any], read: 
         if getattr(changed, f.name) == getattr(SCALES["micro"], f.name)
     }
     assert len(differing) == 1
+
+
+def test_n_test_is_the_number_of_prompts_of_every_set_that_is_not_trained_on() -> None:
+    changed = experiments.scale("micro", n_test=8)
+    assert {prompts.n for _, prompts in changed.tests} == {8}
+    assert changed.dev == replace(SCALES["micro"].dev, n=8)  # type: ignore[type-var]
+    assert changed.prompts == SCALES["micro"].prompts
 
 
 def test_an_unknown_scale_is_refused() -> None:
@@ -182,29 +214,6 @@ def test_an_unknown_field_is_refused() -> None:
 def test_a_value_out_of_range_is_refused() -> None:
     with pytest.raises(ValueError, match="plausibility must be between 0 and 1; got 1.5"):
         experiments.scale("micro", plausibility=1.5)
-
-
-# -- students ------------------------------------------------------------------------------------
-
-
-def test_a_seed_moves_synthesis_and_training_alike() -> None:
-    chosen = SCALES["micro"]
-    made = experiments.training(chosen, chosen.students[0], "truncated", seed=3)
-    assert made.seed == 3
-    assert made.data == experiments.synthesis(chosen, "truncated", seed=3)
-    assert {name: getattr(made, name) for name in chosen.training} == chosen.training
-
-
-def test_students_are_evaluated_greedily_and_alone_on_every_held_out_set() -> None:
-    chosen = experiments.scale("micro", max_new_tokens=20)
-    model = Model(name="student")
-    found = experiments.evaluations(chosen, model)
-    assert {k: e.prompts for k, e in found.items()} == dict(chosen.tests)
-    assert {(e.model, e.decoding) for e in found.values()} == {
-        (model, replace(experiments.GREEDY, max_new_tokens=20))
-    }
-    greedy = experiments.GREEDY
-    assert (greedy.temperature, greedy.strength, greedy.plausibility) == (0, 0, 0)
 
 
 def test_a_file_of_prompts_enters_by_its_content(tmp_path: Any) -> None:

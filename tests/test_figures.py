@@ -140,7 +140,7 @@ def test_an_unchanged_result_keeps_the_commit_at_which_it_first_came_out(
     [
         {"claims": []},
         {"recipes": {"students": STUDENTS[:1]}},
-        {"parameters": {"scale": "full"}},
+        {"parameters": {"prompt": "another"}},
         {"data": DATA.head(1)},
     ],
 )
@@ -208,6 +208,19 @@ def test_figures_lie_in_the_checkout_unless_told_otherwise(
 ) -> None:
     monkeypatch.delenv("CODIT_FIGURES")
     assert figures.folder() == store.repository() / "figures"
+    assert figures.folder("micro") == store.repository() / "figures" / "micro"
+
+
+def test_pictures_of_other_scales_leave_the_committed_ones_alone(folder: Path) -> None:
+    save()
+    before = content(folder)
+    assert save(scale="micro") == folder / "micro" / "01_scores.png"
+    assert json.loads((folder / "micro" / "01_scores.json").read_text())["parameters"] == {
+        "scale": "micro"
+    }
+    assert {name: before[name] for name in before} == {
+        path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()
+    }
 
 
 @pytest.mark.parametrize("name", ["scores", "1_scores", "01-scores", "01_Scores", "../01_scores"])

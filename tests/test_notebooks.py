@@ -24,6 +24,15 @@ REDUCED: dict[str, dict[str, Any]] = {
     "00_quickstart": {},
     "01_score_distribution": {"n_prompts": 24},
     "03_student_sft": {"n_prompts": 48, "n_test": 12},
+    "05_knowledge_or_instruction": {
+        "n_prompts": 48,
+        "n_test": 40,
+        "students": 1,
+        "seeds": [0],
+        "strengths": [0.0, 1.0],
+        "plausibilities": [0.3],
+    },
+    "06_first_order": {"n_prompts": 12},
 }
 # Executed from the repository root too; the others from notebooks/.
 FROM_ROOT = "00_quickstart"
@@ -139,7 +148,7 @@ def execute(path: Path, cwd: Path, tmp_path: Path) -> list[dict[str, Any]]:
     parameters = {"scale": "micro", **REDUCED[path.stem]}
     (run,) = reproduce.reproduce(parameters, only=[path.stem], out=tmp_path / "executed", cwd=cwd)
     assert run.status == "executed", run.error
-    files = sorted((tmp_path / "figures").glob("*.json"))
+    files = sorted((tmp_path / "figures" / "micro").glob("*.json"))
     assert tuple(file.stem for file in files) == tuple(sorted(notebook.declared_figures(path)))
     return [json.loads(file.read_text()) for file in files]
 

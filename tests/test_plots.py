@@ -7,8 +7,6 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
@@ -109,45 +107,48 @@ def test_distances_in_place_of_the_ends_of_an_interval_are_refused(axes: Axes, l
         plots.bars(axes, table, interval="none")
 
 
-scores = st.lists(st.floats(1, 10), min_size=1, max_size=40)
+ROWS = TABLE.drop_duplicates(["role", "set"]).assign(
+    arm=lambda t: t["set"] + " " + t["role"], value=lambda t: t["value"]
+)
 
 
-@settings(deadline=None)
-@given(scores)
-def test_shares_sum_to_one_inside_intervals_that_hold_them(values: list[float]) -> None:
-    shares = plots.score_shares(pd.DataFrame({"role": "codit", "score": values}))
-    assert shares["share"].sum() == pytest.approx(1)
-    assert shares["count"].sum() == len(values)
-    assert list(shares["score"]) == list(range(1, 11))
-    assert (shares["low"] <= shares["share"]).all()
-    assert (shares["share"] <= shares["high"]).all()
-    assert shares["mean"].iloc[0] == pytest.approx(np.mean(values))
+def test_a_forest_has_one_estimate_per_row_in_its_role_s_colour_the_first_on_top(
+    axes: Axes,
+) -> None:
+    plots.forest(axes, ROWS, interval="95 % over prompts", zero=True)
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == list(ROWS["arm"])
+    low, high = axes.get_ylim()
+    assert low > high, "row 0 is on top"
+    dots = {
+        (round(float(c[0].get_xdata()[0]), 3), int(c[0].get_ydata()[0]), to_rgba(c[0].get_color()))
+        for c in axes.containers
+    }
+    assert dots == {
+        (round(row.value, 3), place, to_rgba(COLOURS[row.role]))
+        for place, row in enumerate(ROWS.itertuples())
+    }
+    assert 0 in [line.get_xdata()[0] for line in axes.lines if len(set(line.get_xdata())) == 1]
 
 
-def test_the_interval_of_a_share_is_wilson_s() -> None:
-    shares = plots.score_shares(pd.DataFrame({"role": "codit", "score": [3] * 4 + [7] * 6}))
-    n, p, z = 10, 0.4, 1.959964
-    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
-    row = shares[shares["score"] == 3].iloc[0]
-    assert (row["low"], row["high"]) == pytest.approx((centre - half, centre + half), abs=1e-6)
+def test_a_forest_says_once_per_figure_what_its_whiskers_are(axes: Axes) -> None:
+    points = ROWS.assign(value=ROWS["value"] + 0.05)
+    for _ in range(2):
+        plots.forest(axes, ROWS, interval="95 % over prompts", points=points)
+    plots.forest(axes, ROWS, interval=None)
+    figure = axes.get_figure()
+    assert figure is not None
+    notes = [text.get_text() for text in figure.texts]
+    assert notes == ["whiskers: 95 % over prompts; circles: seeds"]
+    drawn = [float(x) for c in axes.collections for x, _ in c.get_offsets() if x]
+    assert set(np.round(points["value"], 3)) <= set(np.round(drawn, 3))
 
 
-@pytest.mark.parametrize("score", [0, 11, float("nan")])
-def test_what_was_not_scored_is_never_plotted_as_a_number(score: float) -> None:
-    table = pd.DataFrame({"role": "codit", "score": [5.0, score]})
-    with pytest.raises(ValueError, match=r"scores from 1 to 10; got 1 others, the first .* Drop"):
-        plots.score_shares(table)
-
-
-def test_a_score_distribution_shows_means_and_numbers_of_responses(axes: Axes) -> None:
-    table = pd.DataFrame({"role": ["direct"] * 4 + ["codit"] * 4, "score": [2, 4, 4, 6] * 2})
-    table.loc[table["role"] == "codit", "score"] += 3
-    plots.score_distribution(axes, plots.score_shares(table), interval="95 % Wilson")
-    assert words(axes) == "whiskers: 95 % Wilson; triangles: means; n = 4 Direct: 4.00 CoDIT: 7.00"
-    triangles = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "v"]
-    assert triangles == [3, 6]  # the places of the ticks labelled 4 and 7
-    assert axes.get_xticklabels()[3].get_text() == "4"
+def test_a_forest_refuses_what_bars_refuse(axes: Axes) -> None:
+    with pytest.raises(ValueError, match="expected roles with a colour"):
+        plots.forest(axes, ROWS.assign(role="magic"), interval=None)
+    with pytest.raises(ValueError, match="low <= value <= high"):
+        plots.forest(axes, ROWS.assign(low=1.0), interval=None)
 
 
 def test_every_token_is_a_box_and_only_changed_ones_are_framed(axes: Axes) -> None:

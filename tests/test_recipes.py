@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codit import recipes
+from codit import content, recipes
 
 TRAINING = recipes.Training(base=recipes.Pretraining(), data=recipes.Answers())
 
@@ -179,7 +179,7 @@ def test_recipes_inside_a_tuple_are_described_too() -> None:
 def test_the_hash_of_a_folder_sees_moved_content(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("1")
     (tmp_path / "b").write_text("2")
-    before = recipes.content_hash(tmp_path)
+    before = content.sha256(tmp_path)
     (tmp_path / "a").write_text("2")
     (tmp_path / "b").write_text("1")
-    assert recipes.content_hash(tmp_path) != before
+    assert content.sha256(tmp_path) != before

@@ -17,7 +17,8 @@ from tests import notebooks
 FIGURE = """
 from pathlib import Path
 import os
-Path(os.environ["CODIT_FIGURES"], "01_a.png").write_text("picture")
+for scale in (".", "micro"):
+    Path(os.environ["CODIT_FIGURES"], scale, "01_a.png").write_text("picture")
 """
 TITLE = "# A claim\n**Writes** figures/01_a.png"
 
@@ -26,7 +27,7 @@ TITLE = "# A claim\n**Writes** figures/01_a.png"
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("CODIT_FIGURES", str(tmp_path / "figures"))
     monkeypatch.setenv("CODIT_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "micro").mkdir(parents=True)
     return tmp_path / "notebooks"
 
 
@@ -62,7 +63,7 @@ def test_a_notebook_is_executed_once_and_again_when_something_changed(
     notebooks.write(folder / "01_a.ipynb", FIGURE, title=TITLE)
     (first,) = run(folder)
     assert (first.name, first.status, first.figures) == ("01_a", "executed", ("01_a",))
-    assert sorted(file.name for file in (folder / "executed").iterdir()) == [
+    assert sorted(file.name for file in (folder / "executed" / "micro").iterdir()) == [
         "01_a.ipynb",
         "01_a.json",
     ]
@@ -87,7 +88,7 @@ def test_cells_see_their_parameters_their_folder_and_this_interpreter(
     for cwd in (None, tmp_path):
         run(folder, parameters={"scale": "full"}, cwd=cwd, fresh=True)
         expected = f"full {cwd or folder} {sys.executable}\n"
-        assert outputs(folder / "executed" / path.name) == expected
+        assert outputs(folder / "executed" / "full" / path.name) == expected
 
 
 def test_a_failure_is_kept_aside_named_and_does_not_stop_the_others(
@@ -100,9 +101,9 @@ def test_a_failure_is_kept_aside_named_and_does_not_stop_the_others(
     assert runs[0].error.endswith("ZeroDivisionError: division by zero")
     assert "----> 1 1 / 0" in runs[0].error
     assert "\x1b" not in runs[0].error
-    files = sorted(file.name for file in (folder / "executed").iterdir())
+    files = sorted(file.name for file in (folder / "executed" / "micro").iterdir())
     assert files == ["02_b.ipynb", "02_b.json", "failed-01_a.ipynb"]
-    assert outputs(folder / "executed" / "failed-01_a.ipynb") == "before\n"
+    assert outputs(folder / "executed" / "micro" / "failed-01_a.ipynb") == "before\n"
     assert "ZeroDivisionError" in capsys.readouterr().out
 
 
@@ -113,7 +114,7 @@ def test_what_failed_is_tried_again_and_its_remains_go_when_it_passes(folder: Pa
     assert [one.status for one in run(folder)] == ["failed"]
     notebooks.write(folder / "01_a.ipynb", "1 / 1")
     assert [one.status for one in run(folder)] == ["executed"]
-    files = sorted(file.name for file in (folder / "executed").iterdir())
+    files = sorted(file.name for file in (folder / "executed" / "micro").iterdir())
     assert files == ["01_a.ipynb", "01_a.json"]
 
 
@@ -165,6 +166,18 @@ def test_notebooks_run_at_the_same_time_are_all_executed(folder: Path) -> None:
     notebooks.write(folder / "02_b.ipynb", "print(1)")
     runs = run(folder, jobs=2)
     assert [(one.name, one.status) for one in runs] == [("01_a", "failed"), ("02_b", "executed")]
+
+
+@pytest.mark.usefixtures("pretended")
+def test_each_scale_has_its_own_executed_notebooks_and_figures(folder: Path) -> None:
+    notebooks.write(folder / "01_a.ipynb", FIGURE, title=TITLE)
+    for scale in ("micro", "full"):
+        assert [one.status for one in run(folder, parameters={"scale": scale})] == ["executed"]
+        assert (folder / "executed" / scale / "01_a.ipynb").is_file()
+    assert [one.status for one in run(folder, parameters={"scale": "micro"})] == ["up to date"]
+    (folder.parent / "figures" / "micro" / "01_a.png").unlink()
+    assert [one.status for one in run(folder, parameters={"scale": "full"})] == ["up to date"]
+    assert [one.status for one in run(folder, parameters={"scale": "micro"})] == ["executed"]
 
 
 def test_nothing_is_executed_when_one_notebook_lacks_a_parameter(folder: Path) -> None:

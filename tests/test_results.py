@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
+import torch
 from safetensors.torch import load_file
 
-from codit import experiments, recipes, results, store, world
+from codit import decode, experiments, recipes, results, store, world
 from codit.experiments import Scale
-from codit.recipes import Answers, File, Model, WorldPrompts
-from tests import tiny
+from codit.recipes import (
+    Addition,
+    Answers,
+    BestOf,
+    File,
+    Model,
+    Shuffled,
+    Synthesis,
+    Training,
+    WorldPrompts,
+)
 
 
 def prompts_of(recipe: WorldPrompts) -> list[str]:
@@ -81,9 +91,11 @@ def test_responses_answer_every_prompt_once_and_are_kept(micro: Scale, idle: Any
 def test_an_arm_without_strength_equals_the_expert_alone(micro: Scale) -> None:
     recipe = experiments.synthesis(micro, "direct")
     model, tokenizer = results.load_model(micro.pair.expert)
-    alone = results.answered(model, tokenizer, micro.prompts, recipe.decoding)
-    made = results.responses(recipe)
-    assert [row["response"] for row in alone] == made["response"]
+    asked = world.prompts(micro.prompts)
+    chats = [[{"role": "user", "content": row["instruction"]}] for row in asked]
+    ids = [row["id"] for row in asked]
+    alone = decode.generate(model, tokenizer, chats, recipe.decoding, ids=ids)
+    assert [one.text for one in alone] == results.responses(recipe)["response"]
 
 
 def test_an_arms_noise_is_another_with_another_seed(micro: Scale) -> None:
@@ -105,14 +117,41 @@ def test_a_file_of_conversations_is_a_dataset(tmp_path: Path) -> None:
     assert [row["messages"] for row in found] == [row["messages"] for row in rows]
 
 
-# -- students and answers ------------------------------------------------------------------------
+def test_shuffled_answers_are_all_used_and_answer_other_prompts(micro: Scale) -> None:
+    answers = Answers(prompts=micro.prompts, ideal_share=1.0)
+    plain, dealt = results.dataset(answers), results.dataset(Shuffled(answers=answers, seed=1))
+    assert dealt["instruction"] == plain["instruction"]
+    assert sorted(dealt["response"]) == sorted(plain["response"])
+    assert sum(a == b for a, b in zip(dealt["response"], plain["response"], strict=True)) < 6
+    assert [m[-1]["content"] for m in dealt["messages"]] == dealt["response"]
+    again = results.dataset(Shuffled(answers=answers, seed=2))
+    assert again["response"] != dealt["response"]
+
+
+def test_the_amateur_with_the_whole_chat_vector_is_the_expert(micro: Scale, idle: Any) -> None:
+    recipe = Addition(target=micro.pair.amateur, vector=micro.pair)
+    folder = Path(results.model_path(recipe))
+    made, expert = (
+        load_file(Path(f) / "model.safetensors")
+        for f in (folder, results.model_path(micro.pair.expert))
+    )
+    assert made.keys() == expert.keys()
+    assert all(torch.allclose(made[name], expert[name], atol=1e-6) for name in made)
+    model, tokenizer = results.load_model(recipe)
+    assert model.config.vocab_size == len(tokenizer)
+    idle()
+    assert results.model_path(recipe) == str(folder)
+
+
+# -- students ----------------------------------------------------------------------------------
 
 
 def test_a_student_is_its_base_trained_on_the_completed_responses_of_its_arm(
     micro: Scale, idle: Any
 ) -> None:
     cut = replace(micro, decoding=replace(micro.decoding, max_new_tokens=12))
-    recipe = experiments.training(cut, micro.students[0], "direct")
+    data = experiments.synthesis(cut, "direct")
+    recipe = Training(base=micro.students[0], data=data, **micro.training)
     folder = Path(results.model_path(recipe))
     log = json.loads((folder / "training_log.json").read_text())
     completed = sum(results.dataset(recipe.data)["is_completed"])
@@ -126,61 +165,57 @@ def test_a_student_is_its_base_trained_on_the_completed_responses_of_its_arm(
     assert results.model_path(recipe) == str(folder)
 
 
-def test_answers_are_the_verdicts_on_a_models_greedy_answers_and_are_kept(
-    micro: Scale, idle: Any
-) -> None:
-    recipe = experiments.evaluations(micro, micro.pair.expert)["test"]
-    found = results.answers(recipe)
-    model, tokenizer = results.load_model(micro.pair.expert)
-    given = results.answered(model, tokenizer, recipe.prompts, recipe.decoding)
-    table = results.verdicts(given, world.prompts(recipe.prompts))
-    # JSON knows no difference between 0 and 0.0, which is all that some columns may hold.
-    pd.testing.assert_frame_equal(found, table, check_dtype=False)
-    assert found["id"].tolist() == prompts_of(recipe.prompts)
-    idle()
-    pd.testing.assert_frame_equal(results.answers(recipe), found)
+# -- best of n -----------------------------------------------------------------------------------
 
 
-def test_answers_count_their_tokens_stop_token_included(micro: Scale) -> None:
-    pair, decoding = tiny.pair("llama"), replace(experiments.GREEDY, max_new_tokens=9)
-    recipe = replace(micro.prompts, n=5)
-    given = results.answered(pair.expert, tiny.tokenizer(), recipe, decoding)
-    assert [row["id"] for row in given] == prompts_of(recipe)
-    for row in given:
-        assert row["tokens"] == 9 if not row["is_completed"] else row["tokens"] <= 9
+def pool(micro: Scale) -> Synthesis:
+    return replace(experiments.synthesis(micro, "direct"), n_samples=4)
 
 
-# -- verdicts ------------------------------------------------------------------------------------
-
-
-def test_ideal_answers_hold_everything_that_was_asked(micro: Scale) -> None:
-    asked = world.prompts(micro.prompts)
-    given = [
-        {"id": row["id"], "response": row["ideal"], "is_completed": True, "tokens": 5}
-        for row in asked
+def scores(micro: Scale, rows: Any) -> list[int]:
+    asked = {row["id"]: row for row in world.prompts(micro.prompts)}
+    return [
+        world.verify(r["response"], asked[r["id"]], is_completed=r["is_completed"]).score
+        for r in rows
     ]
-    table = results.verdicts(given, asked)
-    assert table[["strict", "loose", "correct", "format"]].all(axis=None)
-    assert set(table["score"]) == {10}
-    assert table["family"].tolist() == [row["family"] for row in asked]
 
 
-def test_verdicts_are_those_of_the_verifier_in_the_order_of_the_responses(micro: Scale) -> None:
-    asked = world.prompts(micro.prompts)
-    given = [
-        {"id": row["id"], "response": "The lamp.", "is_completed": n % 2 == 0, "score": [0.0] * n}
-        for n, row in enumerate(reversed(asked))
-    ]
-    table = results.verdicts(given, asked)
-    assert table["id"].tolist() == [row["id"] for row in given]
-    assert table["tokens"].tolist() == list(range(len(asked)))
-    for (_, found), row, prompt in zip(table.iterrows(), given, reversed(asked), strict=True):
-        verdict = world.verify("The lamp.", prompt, is_completed=row["is_completed"])
-        assert {name: found[name] for name in vars(verdict)} == vars(verdict)
-    assert not table.loc[~table["is_completed"], "format"].any()
+def test_the_best_of_one_is_direct_sampling(micro: Scale) -> None:
+    best = results.dataset(BestOf(pool=pool(micro), n=1))
+    direct = results.responses(experiments.synthesis(micro, "direct"))
+    assert best["id"] == direct["id"]
+    assert best["response"] == direct["response"]
 
 
-def test_a_response_to_another_prompt_is_an_error(micro: Scale) -> None:
-    given = [{"id": "somebody", "response": "a", "is_completed": True, "tokens": 1}]
-    with pytest.raises(KeyError, match="somebody"):
-        results.verdicts(given, world.prompts(micro.prompts))
+def test_more_candidates_never_score_lower_and_the_best_is_chosen(micro: Scale) -> None:
+    found = [scores(micro, results.dataset(BestOf(pool=pool(micro), n=n))) for n in (1, 2, 4)]
+    for fewer, more in itertools.pairwise(found):
+        assert all(a <= b for a, b in zip(fewer, more, strict=True))
+    assert sum(found[2]) > sum(found[0])
+    every = results.responses(pool(micro))
+    highest: dict[str, int] = {}
+    for row, score in zip(every, scores(micro, every), strict=True):
+        highest[row["id"]] = max(score, highest.get(row["id"], 0))
+    assert found[2] == list(highest.values())
+
+
+def test_of_equal_scores_the_first_sample_is_kept(micro: Scale) -> None:
+    every = results.responses(pool(micro))
+    points = dict(
+        zip(zip(every["id"], every["sample"], strict=True), scores(micro, every), strict=True)
+    )
+    for row in results.dataset(BestOf(pool=pool(micro), n=4)):
+        earlier = [points[row["id"], k] for k in range(row["sample"])]
+        assert all(one < points[row["id"], row["sample"]] for one in earlier)
+
+
+@pytest.mark.parametrize("n", [0, 5])
+def test_more_candidates_than_the_pool_holds_are_refused(micro: Scale, n: int) -> None:
+    with pytest.raises(ValueError, match=f"expected n from 1 to the 4 samples.*got {n}"):
+        results.dataset(BestOf(pool=pool(micro), n=n))
+
+
+def test_the_verifier_judges_the_world_s_prompts_only(micro: Scale) -> None:
+    foreign = replace(pool(micro), prompts=File(path="rows.jsonl"))
+    with pytest.raises(ValueError, match="knows the world's prompts only; got File"):
+        results.dataset(BestOf(pool=foreign, n=2))

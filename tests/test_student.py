@@ -264,6 +264,27 @@ def test_a_killed_training_goes_on_from_its_checkpoint_to_the_same_bytes(
     assert log(out) == log(whole)
 
 
+def test_a_watched_training_is_seen_on_its_way_and_is_the_same_training(
+    base: Path, tmp_path: Path
+) -> None:
+    of = recipe(base)
+    alone = student.train(of, DATA, tmp_path / "alone")
+    seen: dict[int, dict[str, torch.Tensor]] = {}
+
+    def look(step: int, model: Any) -> None:
+        seen[step] = {name: w.detach().clone() for name, w in model.named_parameters()}
+
+    watched = student.train(of, DATA, tmp_path / "watched", watch=(look, 2))
+    assert (alone / "model.safetensors").read_bytes() == (
+        watched / "model.safetensors"
+    ).read_bytes()
+    assert list(seen) == [0, 2, 4, 5]  # the start, every second step, the end
+    before, after = weights(base), weights(watched)
+    assert all(torch.equal(w, before[name]) for name, w in seen[0].items())
+    assert all(torch.equal(w, after[name]) for name, w in seen[5].items())
+    assert not all(torch.equal(w, after[name]) for name, w in seen[4].items())
+
+
 def test_a_student_of_a_half_precision_base_keeps_float32(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base", dtype=torch.bfloat16)
     made = student.train(recipe(base, epochs=1), DATA, tmp_path / "out")

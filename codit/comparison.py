@@ -1,0 +1,276 @@
+"""Recipes of comparisons: arms, and studies that hold every arm, student and seed of a table.
+
+A study is compact: its key names hundreds of models and answers, which `data`, `training` and
+`evaluations` unfold. How they are made is `codit.results`; which studies there are,
+`codit.experiments`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from codit.recipes import (
+    Answers,
+    BestOf,
+    Decoding,
+    Evaluation,
+    File,
+    HubPrompts,
+    Model,
+    Pair,
+    Pretraining,
+    Shuffled,
+    Synthesis,
+    Training,
+    WorldPrompts,
+)
+
+NAMES = {
+    "direct": "Direct",
+    "greedy": "Greedy",
+    "best-of-n": "Best of n",
+    "truncated": "Truncated",
+    "codit": "CoDIT",
+    "ideal": "Ideal answers",
+    "careless": "Careless answers",
+    "unrelated": "Unrelated answers",
+}
+OWN = ("ideal", "careless", "unrelated")  # the world's answers: no teacher decodes them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One way of making responses, everything else equal.
+
+    Args:
+        role: direct: the expert alone. greedy: its arg max. best-of-n: the best of n direct
+            responses, judged by the verifier. truncated: the expert within CoDIT's plausible set,
+            which isolates truncation (min-p) from contrast. codit: the contrast within that set.
+            ideal, careless: the world's own answers, as ceiling and floor of a student. unrelated:
+            ideal answers dealt out among the prompts anew, which teach nothing but their look.
+        plausibility: of "truncated" and "codit"; None: the study's.
+        strength: of "codit"; None: the study's.
+        n: of "best-of-n": how many compete.
+    """
+
+    role: str
+    plausibility: float | None = None
+    strength: float | None = None
+    n: int = 1
+    version: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        if self.role not in NAMES:
+            raise ValueError(
+                f"arm must be one of {list(NAMES)}; got {self.role!r}. Name one of them."
+            )
+
+    @property
+    def label(self) -> str:
+        """What tables call it: its name with the numbers that tell it from others of its role."""
+        parts = [f"Best of {self.n}" if self.role == "best-of-n" else NAMES[self.role]]
+        parts += [] if self.plausibility is None else [f"{self.plausibility:g}".lstrip("0") or "0"]
+        parts += [] if self.strength in (None, 1) else [f"× {self.strength:g}"]
+        return " ".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponseStudy:
+    """Verdicts on a teacher's responses: every arm, every seed of the noise.
+
+    Args:
+        decoding: what arms do not say: temperature, length, and CoDIT's own two numbers.
+        seeds: of the noise; the same for every arm.
+    """
+
+    pair: Pair
+    prompts: WorldPrompts | HubPrompts | File
+    decoding: Decoding
+    arms: tuple[Arm, ...]
+    seeds: tuple[int, ...] = (0,)
+    version: ClassVar[int] = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentStudy:
+    """Verdicts on students' greedy answers: every arm, base, seed and held-out set.
+
+    Args:
+        responses: what students are trained on; a seed moves its noise and the training alike.
+        students: base models.
+        training: fields of `Training` but base, data and seed, as (name, value) pairs.
+        tests: (name of a held-out set, its prompts) pairs.
+    """
+
+    responses: ResponseStudy
+    students: tuple[Model | Pretraining, ...]
+    training: tuple[tuple[str, Any], ...]
+    tests: tuple[tuple[str, WorldPrompts], ...]
+    version: ClassVar[int] = 1
+
+
+def model_label(model: Model | Pretraining | Training) -> str:
+    """Return a base model's short name: architecture and tokenizer, or the Hub's name.
+
+    Args:
+        model: a student's base.
+
+    Returns:
+        str: "qwen3-a", "Qwen/Qwen3-8B-Base"; of a fine-tuned one its base's.
+
+    Source: ours.
+    """
+    if isinstance(model, Model):
+        return model.name
+    if isinstance(model, Training):
+        return model_label(model.base)
+    return f"{model.architecture}-{model.tokenizer}"
+
+
+def decoding(arm: Arm, base: Decoding) -> Decoding:
+    """Return how an arm draws tokens: `base` but for strength, plausibility and temperature.
+
+    Args:
+        arm: any but the world's own answers; best-of-n draws like direct.
+        base: CoDIT's.
+
+    Returns:
+        Decoding: with the same noise.
+
+    Raises:
+        ValueError: an arm that decodes nothing.
+
+    Source: direct and codit: CoDIT (arXiv 2604.13538); the others ours.
+    """
+    plausibility = base.plausibility if arm.plausibility is None else arm.plausibility
+    strength = base.strength if arm.strength is None else arm.strength
+    if arm.role in ("direct", "best-of-n"):
+        return replace(base, strength=0.0, plausibility=0.0)
+    if arm.role == "greedy":  # no noise: every seed is the same dataset
+        return replace(base, strength=0.0, plausibility=0.0, temperature=0.0, seed=0)
+    if arm.role == "truncated":
+        return replace(base, strength=0.0, plausibility=plausibility)
+    if arm.role == "codit":
+        return replace(base, strength=strength, plausibility=plausibility)
+    raise ValueError(
+        f"expected an arm that decodes; got {arm.role!r}, the world's own answers. Use `data`."
+    )
+
+
+def data(study: ResponseStudy, arm: Arm, seed: int = 0) -> Synthesis | BestOf | Answers | Shuffled:
+    """Return the recipe of an arm's dataset.
+
+    Args:
+        study: teacher, prompts, decoding.
+        arm: one of them, or another.
+        seed: of the noise.
+
+    Returns:
+        Synthesis | BestOf | Answers | Shuffled: `study.prompts`, answered as the arm says.
+
+    Raises:
+        ValueError: the world's own answers to prompts that are not the world's.
+
+    Source: ours.
+    """
+    if arm.role in OWN:
+        if not isinstance(study.prompts, WorldPrompts):
+            raise ValueError(
+                f"only the world answers its prompts; got {type(study.prompts).__name__}. "
+                f"Leave out the arms {', '.join(OWN)}."
+            )
+        share = float(arm.role != "careless")
+        own = Answers(prompts=study.prompts, ideal_share=share, seed=0 if share else seed)
+        return Shuffled(answers=own, seed=seed) if arm.role == "unrelated" else own
+    how = decoding(arm, replace(study.decoding, seed=seed))
+    if arm.role != "best-of-n":
+        return Synthesis(pair=study.pair, prompts=study.prompts, decoding=how)
+    pool = Synthesis(pair=study.pair, prompts=study.prompts, decoding=how, n_samples=POOL)
+    return BestOf(pool=pool, n=arm.n)
+
+
+POOL = 4  # samples that best-of-n chooses from; best-of-2 among the first two of them (ours)
+
+
+def training(
+    study: StudentStudy, base: Model | Pretraining | Training, arm: Arm, seed: int = 0
+) -> Training:
+    """Return the recipe of a student: a base trained on an arm's dataset.
+
+    Args:
+        study: how it is trained, and on what.
+        base: what is trained.
+        arm: on which responses.
+        seed: of the dataset's noise and of training alike.
+
+    Returns:
+        Training: with the study's settings.
+
+    Raises:
+        ValueError: see `data`.
+
+    Source: ours; the paper's settings were not found.
+    """
+    made = data(study.responses, arm, seed)
+    return Training(base=base, data=made, seed=seed, **dict(study.training))
+
+
+def evaluations(
+    study: StudentStudy,
+) -> Iterator[tuple[dict[str, Any], Evaluation]]:
+    """Yield every evaluation of a study with what tells it from the others.
+
+    Args:
+        study: arms, students, seeds, held-out sets; answers are greedy and as long as responses.
+
+    Yields:
+        (dict, Evaluation): columns student, arm, role, plausibility, strength, n, seed, split.
+
+    Source: ours.
+    """
+    greedy = greedy_decoding(study.responses.decoding.max_new_tokens)
+    for base in study.students:
+        for arm in study.responses.arms:
+            for seed in study.responses.seeds:
+                model = training(study, base, arm, seed)
+                for split, prompts in study.tests:
+                    told = {"student": model_label(base), **columns(arm), "seed": seed}
+                    evaluation = Evaluation(model=model, prompts=prompts, decoding=greedy)
+                    yield {**told, "split": split}, evaluation
+
+
+def columns(arm: Arm) -> dict[str, Any]:
+    """Return an arm as columns of a table: arm (its label), role, plausibility, strength, n.
+
+    Args:
+        arm: any.
+
+    Returns:
+        dict: NaN where the arm does not say.
+
+    Source: ours.
+    """
+    nan = float("nan")
+    return {
+        "arm": arm.label,
+        "role": arm.role,
+        "plausibility": nan if arm.plausibility is None else arm.plausibility,
+        "strength": nan if arm.strength is None else arm.strength,
+        "n": arm.n,
+    }
+
+
+def greedy_decoding(max_new_tokens: int) -> Decoding:
+    """Return how students answer: the arg max, up to a length (ours).
+
+    Args:
+        max_new_tokens: limit of an answer.
+
+    Returns:
+        Decoding: of a single model.
+
+    Source: ours.
+    """
+    return Decoding(strength=0, plausibility=0, temperature=0, max_new_tokens=max_new_tokens)
