@@ -19,7 +19,7 @@ STAMP := $(VENV)/installed-$(shell { cat requirements.lock pyproject.toml; pwd; 
 FORGET := .venv data/cache notebooks/executed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce figures test pytest test-long lint models golden lab clean
+.PHONY: help setup reproduce figures results test pytest test-long lint models golden lab clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /make \1: /p' Makefile
@@ -29,8 +29,12 @@ setup: $(STAMP)  ## create .venv with the locked packages (the others do it by t
 reproduce: $(STAMP)  ## execute every notebook, write figures/; what is up to date is skipped
 	$(BIN)/python -m codit.cli reproduce --scale $(SCALE) --jobs $(JOBS) $(ARGS)
 
-figures: $(STAMP)  ## execute every notebook again from the stored results: draws every figure
-	$(BIN)/python -m codit.cli reproduce --scale $(SCALE) --jobs $(JOBS) --fresh $(ARGS)
+figures: $(STAMP)  ## draw every figure of scale full from data/results/, and the README's tables
+	$(BIN)/python -m codit.cli reproduce --scale full --jobs $(JOBS) --fresh $(ARGS)
+	$(BIN)/python -m codit.claims
+
+results: $(STAMP)  ## make the tables of data/results/ again: hours; killed, it goes on
+	$(BIN)/python -m codit.committed $(ARGS)
 
 test: lint pytest  ## lint and tests: no network, no GPU
 

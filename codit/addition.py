@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from codit.tensor_files import Block, Shape, Tensors
+from codit.tensor_files import FLOATS, Block, Shape, Tensors
 from codit.tensor_match import Match, check_finite, matched
 from codit.tensor_names import VOCABULARY, module_of
 from codit.vector_files import Opened
@@ -85,6 +85,18 @@ def _addable(tau: Tensors, base: Tensors, skip_embed: bool) -> Match:
             for t in (tau, base)
         )
     match = matched(tau, base)
+    kinds = tau.dtypes | base.dtypes
+    alone = [
+        name
+        for name in (*match.missing, *match.extra)
+        if module_of(name) not in VOCABULARY and kinds[name] in FLOATS
+    ]
+    if alone:
+        raise ValueError(
+            f"expected {base.label} to have the tensors of {tau.label}; got {len(alone)} that only "
+            f"one of them has, such as {alone[0]}. A chat vector can be added within one "
+            "architecture only."
+        )
     if match.mismatched:
         name, got, expected = match.mismatched[0]
         raise ValueError(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, TypeAlias
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 from codit import statistics
 from codit.power import check_level
@@ -24,7 +24,10 @@ Differences: TypeAlias = Annotated[np.ndarray[Any, Any], "a - b, seeds by prompt
 
 @dataclass(frozen=True)
 class Components:
-    """Variances of the three effects, in squared units of the score; never below 0."""
+    """Variances of the three effects, in squared units of the score; never below 0.
+
+    One seed cannot tell what varies between seeds: `seed` is then NaN, and `prompt` holds the rest.
+    """
 
     seed: float
     prompt: float
@@ -64,7 +67,7 @@ def components(differences: Differences) -> Components:
     E[MS_prompt] = rest + S prompt, E[MS_rest] = rest; a component that comes out below 0 is 0.
 
     Args:
-        differences: at least two seeds and two prompts.
+        differences: at least two prompts.
 
     Returns:
         Components: of one seed, one prompt, one cell.
@@ -74,7 +77,9 @@ def components(differences: Differences) -> Components:
 
     Source: Searle, Casella, McCulloch 1992, the crossed random model.
     """
-    d = _checked(differences, seeds=2)
+    d = _checked(differences)
+    if len(d) == 1:
+        return Components(seed=math.nan, prompt=float(d.var(ddof=1)), rest=0.0)
     by_seed, by_prompt, rest = _mean_squares(d)
     return Components(
         seed=max(0.0, (by_seed - rest) / d.shape[1]),
@@ -130,7 +135,8 @@ def power(
         level: coverage of the interval.
 
     Returns:
-        float: a probability; 1 - level where the effect is 0.
+        float: a probability; 1 - level where the effect is 0; NaN where the spread of seeds is
+        not known.
 
     Raises:
         ValueError: fewer than two seeds or prompts, or level outside (0, 1).
@@ -140,6 +146,8 @@ def power(
     check_level(level)
     if seeds < 2 or prompts < 2:
         raise ValueError(f"expected two seeds and prompts or more; got {seeds}, {prompts}.")
+    if math.isnan(spread.seed):
+        return math.nan
     expected = (
         spread.rest + prompts * spread.seed,
         spread.rest + seeds * spread.prompt,
@@ -155,6 +163,40 @@ def power(
     return float(stats.nct.sf(critical, freedom, away) + stats.nct.cdf(-critical, freedom, away))
 
 
+def detectable(
+    spread: Components, *, seeds: int, prompts: int, target: float = 0.8, level: float = 0.95
+) -> float:
+    """Return the least true difference that is found with probability `target`.
+
+    Args:
+        spread: components, of a pilot or of the comparison itself.
+        seeds: S, at least 2.
+        prompts: N, at least 2.
+        target: power wanted, between 1 - level and 1.
+        level: coverage of the interval.
+
+    Returns:
+        float: in the unit of the score; NaN where the spread of seeds is not known.
+
+    Raises:
+        ValueError: see `power`; target outside its range.
+
+    Source: ours.
+    """
+    if not 1 - level < target < 1:
+        raise ValueError(f"target must lie between {1 - level:g} and 1; got {target}. Usual is .8.")
+
+    def short(effect: float) -> float:
+        return power(effect, spread, seeds=seeds, prompts=prompts, level=level) - target
+
+    if math.isnan(short(0.0)):
+        return math.nan
+    high = math.sqrt(spread.variance(seeds, prompts)) or 1e-12
+    while short(high) < 0:
+        high *= 2
+    return float(optimize.brentq(short, 0.0, high))
+
+
 def seeds_needed(
     effect: float, spread: Components, *, prompts: int, target: float = 0.8, most: int = 100
 ) -> int | None:
@@ -168,7 +210,8 @@ def seeds_needed(
         most: where the search ends.
 
     Returns:
-        int | None: at least 2; None where `most` seeds do not do: more prompts are needed.
+        int | None: at least 2; None where `most` seeds do not do: more prompts are needed, or a
+        pilot of two seeds.
 
     Raises:
         ValueError: see `power`.
@@ -220,11 +263,11 @@ def table(values: Any, value: str, one: str, other: str, *, by: str = "role") ->
     return (first - second).to_numpy()
 
 
-def _checked(differences: Differences, seeds: int = 1) -> np.ndarray[Any, Any]:
+def _checked(differences: Differences) -> np.ndarray[Any, Any]:
     d = np.asarray(differences, dtype=np.float64)
-    if d.ndim != 2 or d.shape[0] < seeds or d.shape[1] < 2:
+    if d.ndim != 2 or d.shape[0] < 1 or d.shape[1] < 2:
         raise ValueError(
-            f"expected differences [seeds, prompts] of at least {seeds} and 2; got shape {d.shape}."
+            f"expected differences [seeds, prompts] of at least 1 and 2; got shape {d.shape}."
             " Give one row per seed."
         )
     if not np.isfinite(d).all():

@@ -144,11 +144,12 @@ def datasets(chosen: Scale, teacher: str = "A") -> ResponseStudy:
         teacher: a name of `chosen.teachers`.
 
     Returns:
-        ResponseStudy: the main arms, then every plausibility and every strength.
+        ResponseStudy: the main arms, then every plausibility; of the first every strength.
 
     Source: CoDIT, Figures 2 and 4; intervals and ablations ours.
     """
-    arms = (*main_arms(chosen), *plausibility_arms(chosen), *strength_arms(chosen))
+    arms = (*main_arms(chosen), *plausibility_arms(chosen))
+    arms += strength_arms(chosen) if teacher == "A" else ()
     return responses(chosen, tuple(dict.fromkeys(arms)), teacher)
 
 

@@ -21,7 +21,7 @@ from codit.experiments import Scale
 from codit.recipes import Addition, Evaluation, Model, Pretraining, Training
 
 TABLE = "verdicts.parquet"
-SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # of the vector (ours)
+SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)  # of the vector (ours)
 CARELESS = Arm(role="careless")
 ROLES = {"addition": "chat-vector", "none": "amateur"}  # the colour of a way that is no text
 

@@ -61,13 +61,14 @@ def rivals(table: pd.DataFrame, role: str, *, measure: str = "strict") -> pd.Dat
     return pd.DataFrame(rows)
 
 
-def gains(table: pd.DataFrame, *, measure: str = "strict") -> pd.DataFrame:
+def gains(table: pd.DataFrame, *, measure: str = "strict", seeds: bool = True) -> pd.DataFrame:
     """Return CoDIT's gain at every plausibility and student, over direct and over truncation.
 
     Args:
         table: columns id, seed, student, arm, role, plausibility, `measure`, of one teacher and
             split; truncation at CoDIT's plausibilities.
         measure: what is compared.
+        seeds: see `evidence.bar_table`.
 
     Returns:
         DataFrame: student, plausibility, against ("direct" or "truncated", the latter at the same
@@ -84,7 +85,8 @@ def gains(table: pd.DataFrame, *, measure: str = "strict") -> pd.DataFrame:
             same = own[(own["role"] == "truncated") & (own["plausibility"] == value)]["arm"]
             for against, other in (("direct", roles.loc["direct", "arm"]), ("truncated", same)):
                 name = other if isinstance(other, str) else str(other.iloc[0])
-                one = crossed.difference(crossed.table(own, measure, arm, name, by="arm"))
+                wide = crossed.table(own, measure, arm, name, by="arm")
+                one = crossed.difference(wide if seeds else wide.mean(0, keepdims=True))
                 found[len(rows)] = one
                 rows.append({"student": student, "plausibility": value, "against": against})
                 rows[-1] |= {"estimate": one.estimate, "low": one.low, "high": one.high}

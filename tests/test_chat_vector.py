@@ -494,6 +494,19 @@ def test_chance_is_the_paper_scale_number_too() -> None:
 # Refusals and interruption
 
 
+def test_a_vector_is_not_added_to_an_architecture_that_shares_most_names(tmp_path: Path) -> None:
+    names = ("model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.q_norm.weight")
+    qwen = {name: torch.ones(2, 2) for name in names}
+    for kind, tensors in (("post", qwen), ("pre", qwen), ("llama", {names[0]: qwen[names[0]]})):
+        (tmp_path / kind).mkdir()
+        save_file(tensors, tmp_path / kind / "model.safetensors")
+        (tmp_path / kind / "config.json").write_text("{}")
+    vector = (tmp_path / "post", tmp_path / "pre")
+    with pytest.raises(ValueError, match=r"q_norm.weight. A chat vector can be added within one"):
+        add(tmp_path / "llama", vector, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_interrupted_extraction_or_addition_leaves_no_folder(
     pair: tuple[Path, Path], tau: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

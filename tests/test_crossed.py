@@ -99,6 +99,14 @@ def test_more_seeds_are_needed_for_smaller_effects_and_some_effects_need_more_pr
     assert crossed.seeds_needed(0.001, SPREAD, prompts=100) is None
 
 
+def test_the_detectable_difference_is_found_with_the_power_that_was_asked_for() -> None:
+    found = crossed.detectable(SPREAD, seeds=5, prompts=400)
+    assert crossed.power(found, SPREAD, seeds=5, prompts=400) == pytest.approx(0.8, abs=1e-6)
+    assert crossed.detectable(SPREAD, seeds=10, prompts=400) < found
+    with pytest.raises(ValueError, match="target must lie between 0.05 and 1; got 0.01"):
+        crossed.detectable(SPREAD, seeds=5, prompts=400, target=0.01)
+
+
 def rows(values: dict[str, list[list[float]]]) -> pd.DataFrame:
     return pd.DataFrame(
         {"role": role, "seed": s, "id": str(p), "strict": v}
@@ -142,9 +150,12 @@ def test_what_is_no_number_is_refused() -> None:
         crossed.difference(np.array([[0.0, np.nan]]))
 
 
-def test_components_need_two_seeds() -> None:
-    with pytest.raises(ValueError, match="at least 2 and 2"):
-        crossed.components(np.zeros((1, 5)))
+def test_one_seed_cannot_tell_what_varies_between_seeds() -> None:
+    found = crossed.components(np.array([[0.0, 2.0, 4.0]]))
+    assert (found.prompt, found.rest) == (4, 0)
+    assert np.isnan(found.seed)
+    assert np.isnan(crossed.power(0.1, found, seeds=5, prompts=100))
+    assert crossed.seeds_needed(0.1, found, prompts=100) is None
 
 
 def test_p_values_are_corrected_for_their_number() -> None:

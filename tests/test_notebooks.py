@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -20,19 +21,18 @@ LONGEST_CELL = 30
 each_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 
 # What the tests execute: the same notebooks with fewer prompts, seeds and steps, no other code.
+FEW = {"n_prompts": 48, "seeds": [0, 1]}
+FEWER = {**FEW, "n_test": 12, "students": 1}
+TRIED = {"plausibilities": [0.03, 0.3], "strengths": [0.0, 1.0]}
 REDUCED: dict[str, dict[str, Any]] = {
     "00_quickstart": {},
-    "01_score_distribution": {"n_prompts": 24},
-    "03_student_sft": {"n_prompts": 48, "n_test": 12},
-    "05_knowledge_or_instruction": {
-        "n_prompts": 48,
-        "n_test": 40,
-        "students": 1,
-        "seeds": [0],
-        "strengths": [0.0, 1.0],
-        "plausibilities": [0.3],
-    },
+    "01_score_distribution": {**FEW, **TRIED},
+    "02_alpha_tuning": {**FEWER, **TRIED},
+    "03_student_sft": {**FEWER, "truncation": 0.3},
+    "04_chat_vector_cosine": FEW,
+    "05_knowledge_or_instruction": {**FEWER, **TRIED, "n_test": 40},
     "06_first_order": {"n_prompts": 12},
+    "07_chat_vector_transfer": FEWER,
 }
 # Executed from the repository root too; the others from notebooks/.
 FROM_ROOT = "00_quickstart"
@@ -140,7 +140,11 @@ def test_every_notebook_has_reduced_parameters() -> None:
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+    """One cache for all workers: what one notebook makes, the others read."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    return shared / "notebooks"
 
 
 def execute(path: Path, cwd: Path, tmp_path: Path) -> list[dict[str, Any]]:

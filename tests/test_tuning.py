@@ -71,6 +71,14 @@ def test_gains_are_over_direct_and_over_truncation_at_the_same_value() -> None:
     assert tuning.all_gain(gained) is True
 
 
+def test_noise_that_is_each_prompt_s_own_is_averaged_first() -> None:
+    own = table(students=1)
+    own["strict"] += (own["arm"] == "CoDIT .1") * own["seed"]
+    wide = crossed.table(own, "strict", "CoDIT .1", "Direct", by="arm").mean(0, keepdims=True)
+    (first, *_) = tuning.gains(own, seeds=False).to_dict("records")
+    assert first["text"] == evidence.difference_text(crossed.difference(wide))
+
+
 def test_a_sure_loss_refutes_and_an_unsure_gain_leaves_it_open() -> None:
     gained = tuning.gains(table())
     lost = gained.assign(estimate=[-0.1, *gained["estimate"][1:]])
