@@ -17,7 +17,7 @@ import numpy as np
 from scipy import optimize, stats
 
 from codit import statistics
-from codit.power import check_level
+from codit.power import chance, check_level
 
 Differences: TypeAlias = Annotated[np.ndarray[Any, Any], "a - b, seeds by prompts [S, N]"]
 
@@ -156,11 +156,7 @@ def power(
     variance, freedom = _variance(*expected, seeds, prompts)
     if variance == 0:
         return float(effect != 0) or 1 - level
-    away = abs(effect) / math.sqrt(variance)
-    critical = float(stats.t.ppf(0.5 + level / 2, freedom))
-    if away > 30 + critical:
-        return 1.0
-    return float(stats.nct.sf(critical, freedom, away) + stats.nct.cdf(-critical, freedom, away))
+    return chance(effect / math.sqrt(variance), freedom, level=level)
 
 
 def detectable(

@@ -30,14 +30,31 @@ def power(dz: float, n: int, *, level: float = 0.95) -> float:
     check_level(level)
     if n < 2 or not math.isfinite(dz):
         raise ValueError(f"expected n >= 2 and a finite dz; got n={n}, dz={dz}. Correct them.")
-    critical = stats.t.ppf(1 - (1 - level) / 2, n - 1)
-    away = dz * math.sqrt(n)
+    return chance(dz * math.sqrt(n), n - 1, level=level)
+
+
+def chance(away: float, freedom: float, *, level: float = 0.95) -> float:
+    """Return the chance that a two-sided t-test finds what lies `away` standard errors from 0.
+
+    P(|T| > c), T noncentral t; T^2 is noncentral F with 1 and `freedom`.
+
+    Args:
+        away: true value over its standard error.
+        freedom: degrees of freedom of the standard error.
+        level: 1 - the test's error of the first kind.
+
+    Returns:
+        float: a probability; 1 - level where `away` is 0.
+
+    Source: Cohen 1988.
+    """
+    critical = stats.t.ppf(1 - (1 - level) / 2, freedom)
     # Computed as F: scipy's noncentral t is NaN in its far tail, its F wrong without noncentrality.
     if abs(away) < 1e-6:
         return 1 - level
     if abs(away) > 30 + critical:
         return 1.0
-    return min(1.0, float(stats.ncf.sf(critical**2, 1, n - 1, away**2)))
+    return min(1.0, float(stats.ncf.sf(critical**2, 1, freedom, away**2)))
 
 
 def sample_size(dz: float, *, target: float = 0.8, level: float = 0.95) -> int:

@@ -107,6 +107,13 @@ def test_the_detectable_difference_is_found_with_the_power_that_was_asked_for() 
         crossed.detectable(SPREAD, seeds=5, prompts=400, target=0.01)
 
 
+def test_few_seeds_and_prompts_have_a_detectable_difference_too() -> None:
+    few = Components(seed=0.1, prompt=0.0, rest=0.05)
+    found = crossed.detectable(few, seeds=2, prompts=12)
+    assert crossed.power(found, few, seeds=2, prompts=12) == pytest.approx(0.8, abs=1e-6)
+    assert found > 1
+
+
 def rows(values: dict[str, list[list[float]]]) -> pd.DataFrame:
     return pd.DataFrame(
         {"role": role, "seed": s, "id": str(p), "strict": v}
