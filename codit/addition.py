@@ -54,8 +54,8 @@ def plus(
 
     Source: Huang et al. 2023, Chat Vector; float64 sums: ours.
     """
-    matches = [_addable(part.tensors, base, skip_embed) for part, _ in parts]
     rows = _special_rows(base, parts, special_tokens or {})
+    matches = [_addable(part.tensors, base, skip_embed) for part, _ in parts]
     count: Counter[str] = Counter()
 
     def read(name: str, block: Block) -> Tensor:
@@ -85,6 +85,13 @@ def _addable(tau: Tensors, base: Tensors, skip_embed: bool) -> Match:
             for t in (tau, base)
         )
     match = matched(tau, base)
+    if match.mismatched:
+        name, got, expected = match.mismatched[0]
+        raise ValueError(
+            f"expected {expected} of {name}, as {base.label} has it; got {got}, and "
+            f"{len(match.mismatched)} tensors of another shape or dtype. A chat vector fits its "
+            "own architecture only; for another vocabulary pass skip_embed=True."
+        )
     kinds = tau.dtypes | base.dtypes
     alone = [
         name
@@ -96,13 +103,6 @@ def _addable(tau: Tensors, base: Tensors, skip_embed: bool) -> Match:
             f"expected {base.label} to have the tensors of {tau.label}; got {len(alone)} that only "
             f"one of them has, such as {alone[0]}. A chat vector can be added within one "
             "architecture only."
-        )
-    if match.mismatched:
-        name, got, expected = match.mismatched[0]
-        raise ValueError(
-            f"expected {expected} of {name}, as {base.label} has it; got {got}, and "
-            f"{len(match.mismatched)} tensors of another shape or dtype. A chat vector fits its "
-            "own architecture only; for another vocabulary pass skip_embed=True."
         )
     return match
 
