@@ -92,7 +92,7 @@ def _addable(tau: Tensors, base: Tensors, skip_embed: bool) -> Match:
             f"{len(match.mismatched)} tensors of another shape or dtype. A chat vector fits its "
             "own architecture only; for another vocabulary pass skip_embed=True."
         )
-    kinds = tau.dtypes | base.dtypes
+    kinds = {**tau.dtypes, **base.dtypes}
     alone = [
         name
         for name in (*match.missing, *match.extra)
