@@ -15,7 +15,6 @@ what `codit.vocabulary.check_tokenizers` tells.
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import math
 import zlib
@@ -31,7 +30,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from codit import addition, chat_files, cosine_table, tensor_files, vector_files
+from codit import addition, chat_files, cosine_table, store, tensor_files, vector_files
 from codit.tensor_files import Block, Tensors
 from codit.tensor_match import Match, check_finite, matched
 from codit.vector_files import INFO, Vector, Weights
@@ -86,7 +85,7 @@ def difference(post: Weights, pre: Weights, out: str | Path, *, rows: int | None
         vector_files.save_rows(first, chat.get("special_ids", []), folder)
         shares = {name: count[name] / count["numbers"] for name in ("zeros", "restored")}
         info = {"post": first.label, "pre": second.label, "numbers": count["numbers"], **shares}
-        _write_json(folder / INFO, info | _reported(match, "the vector") | {"chat": chat})
+        store.write_json(folder / INFO, info | _reported(match, "the vector") | {"chat": chat})
     return Path(out)
 
 
@@ -150,7 +149,7 @@ def add(
         changes = made.count["changes"]
         info |= {"changes": changes, "lost": made.count["lost"] / max(1, changes)}
         info |= {"special_tokens": dict(special_tokens or {}), "unknown_stop_tokens": unknown}
-        _write_json(folder / ADDITION, info)
+        store.write_json(folder / ADDITION, info)
     return Path(out)
 
 
@@ -272,7 +271,3 @@ def _reported(match: Match, what: str) -> dict[str, Any]:
         shown = "; ".join(f"{len(v)} {k}, {v[:3]}" for k, v in left_out.items())
         log.warning("%s: not all tensors were matched: %s", what, shown)
     return report
-
-
-def _write_json(file: Path, value: dict[str, Any]) -> None:
-    file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
