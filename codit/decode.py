@@ -8,7 +8,7 @@ pure function of (seed, id, sample, t), whatever the batch size, the order or th
 from __future__ import annotations
 
 import logging
-from collections import Counter
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -20,17 +20,20 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from codit.chat import Conversation, answer_ids, prompt_ids, prompt_or_error, text_of
 from codit.contrast import contrast, plausible
-from codit.engines import Meter, Step, continuous, static
+from codit.decode_arguments import ENGINES as ENGINES
+from codit.decode_arguments import check
+from codit.drawing import Meter, Step
 from codit.noise import default_ids, noise_key
+from codit.paged_batches import continuous
 from codit.pair import ContrastivePair
 from codit.recipes import Decoding
+from codit.shared_cache import paged_shape
+from codit.static_batches import static
 from codit.vocabulary import special_token_ids, stop_ids
 
 logger = logging.getLogger(__name__)
 
 __all__ = ["Response", "default_ids", "generate", "prompt_ids", "token_table"]
-
-ENGINES = ("auto", "static", "continuous")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,22 +83,25 @@ def generate(
         decoding: how tokens are drawn.
         ids: names of the rows, unequal as text; a word of the noise key. None: `default_ids`.
         engine: "static" (length-sorted left-padded batches), "continuous" (paged cache: a row
-            that ends makes room for the next), "auto" (continuous on CUDA, else static).
+            that ends makes room for the next), "auto": see `chosen_engine`.
         batch_size: rows computed at once. None: 64 when static, as many as fit when continuous.
+            Where memory runs out it is halved, and nothing is lost.
         progress: show a bar with rows/s and tokens/s.
 
     Returns:
         list[Response]: in the order of `conversations`. A conversation that the template refuses,
-        or whose prompt leaves no room for max_new_tokens, gives a Response with `error`.
+        whose prompt leaves no room for max_new_tokens, or to which a model answers with numbers
+        that are not finite, gives a Response with `error`.
 
     Raises:
         ValueError: an argument is out of its range, or two rows have the same id.
-        RuntimeError: the continuous engine stopped before all rows were answered.
+        RuntimeError: the continuous engine stopped before all rows were answered, or a single row
+            does not fit into memory.
 
     Source: order of one step and stop set: the authors' scripts (arXiv 2604.13538). Noise,
     engines and rows with errors: ours.
     """
-    _check(model, tokenizer, conversations, decoding, ids, engine, batch_size)
+    check(model, tokenizer, conversations, decoding, ids, engine, batch_size)
     room = _context(model), int(decoding.max_new_tokens)
     prompts = [prompt_or_error(tokenizer, chat, *room) for chat in conversations]
     if ids is None:
@@ -109,22 +115,38 @@ def generate(
     }
     keys = {i: noise_key(decoding.seed, names[i], decoding.sample) for i in rows}
     stops = stop_ids(tokenizer, model.generation_config)
-    run = continuous if _chosen(engine, model) == "continuous" else static
+    chosen = chosen_engine(model, engine)
+    logger.info("engine %s (asked for: %s), device %s", chosen, engine, model.device)
+    run = continuous if chosen == "continuous" else static
     step = Step(decoding, len(tokenizer), is_pair=isinstance(model, ContrastivePair))
     meter = Meter(len(prompts), progress)
     with _overridden(model, tokenizer, decoding, stops), meter.bar:
         meter.add(rows=len(answers))
         for i, drawn, logprobs in run(model, step, rows, keys, batch_size, meter):
-            end = next((t for t, token in enumerate(drawn) if token in stops), len(drawn))
-            answers[i] = Response(
-                id=names[i],
-                text=text_of(tokenizer, drawn[:end]),
-                token_ids=drawn[: end + 1],
-                logprobs=logprobs[: end + 1],
-                is_completed=end < len(drawn),
-            )
+            answers[i] = _response(tokenizer, names[i], drawn, logprobs, stops)
             meter.add(rows=1, tokens=len(answers[i].token_ids))
     return [answers[i] for i in range(len(prompts))]
+
+
+def chosen_engine(model: PreTrainedModel, engine: str = "auto") -> str:
+    """Return the engine that `generate` uses.
+
+    Args:
+        model: a pair or a single causal LM.
+        engine: "auto": continuous batching on a GPU, where both models' keys have one shape;
+            otherwise static batches, which were two to four times as quick on a CPU.
+
+    Returns:
+        str: "static" or "continuous".
+
+    Source: ours.
+    """
+    if engine != "auto":
+        return engine
+    if model.device.type != "cuda":
+        return "static"
+    halves = [model.expert, model.amateur] if isinstance(model, ContrastivePair) else [model]
+    return "continuous" if len({paged_shape(half.config) for half in halves}) == 1 else "static"
 
 
 @torch.no_grad()
@@ -184,63 +206,6 @@ def token_table(
     )
 
 
-def _check(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    conversations: Sequence[Conversation],
-    decoding: Decoding,
-    ids: Sequence[Any] | None,
-    engine: str,
-    batch_size: int | None,
-) -> None:
-    """Raise ValueError for arguments that no row could be answered with."""
-    if engine not in ENGINES:
-        raise ValueError(f"engine must be one of {', '.join(ENGINES)}; got {engine!r}.")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1; got {batch_size}. None chooses one.")
-    if tokenizer.chat_template is None:
-        raise ValueError(
-            "expected a tokenizer with a chat template; got none. Use the expert's tokenizer, or "
-            "set tokenizer.chat_template."
-        )
-    if ids is not None and len(ids) != len(conversations):
-        raise ValueError(
-            f"expected an id for each of {len(conversations)} conversations; got {len(ids)}. "
-            "Give as many, or None."
-        )
-    twice = [name for name, n in Counter(map(str, ids or ())).items() if n > 1]
-    if twice:
-        raise ValueError(
-            f"ids must be unique, for equal ids share their noise; got more than once: "
-            f"{', '.join(sorted(twice)[:10])}. Rename them, or pass None."
-        )
-    if not stop_ids(tokenizer, model.generation_config):
-        raise ValueError(
-            "expected a stop token from the tokenizer or the expert's generation_config; got none. "
-            "Set tokenizer.eos_token or generation_config.eos_token_id."
-        )
-    _check_model(model, tokenizer, decoding)
-
-
-def _check_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, decoding: Decoding
-) -> None:
-    """Raise ValueError if the model cannot decode as asked."""
-    if isinstance(model, ContrastivePair):
-        width = model.config.get_text_config().vocab_size
-        if width > len(tokenizer):
-            raise ValueError(
-                f"expected a pair of at most {len(tokenizer)} ids, as many as the tokenizer has; "
-                f"got {width}. Make it with ContrastivePair(..., vocab_size=len(tokenizer))."
-            )
-    elif decoding.strength or decoding.special_strength:
-        raise ValueError(
-            f"a single model has no amateur to contrast: strength must be 0; got strength "
-            f"{decoding.strength} and special_strength {decoding.special_strength}. Use "
-            "Decoding(strength=0), or a ContrastivePair."
-        )
-
-
 def _context(model: PreTrainedModel) -> int | None:
     """Return how many tokens a model, or both models of a pair, can read."""
     parts = [model.expert, model.amateur] if isinstance(model, ContrastivePair) else [model]
@@ -249,13 +214,31 @@ def _context(model: PreTrainedModel) -> int | None:
     return min((limit for limit in limits if limit), default=None)
 
 
-def _chosen(engine: str, model: PreTrainedModel) -> str:
-    """Return "static" or "continuous", and say which."""
-    if engine != "auto":
-        return engine
-    chosen = "continuous" if model.device.type == "cuda" else "static"
-    logger.info("engine %s, chosen for device %s", chosen, model.device)
-    return chosen
+def _response(
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    drawn: list[int],
+    logprobs: list[float],
+    stops: Sequence[int],
+) -> Response:
+    """Return what was drawn up to the first stop token, or an error where a draw had no numbers."""
+    end = next((t for t, token in enumerate(drawn) if token in stops), len(drawn))
+    logprobs = logprobs[: end + 1]
+    bad = next((t for t, logprob in enumerate(logprobs) if not math.isfinite(logprob)), None)
+    if bad is not None:
+        return Response(
+            id=name,
+            error="bad logits: expected finite numbers; at token "
+            f"{bad + 1} of the response a model gave NaN or infinity. Its weights may be damaged, or its dtype too narrow: try "
+            "bfloat16 or float32",
+        )
+    return Response(
+        id=name,
+        text=text_of(tokenizer, drawn[:end]),
+        token_ids=drawn[: end + 1],
+        logprobs=logprobs,
+        is_completed=end < len(drawn),
+    )
 
 
 @contextmanager

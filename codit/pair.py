@@ -29,10 +29,11 @@ from transformers import (
 )
 from transformers.generation.continuous_batching import PagedAttentionCache
 from transformers.masking_utils import create_masks_for_generate
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from codit.checkpoints import read_pair, write_pair
-from codit.contrast import contrast, plausible, strength_per_id
+from codit.contrast import plausible, strength_per_id
+from codit.head_rows import can_gather
+from codit.pair_logits import Amateur, PairOutput, contrasted, logits_of
 from codit.shared_cache import PagedHalf, check_paged, halves, joint_config, n_layers
 from codit.vocabulary import check_tokenizers as check_tokenizers
 from codit.vocabulary import load_tokenizer as load_tokenizer
@@ -86,6 +87,7 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
             setattr(self, name, getattr(expert, name))  # they restrict moving and compiling
         self.strength, self.plausibility = strength, plausibility
         self.special_strength = special_strength
+        self.gather_head: bool | None = None  # None: on a CPU, where it was measured
         ids = torch.tensor(list(special_ids), dtype=torch.long, device=expert.device)
         self.register_buffer("special_ids", ids, persistent=False)
         self.check_values()
@@ -127,11 +129,16 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        sparse: bool = False,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> PairOutput:
         """Run both models on the same ids and contrast their logits.
 
         logits = log q = contrast(z_E, z_A; strength, plausibility)
+
+        Where no gradient is asked for and few ids are plausible, all after the expert's logits is
+        done on these alone, the amateur's output projection too if `gather_head` allows it: the
+        same numbers up to rounding.
 
         Args:
             input_ids: int64 [B, T].
@@ -140,10 +147,12 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
             past_key_values: the pair's cache, such as DynamicCache(config=pair.config).
             use_cache: return a cache. None: as the config says.
             logits_to_keep: number of last positions (0: all), or an index of positions.
+            sparse: where few ids are plausible, return them as `candidates` in place of logits.
             **kwargs: handed to both models.
 
         Returns:
-            CausalLMOutputWithPast: logits float32 [B, T or kept, vocab_size], nats; the cache.
+            PairOutput: logits float32 [B, T or kept, vocab_size], nats; the cache. With `sparse`,
+            one of logits and candidates is None; candidates have B · (T or kept) rows.
 
         Raises:
             ValueError: no ids, labels, or a cache that does not fit.
@@ -162,15 +171,19 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
         inputs |= {"position_ids": position_ids, "use_cache": use_cache}
         inputs |= {"logits_to_keep": logits_to_keep, **kwargs, "return_dict": True}
         expert_logits = self._logits(self.expert, past_key_values=caches[0], **inputs)
-        amateur_logits = None
+        paged = isinstance(inputs.get("cache"), PagedAttentionCache)
+        if paged and self.needs_amateur:
+            inputs["cache"] = PagedHalf(inputs["cache"], first=self.expert_layers)
+        fixed = paged or torch.is_grad_enabled() or torch.compiler.is_compiling()
+        amateur = None
         if self.needs_amateur:
-            if isinstance(inputs.get("cache"), PagedAttentionCache):
-                inputs["cache"] = PagedHalf(inputs["cache"], first=self.expert_layers)
-            amateur_logits = self._logits(self.amateur, past_key_values=caches[1], **inputs)
-            amateur_logits = amateur_logits.to(expert_logits.device)
+            inputs["past_key_values"] = caches[1]
+            amateur = Amateur(self.amateur, inputs, not fixed and self.gathers_head)
         numbers = {"strength": self.strengths(), "plausibility": self.plausibility}
-        logits = contrast(expert_logits, amateur_logits, **numbers)
-        return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
+        logits, found = contrasted(expert_logits, amateur, fixed_shapes=fixed, **numbers)
+        if found is not None and not sparse:
+            logits, found = found.dense(self.vocab_size).view(expert_logits.shape), None
+        return PairOutput(logits=logits, past_key_values=past_key_values, candidates=found)
 
     @torch.no_grad()
     def both_logits(
@@ -198,6 +211,12 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
         plausible(torch.zeros(1, 1), plausibility=self.plausibility)
 
     @property
+    def gathers_head(self) -> bool:
+        """Whether the amateur's output projection is computed for plausible ids only."""
+        wanted = self.amateur.device.type == "cpu" if self.gather_head is None else self.gather_head
+        return wanted and can_gather(self.amateur)
+
+    @property
     def needs_amateur(self) -> bool:
         """Whether the present strengths read the amateur at all."""
         return self.strength != 0 or self.special_strength not in (None, 0)
@@ -209,10 +228,7 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
 
     def _logits(self, model: PreTrainedModel, **inputs: Any) -> Tensor:
         """Run one model, on its own device, and cut its logits to the ids that are tokens."""
-        for name, value in inputs.items():
-            if isinstance(value, Tensor) and model.device.type != "meta":  # meta: offloaded
-                inputs[name] = value.to(model.device)
-        return model(**inputs).logits[..., : self.vocab_size]
+        return logits_of(model, inputs)[..., : self.vocab_size]
 
     def _halves(self, cache: Cache) -> tuple[Cache, Cache]:
         """Return the expert's and the amateur's view of a cache."""

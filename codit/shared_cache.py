@@ -12,8 +12,8 @@ import copy
 from typing import Any
 
 from torch import Tensor
-from transformers import Cache, PreTrainedConfig
-from transformers.cache_utils import get_layer_types_and_kwargs
+from transformers import Cache, DynamicCache, PreTrainedConfig
+from transformers.cache_utils import DynamicLayer, get_layer_types_and_kwargs
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
 from transformers.generation.continuous_batching.utils import (
     find_head_dim,
@@ -133,13 +133,89 @@ def check_paged(expert: PreTrainedConfig, amateur: PreTrainedConfig) -> None:
 
     Source: ours.
     """
-    texts = [config.get_text_config(decoder=True) for config in (expert, amateur)]
-    shapes = [(find_num_key_value_heads(text), find_head_dim(text)) for text in texts]
+    shapes = [paged_shape(config) for config in (expert, amateur)]
     if shapes[0] != shapes[1]:
         raise ValueError(
             "continuous batching needs keys of one shape (heads, head size); got "
             f"{shapes[0]} and {shapes[1]}. Use generate for this pair."
         )
+
+
+def paged_shape(config: PreTrainedConfig) -> tuple[int, int]:
+    """Return the shape of a token's keys in one layer, which the pages of a cache share.
+
+    Args:
+        config: a causal LM's.
+
+    Returns:
+        (int, int): key heads and head size.
+
+    Source: ours.
+    """
+    text = config.get_text_config(decoder=True)
+    return find_num_key_value_heads(text), find_head_dim(text)
+
+
+class GrowingLayer(DynamicLayer):
+    """Keys and values of a layer in room made ahead, so that a step writes one token.
+
+    The library's own layer copies all keys and values at each step. `keys` and `values` are views
+    of a room, so whatever shortens or replaces them works as it does there.
+
+    Source: ours.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys: Any = None
+        self.values: Any = None
+        self.rooms: dict[str, Tensor] = {}
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Store keys and values [B, heads, T, size], and return those of all tokens."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        before = self.get_seq_length()
+        after = before + key_states.shape[-2]
+        for name, states in (("keys", key_states), ("values", value_states)):
+            held = getattr(self, name)
+            room = self.rooms.get(name)
+            if room is None or not _fits(held, room, after):
+                room = states.new_empty(
+                    (*states.shape[:-2], after + after // 4 + 32, states.shape[-1])
+                )
+                if before:
+                    room[..., :before, :] = held
+                self.rooms[name] = room
+            room[..., before:after, :] = states
+            setattr(self, name, room[..., :after, :])
+        return self.keys, self.values
+
+
+def _fits(held: Tensor, room: Tensor, tokens: int) -> bool:
+    """Return whether so many tokens fit into a room that holds the present ones."""
+    same = held.data_ptr() == room.data_ptr() and held.shape[0] == room.shape[0]
+    return same and room.shape[-2] >= tokens
+
+
+def growing_cache(config: PreTrainedConfig) -> DynamicCache:
+    """Return an empty cache whose layers of full attention make room ahead.
+
+    Args:
+        config: a causal LM's or a pair's.
+
+    Returns:
+        DynamicCache: the library's for this config, with `GrowingLayer`s.
+
+    Source: ours.
+    """
+    cache = DynamicCache(config=config)
+    cache.layers = [
+        GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers
+    ]
+    return cache
 
 
 class PagedHalf(PagedAttentionCache):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ from scipy import stats
 from codit import decode
 from codit.contrast import contrast
 from codit.decode import Response, generate, prompt_ids, token_table
-from codit.engines import Meter, Step, static
+from codit.drawing import Meter, Step
 from codit.noise import noise_key, uniforms
 from codit.recipes import Decoding
+from codit.static_batches import static
 from tests import tiny
 
 TOKENIZER = tiny.tokenizer()
@@ -230,11 +232,11 @@ def test_the_pairs_own_values_return_after_a_call_and_after_an_error(monkeypatch
     run(pair, Decoding(max_new_tokens=2, special_strength=0.0))
     assert values() == before == (0.25, 0.5, None, True)
 
-    def broken(**_: Any) -> None:
+    def broken(*_: Any) -> None:
         assert (pair.strength, pair.plausibility, pair.training) == (1.0, 0.01, False)
         raise KeyError("broken")
 
-    monkeypatch.setattr(pair, "generate", broken)
+    monkeypatch.setattr(decode, "static", broken)
     with pytest.raises(KeyError, match="broken"):
         run(pair, Decoding(max_new_tokens=2))
     assert values() == before
@@ -468,8 +470,36 @@ def test_a_single_models_padded_vocabulary_is_never_drawn():
 def test_the_engine_that_auto_chooses_is_said(model, caplog):
     with caplog.at_level(logging.INFO, logger="codit.decode"):
         automatic = run(model, SINGLE, engine="auto")
-    assert "engine static, chosen for device cpu" in caplog.text
+    assert "engine static (asked for: auto), device cpu" in caplog.text
     assert automatic == run(model, SINGLE, engine="static")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_pages_are_chosen_on_a_gpu_where_both_models_keys_have_one_shape(device, monkeypatch):
+    pair = tiny.pair("llama")
+    monkeypatch.setattr(type(pair), "device", torch.device(device))
+    assert decode.chosen_engine(pair) == ("continuous" if device == "cuda" else "static")
+    pair.amateur.config.num_key_value_heads = 1
+    assert decode.chosen_engine(pair) == "static"
+    assert decode.chosen_engine(pair, "continuous") == "continuous"
+
+
+@pytest.mark.parametrize("engine", ["static", "continuous"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_row_whose_logits_are_no_numbers_is_an_error(bad, engine):
+    pair = tiny.pair("llama")
+    tokenizer = tiny.tokenizer()
+    strange = prompt_ids(tokenizer, [{"role": "user", "content": "\x07"}])
+    (only,) = set(strange) - set(prompt_ids(tokenizer, [{"role": "user", "content": "cat"}]))
+    with torch.no_grad():
+        pair.amateur.get_input_embeddings().weight[only] = bad
+    chats = [[{"role": "user", "content": text}] for text in ("cat", "\x07", "house")]
+    made = generate(pair, tokenizer, chats, Decoding(max_new_tokens=4), engine=engine)
+    # On a CPU the library computes paged rows in one product, where 0 times NaN is NaN.
+    answered = [response.error is None for response in made]
+    assert answered == [True, False, True] if engine == "static" else not answered[1]
+    assert made[1].error.startswith("bad logits: expected finite numbers; at token 1 of")
+    assert (made[1].text, made[1].token_ids, made[1].logprobs) == ("", [], [])
 
 
 def test_progress_is_shown_unless_it_is_not_wanted(model, capsys):

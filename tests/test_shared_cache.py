@@ -8,7 +8,14 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, Cache, DynamicCache, StaticCache
 
-from codit.shared_cache import check_paged, halves, joint_config, n_layers
+from codit.shared_cache import (
+    GrowingLayer,
+    check_paged,
+    growing_cache,
+    halves,
+    joint_config,
+    n_layers,
+)
 from tests import tiny
 
 KEYS = torch.zeros(1, 2, 3, 8)  # [rows, heads, tokens, head size]
@@ -103,3 +110,40 @@ def test_keys_of_two_shapes_are_refused_for_pages():
     message = "keys of one shape (heads, head size); got (2, 8) and (4, 8). Use generate for this"
     with pytest.raises(ValueError, match=re.escape(message)):
         check_paged(tiny.config("llama"), tiny.config("llama", num_key_value_heads=4))
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+@torch.no_grad()
+def test_a_growing_cache_holds_what_the_librarys_holds(architecture):
+    model = tiny.model(architecture, seed=2)
+    caches = growing_cache(model.config), DynamicCache(config=model.config)
+    assert any(isinstance(layer, GrowingLayer) for layer in caches[0].layers)
+    text = torch.randint(0, 280, (3, 60), generator=torch.Generator().manual_seed(0))
+    pieces = [text[:, :5], *text[:, 5:50].split(1, dim=1), text[:, 50:]]
+    for place, piece in enumerate(pieces):
+        if place == 20:  # a row is taken out, the others change places
+            for cache in caches:
+                for layer in cache.layers:
+                    layer.batch_select_indices(torch.tensor([2, 0]))
+        ids = piece if place < 20 else piece[[2, 0]]
+        ours, theirs = (model(ids, past_key_values=cache).logits for cache in caches)
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    assert caches[0].get_seq_length() == caches[1].get_seq_length() == 60
+
+
+def test_a_growing_layer_that_was_cropped_overwrites_and_one_that_was_reordered_does_not():
+    layer = GrowingLayer()
+    first, second = torch.randn(2, 1, 4, 8), torch.randn(2, 1, 1, 8)
+    layer.update(first, first)
+    room = layer.keys.data_ptr()
+    layer.crop(-2)
+    keys, _ = layer.update(second, second)
+    assert torch.equal(keys, torch.cat([first[:, :, :2], second], 2))
+    assert keys.data_ptr() == room
+    layer.reorder_cache(torch.tensor([1, 1]))
+    keys, _ = layer.update(second, second)
+    expected = torch.cat([torch.cat([first[:, :, :2], second], 2)[[1, 1]], second], 2)
+    assert torch.equal(keys, expected)
+    layer.reset()
+    keys, _ = layer.update(second, second)
+    assert torch.equal(keys, second)

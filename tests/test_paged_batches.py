@@ -1,22 +1,21 @@
-"""One step, and the two engines that repeat it."""
+"""Continuous batching: cells of noise, rows that are evicted, memory that runs out."""
 
 from __future__ import annotations
 
 import gc
-import itertools
+import logging
 from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
-from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.generation.continuous_batching.requests import RequestState
 
-from codit import engines
-from codit.engines import Meter, PagedSampler, Step, continuous, static
+from codit import paged_batches
+from codit.drawing import Meter, Step
 from codit.noise import noise_key, uniforms
+from codit.paged_batches import PagedSampler, continuous
 from codit.recipes import Decoding
+from codit.static_batches import static
 from tests import tiny
 
 
@@ -33,99 +32,10 @@ def scores(rows: int, *, width: int = 40, seed: int = 0) -> torch.Tensor:
     return 3 * torch.randn(rows, width, generator=torch.Generator().manual_seed(seed))
 
 
-def noise_of(rows: int) -> torch.Tensor:
-    """Some noise, the same every time."""
-    return uniforms(torch.arange(rows), torch.zeros(rows, dtype=torch.int64))
-
-
 def step(width: int = 40, *, is_pair: bool = False, **decoding: float) -> Step:
     """A step over `width` ids that draws as `decoding` says."""
     values = {"strength": 0.0, "plausibility": 0.0, "max_new_tokens": 8} | decoding
     return Step(Decoding(**values), width, is_pair=is_pair)
-
-
-def test_at_temperature_zero_the_best_id_is_drawn_whatever_the_noise():
-    logits = scores(20)
-    for u in (0.0, 0.5, 1 - 2**-53):
-        drawn, _ = step(temperature=0.0).draw(logits, torch.full((20,), u, dtype=torch.float64))
-        assert drawn.tolist() == logits.argmax(-1).tolist()
-
-
-@pytest.mark.parametrize(
-    ("temperature", "top_k", "top_p"),
-    [(1.0, 0, 1.0), (0.5, 0, 0.7), (2.0, 5, 1.0), (1.3, 7, 0.6), (1.0, 1, 1.0), (1.0, 0, 0.01)],
-)
-def test_a_step_draws_from_what_the_librarys_own_warpers_leave(temperature, top_k, top_p):
-    logits, grid = scores(1).repeat(5000, 1), (torch.arange(5000, dtype=torch.float64) + 0.5) / 5000
-    drawn, _ = step(temperature=temperature, top_k=top_k, top_p=top_p).draw(logits, grid)
-    expected = TemperatureLogitsWarper(temperature)(None, logits[:1])
-    if top_k:
-        expected = TopKLogitsWarper(top_k)(None, expected)
-    if top_p < 1:
-        expected = TopPLogitsWarper(top_p)(None, expected)
-    shares = torch.bincount(drawn, minlength=40) / 5000
-    # An even grid of noise meets each id as often as its probability says, but for its two ends.
-    torch.testing.assert_close(shares, expected.softmax(-1)[0], atol=2 / 5000, rtol=0)
-    assert not shares[expected[0].isinf()].any()
-
-
-@given(st.lists(st.floats(-4, 4, width=32), min_size=2, max_size=12), st.floats(0.05, 0.99))
-@settings(deadline=None)
-def test_top_p_keeps_the_fewest_best_ids_that_reach_it(logits, top_p):
-    row = torch.tensor([logits])
-    probs = row.double().softmax(-1)[0]
-    order = probs.argsort(descending=True).tolist()
-    totals = list(itertools.accumulate(probs[order].tolist()))
-    assume(all(abs(total - top_p) > 1e-5 for total in totals[:-1]))  # not decided by rounding
-    assume(len({round(logit, 4) for logit in logits}) == len(logits))
-    needed = next((n for n, total in enumerate(totals, 1) if total >= top_p), len(order))
-    grid = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
-    drawn, _ = step(len(logits), top_p=top_p).draw(row.repeat(4000, 1), grid)
-    assert set(drawn.tolist()) == set(order[:needed])  # the rarest kept has .01 / 11 or more
-
-
-def test_log_q_is_recorded_at_temperature_one_and_before_top_k_and_top_p():
-    logits, noise = scores(50), noise_of(50)
-    drawn, logprobs = step(temperature=0.3, top_k=3, top_p=0.9).draw(logits, noise)
-    assert logprobs.dtype == torch.float32
-    expected = logits.log_softmax(-1).gather(1, drawn[:, None])[:, 0]
-    torch.testing.assert_close(logprobs, expected)
-
-
-def test_a_single_models_implausible_ids_are_not_drawn_and_log_q_is_renormalised():
-    logits, noise = scores(500), noise_of(500)
-    drawn, logprobs = step(plausibility=0.2).draw(logits, noise)
-    probs = logits.double().softmax(-1)
-    head = probs.where(probs >= 0.2 * probs.amax(-1, keepdim=True), 0)
-    q = (head / head.sum(-1, keepdim=True)).gather(1, drawn[:, None])[:, 0]
-    assert (q > 0).all()
-    torch.testing.assert_close(logprobs, q.log().float(), atol=1e-5, rtol=0)
-
-
-def test_a_pairs_scores_are_drawn_from_as_they_are():
-    logq = scores(50).log_softmax(-1)
-    noise = noise_of(50)
-    drawn, logprobs = step(is_pair=True, plausibility=1.0, strength=1.0).draw(logq, noise)
-    assert torch.equal(logprobs, logq.gather(1, drawn[:, None])[:, 0])
-    assert (drawn != logq.argmax(-1)).any()
-
-
-def test_columns_beyond_the_tokenizers_ids_are_never_drawn():
-    logits = scores(200)
-    logits[:, 30:] = 50.0
-    drawn, logprobs = step(30).draw(logits, noise_of(200))
-    assert drawn.max() < 30
-    expected = logits[:, :30].log_softmax(-1).gather(1, drawn[:, None])[:, 0]
-    torch.testing.assert_close(logprobs, expected)
-
-
-def test_a_forced_token_is_the_arg_max_of_scores_as_wide_as_the_models():
-    logits, noise = scores(30), noise_of(30)
-    forced, logprobs = step(25).force(logits, noise)
-    drawn, expected = step(25).draw(logits, noise)
-    assert forced.shape == logits.shape
-    assert torch.equal(forced.argmax(-1), drawn)
-    assert torch.equal(logprobs, expected)
 
 
 def request(row: int | str, position: int) -> SimpleNamespace:
@@ -195,20 +105,6 @@ def drawn_by(engine, batch_size: int | None = None, prompts=None) -> dict[int, t
     return {row: (tokens, logprobs) for row, tokens, logprobs in rows}
 
 
-def test_static_batches_are_ranges_of_the_rows_sorted_by_length():
-    seen = []
-    model, how = model_and_step()
-    generate = model.generate
-
-    def watched(**inputs):
-        seen.append(inputs["attention_mask"].sum(-1).tolist())
-        return generate(**inputs)
-
-    model.generate = watched
-    list(static(model, how, PROMPTS, KEYS, 3, Meter(4, shown=False)))
-    assert seen == [[2, 3, 4], [9]]
-
-
 @pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize("engine", [static, continuous])
 def test_engines_draw_the_same_tokens_at_every_batch_size_and_order(engine, batch_size):
@@ -224,7 +120,11 @@ def test_engines_draw_the_same_tokens_at_every_batch_size_and_order(engine, batc
 
 
 def test_a_paged_row_that_was_evicted_and_read_again_continues_with_its_own_noise(monkeypatch):
-    paging, again, evicted = engines._paging, RequestState.create_equivalent_initial_request, []
+    paging, again, evicted = (
+        paged_batches._paging,
+        RequestState.create_equivalent_initial_request,
+        [],
+    )
 
     def cramped(*arguments):
         config = paging(*arguments)
@@ -235,7 +135,7 @@ def test_a_paged_row_that_was_evicted_and_read_again_continues_with_its_own_nois
         evicted.append(state.request_id)
         return again(state)
 
-    monkeypatch.setattr(engines, "_paging", cramped)
+    monkeypatch.setattr(paged_batches, "_paging", cramped)
     monkeypatch.setattr(RequestState, "create_equivalent_initial_request", watched)
     made = drawn_by(continuous)
     assert evicted
@@ -271,19 +171,34 @@ def test_no_rows_need_no_engine():
         assert list(engine(model, how, {}, {}, None, Meter(0, shown=False))) == []
 
 
-def test_the_meter_shows_rows_tokens_and_tokens_a_second(capsys):
-    meter = Meter(2, shown=True)
-    with meter.bar:
-        meter.add(rows=2, tokens=30)
-    shown = capsys.readouterr().err
-    assert "2/2" in shown
-    assert "row/s" in shown
-    assert "30 tokens" in shown
-    assert "tokens/s" in shown
+def test_where_memory_runs_out_the_rest_begins_again_with_half_the_rows(monkeypatch, caplog):
+    expected, seen = drawn_by(static), []
+    batched = paged_batches._batched
+
+    def cramped(model, how, rows, keys, at_once, share):
+        seen.append((len(rows), at_once, round(share, 2)))
+        drawn = batched(model, how, rows, keys, at_once, share)
+        if len(seen) == 2:  # one row ends before memory runs out
+            yield next(drawn)
+        if len(seen) < 3:
+            raise RuntimeError("continuous batching stopped: CUDA out of memory. Tried to")
+        yield from drawn
+
+    monkeypatch.setattr(paged_batches, "_batched", cramped)
+    with caplog.at_level(logging.WARNING):
+        made = drawn_by(continuous)
+    assert {row: tokens for row, (tokens, _) in made.items()} == {
+        row: tokens for row, (tokens, _) in expected.items()
+    }
+    assert seen == [(4, None, 0.8), (4, 2, 0.6), (3, 1, 0.45)]
+    assert "out of memory with 4 rows at once; going on with 2" in caplog.text
 
 
-def test_a_silent_meter_writes_nothing(capsys):
-    meter = Meter(2, shown=False)
-    with meter.bar:
-        meter.add(rows=2, tokens=30)
-    assert capsys.readouterr() == ("", "")
+def test_a_single_paged_row_that_does_not_fit_is_an_error(monkeypatch):
+    def cramped(*_):
+        raise RuntimeError("CUDA out of memory")
+        yield
+
+    monkeypatch.setattr(paged_batches, "_batched", cramped)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        drawn_by(continuous, 1)

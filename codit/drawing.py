@@ -1,0 +1,129 @@
+"""How one token is drawn, the same in every engine, and the bar that counts what was drawn.
+
+Notation: B rows computed at once, V ids of the vocabulary, K plausible ones at most in a row, t a
+step from 0, q the model's or the pair's next-token distribution, u a uniform number in [0, 1).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers.generation import TopKLogitsWarper, TopPLogitsWarper
+
+from codit.candidates import Candidates, candidates, contrast_candidates
+from codit.contrast import contrast, sample
+from codit.recipes import Decoding
+
+Drawn = Iterator[tuple[int, list[int], list[float]]]  # row, tokens, log q of each in nats
+
+GREEDY = 1e-5  # a lower temperature is the arg max, as in the engine the authors use
+
+
+class Meter:
+    """A progress bar in rows, with tokens/s beside it.
+
+    Args:
+        total: rows to come.
+        shown: False keeps it silent.
+    """
+
+    def __init__(self, total: int, shown: bool) -> None:
+        # leave=None: inside another bar, such as a synthesis's, this one goes when it is done.
+        self.bar = tqdm(total=total, unit="row", disable=not shown, desc="responses", leave=None)
+        self.tokens, self.start, self.shown_at = 0, time.monotonic(), 0.0
+
+    def add(self, *, rows: int, tokens: int = 0) -> None:
+        """Count finished rows and their tokens."""
+        self.tokens += tokens
+        self.bar.set_postfix_str(self._rate(), refresh=False)
+        self.bar.update(rows)
+
+    def show(self, note: str) -> None:
+        """Write a note behind the rate, at most twice a second."""
+        if not self.bar.disable and time.monotonic() - self.shown_at > 0.5:
+            self.bar.set_postfix_str(f"{self._rate()}, {note}")
+            self.shown_at = time.monotonic()
+
+    def _rate(self) -> str:
+        rate = self.tokens / max(time.monotonic() - self.start, 1e-9)
+        return f"{self.tokens} tokens, {rate:.0f} tokens/s"
+
+
+@dataclass(frozen=True)
+class Step:
+    """The drawing of one token for each of B rows.
+
+    Args:
+        decoding: temperature, top_k, top_p; for a single model also plausibility.
+        vocabulary: number of ids the tokenizer knows; later columns are padding.
+        is_pair: whether scores come from a pair, which has masked and contrasted them.
+    """
+
+    decoding: Decoding
+    vocabulary: int
+    is_pair: bool
+
+    def narrow(self, logits: Tensor) -> Tensor | Candidates:
+        """Return log q of a single model's plausible ids, or its logits where these are many.
+
+        Not within a CUDA graph: the number of plausible ids is a value, and a shape here.
+
+        Args:
+            logits: [B, V] as the model returns them.
+
+        Returns:
+            Candidates | Tensor: what `draw` takes.
+
+        Source: ours.
+        """
+        logits = logits[:, : self.vocabulary]
+        found = candidates(logits, plausibility=self.decoding.plausibility)
+        return logits if found is None else contrast_candidates(found, None, strength=0.0)
+
+    def draw(self, scores: Tensor | Candidates, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw a token from each row of next-token scores.
+
+        log q = scores of a pair, or contrast(scores; strength 0, plausibility) of one model;
+        s = top-p(top-k(log q / temperature));
+        token = smallest id with cdf of softmax(s) > u, or the arg max at temperature < 1e-5.
+
+        Args:
+            scores: [B, V] as the model returns them, or log q of the plausible ids.
+            noise: float64 [B], uniform in [0, 1).
+
+        Returns:
+            (int64 [B], float32 [B]): tokens, and log q of each in nats; NaN where the model gave
+            no distribution.
+
+        Source: the authors' order (their sampler's, given contrastive scores).
+        """
+        how = self.decoding
+        if isinstance(scores, Candidates):
+            logq = scores.scores
+        else:
+            logq = scores[:, : self.vocabulary].float()
+            if not self.is_pair:  # a pair has done this, and more
+                logq = contrast(logq, None, strength=0.0, plausibility=how.plausibility)
+        if how.temperature < GREEDY:
+            drawn = logq.argmax(dim=-1)
+        else:
+            warped = logq / how.temperature
+            if how.top_k:
+                warped = TopKLogitsWarper(int(how.top_k))(None, warped)
+            if how.top_p < 1.0:
+                warped = TopPLogitsWarper(how.top_p)(None, warped)
+            drawn = sample(warped, noise)
+        drawn = drawn[:, None]
+        tokens = scores.ids.gather(1, drawn) if isinstance(scores, Candidates) else drawn
+        return tokens[:, 0], logq.gather(1, drawn)[:, 0]
+
+    def force(self, scores: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scores [B, V] whose arg max is the token drawn, and its log q [B]."""
+        tokens, logprobs = self.draw(scores, noise)
+        forced = torch.full_like(scores, float("-inf")).scatter(1, tokens[:, None], 0.0)
+        return forced, logprobs

@@ -1,0 +1,100 @@
+"""A model's output projection for some ids only: rows of the head, gathered.
+
+A head is the last large product of a model, and for a small model with a large vocabulary a third
+of its work. What follows it in a model's own code, a soft cap or a scale say, acts on each logit
+alone, so the model may be run with a head of fewer rows and the rest of its code stays as it is.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+TOLERANCE = 1e-4
+"""Largest difference, in nats per unit of size, that rounding explains. (ours)"""
+
+_suffices: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
+
+
+def can_gather(model: PreTrainedModel) -> bool:
+    """Tell whether some rows of a model's head give the same logits as all of them.
+
+    Tried once per model, on two positions of its own: logits[..., ids] of the whole head against
+    those of the gathered rows. So a model whose code does more than a linear head and functions of
+    one logit is found out, whatever its architecture.
+
+    Args:
+        model: a causal LM.
+
+    Returns:
+        bool: False also for a head that is quantised, split over devices, offloaded or hooked.
+
+    Source: ours.
+    """
+    head = model.get_output_embeddings()
+    if not _is_plain(head):
+        return False
+    if model not in _suffices:
+        _suffices[model] = _agrees(model, head)
+    return _suffices[model]
+
+
+@contextmanager
+def head_rows(model: PreTrainedModel, ids: Tensor) -> Iterator[None]:
+    """Make a model compute the logits of some ids only, for the length of a `with` block.
+
+    logits[..., j] = z(ids[j])
+
+    Args:
+        model: one that `can_gather`.
+        ids: int64 [U], on any device.
+
+    Source: ours.
+    """
+    head = model.get_output_embeddings()
+    ids = ids.to(head.weight.device)
+    weight = head.weight.index_select(0, ids)
+    bias = None if head.bias is None else head.bias.index_select(0, ids)
+    head.forward = lambda hidden: nn.functional.linear(hidden, weight, bias)
+    try:
+        yield
+    finally:
+        del head.forward
+
+
+def _is_plain(head: nn.Module | None) -> bool:
+    """Return whether a head is a linear layer and nothing else has been done to it."""
+    if head is None or type(head) is not nn.Linear:
+        return False
+    return (
+        "forward" not in vars(head)
+        and not head._forward_hooks
+        and not head._forward_pre_hooks
+        and type(head.weight) is nn.Parameter
+        and head.weight.device.type != "meta"
+        and (head.bias is None or bool(head.bias.isfinite().all()))
+    )
+
+
+@torch.no_grad()
+def _agrees(model: PreTrainedModel, head: nn.Linear) -> bool:
+    """Return whether a few gathered rows give the logits of the whole head."""
+    device, rows = model.device, head.weight.shape[0]
+    text = torch.tensor([[0, min(1, rows - 1)]], device=device)
+    ids = torch.tensor(sorted({0, rows // 3, rows // 2, rows - 1}), device=device)
+    inputs = {"input_ids": text, "attention_mask": torch.ones_like(text), "use_cache": False}
+    whole = model(**inputs).logits.float()
+    expected = whole[..., ids.to(whole.device)]
+    try:
+        with head_rows(model, ids):
+            made = model(**inputs).logits.float()
+    except RuntimeError:  # shapes that do not fit: something else reads all logits
+        return False
+    size = float(expected.abs().max())
+    limit = TOLERANCE * max(1.0, size) if head.weight.dtype == torch.float32 else 0.02 * size
+    return made.shape == expected.shape and bool(((made - expected).abs() <= limit).all())

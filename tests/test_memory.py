@@ -1,0 +1,52 @@
+"""Bytes of caches, rows that fit, and errors that mean a lack of memory."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from codit import memory
+from tests import tiny
+
+
+def test_a_tokens_cache_is_keys_and_values_of_all_layers_of_both_models():
+    pair = tiny.pair("llama")
+    config = pair.expert.config
+    one = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
+    assert memory.cache_bytes(config, 4) == one
+    assert memory.cache_bytes(pair.config, 4) == 2 * one
+    gpt2 = tiny.config("gpt2")
+    assert memory.cache_bytes(gpt2, 2) == 2 * gpt2.n_layer * gpt2.n_embd * 2
+
+
+@pytest.mark.parametrize(("room", "rows"), [(100.0, 64), (9.9, 8), (4.0, 4), (1.5, 1), (0.1, 1)])
+def test_rows_that_fit_are_a_power_of_two_of_what_is_free(room, rows, monkeypatch):
+    pair = tiny.pair("llama")
+    row = 100 * memory.cache_bytes(pair.config, 4) + memory.VECTORS * pair.vocab_size * 4
+    monkeypatch.setattr(memory, "free_bytes", lambda _: int(room * row / memory.USED) + 1)
+    assert memory.rows_that_fit(pair, 100, most=64) == rows
+
+
+def test_free_memory_of_this_machine_is_a_number_of_bytes():
+    assert memory.free_bytes(torch.device("cpu")) > 2**20
+
+
+def test_free_memory_of_a_gpu_counts_what_torch_holds_unused(monkeypatch):
+    gpu = SimpleNamespace(
+        mem_get_info=lambda _: (1000, 9000),
+        memory_reserved=lambda _: 500,
+        memory_allocated=lambda _: 200,
+    )
+    monkeypatch.setattr(memory.torch, "cuda", gpu)
+    assert memory.free_bytes(torch.device("cuda", 0)) == 1300
+
+
+def test_only_a_lack_of_memory_is_taken_for_one():
+    assert memory.is_exhausted(MemoryError())
+    assert memory.is_exhausted(torch.OutOfMemoryError("CUDA out of memory."))
+    assert memory.is_exhausted(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+    assert not memory.is_exhausted(RuntimeError("shapes do not match"))
+    assert not memory.is_exhausted(ValueError("out of memory"))
+    memory.release()

@@ -1,0 +1,141 @@
+"""Static batches: their plan, compaction, chunks, and memory that runs out."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from codit import static_batches
+from codit.drawing import Meter, Step
+from codit.noise import noise_key
+from codit.recipes import Decoding
+from codit.static_batches import static
+from tests import tiny
+
+
+def step(width: int = 40, *, is_pair: bool = False, **decoding: float) -> Step:
+    """A step over `width` ids that draws as `decoding` says."""
+    values = {"strength": 0.0, "plausibility": 0.0, "max_new_tokens": 8} | decoding
+    return Step(Decoding(**values), width, is_pair=is_pair)
+
+
+PROMPTS = {4: [7, 8, 9], 0: [5] * 9, 2: [6, 5], 9: [9, 9, 9, 9]}
+KEYS = {row: noise_key(0, row, 0) for row in PROMPTS}
+
+
+def model_and_step(**decoding: float) -> tuple[object, Step]:
+    """A tiny model that stops at no token, and a step of 12 tokens."""
+    model = tiny.model("llama", seed=3, scale=4.0)
+    model.generation_config.eos_token_id = -1
+    model.generation_config.max_new_tokens = 12
+    return model, step(280, max_new_tokens=12, **decoding)
+
+
+def drawn_by(engine, batch_size: int | None = None, prompts=None) -> dict[int, tuple]:
+    """What an engine draws, by row."""
+    model, how = model_and_step()
+    prompts = prompts or PROMPTS
+    rows = engine(model, how, prompts, KEYS, batch_size, Meter(4, shown=False))
+    return {row: (tokens, logprobs) for row, tokens, logprobs in rows}
+
+
+def watched(monkeypatch) -> list[int]:
+    """Collect the rows of every forward pass."""
+    seen, run = [], static_batches._Runner._run
+
+    def counted(runner, ids, mask, positions):
+        seen.append(tuple(ids.shape))
+        return run(runner, ids, mask, positions)
+
+    monkeypatch.setattr(static_batches._Runner, "_run", counted)
+    return seen
+
+
+def test_static_batches_are_ranges_of_the_rows_sorted_by_length(monkeypatch):
+    seen = watched(monkeypatch)
+    drawn_by(static, 3)
+    assert [shape for shape in seen if shape[1] > 1] == [(3, 4), (1, 9)]
+
+
+def test_rows_that_ended_are_taken_out_and_the_others_go_on_as_they_would(monkeypatch):
+    model, how = model_and_step()
+    expected = drawn_by(static)
+    stops = [expected[4][0][3], expected[9][0][6]]  # ids that end two of the rows early
+    model.generation_config.eos_token_id = stops
+    seen = watched(monkeypatch)
+    made = static(model, how, PROMPTS, KEYS, None, Meter(4, shown=False))
+    for row, tokens, logprobs in made:
+        whole = expected[row][0]
+        end = next((t for t, token in enumerate(whole) if token in stops), len(whole))
+        assert tokens == whole[: end + 1]
+        assert logprobs == pytest.approx(expected[row][1][: end + 1], abs=1e-5)
+    assert [rows for rows, _ in seen] == sorted((rows for rows, _ in seen), reverse=True)
+    assert seen[-1][0] < 4
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+@pytest.mark.parametrize("tokens", [1, 12])
+def test_prompts_read_in_chunks_give_the_same_responses(architecture, tokens, monkeypatch):
+    pair = tiny.pair(architecture, plausibility=0.1)
+    pair.generation_config.eos_token_id = [-1]
+    pair.generation_config.pad_token_id = 0
+    how = Step(Decoding(plausibility=0.1, max_new_tokens=5), 280, is_pair=True)
+
+    def drawn():
+        rows = static(pair, how, PROMPTS, KEYS, None, Meter(4, shown=False))
+        return {row: tokens for row, tokens, _ in rows}
+
+    expected = drawn()
+    monkeypatch.setattr(static_batches, "PREFILL_TOKENS", tokens)
+    seen = watched(monkeypatch)
+    assert drawn() == expected
+    assert len(seen) > 5
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])
+def test_where_memory_runs_out_the_batch_is_halved_and_nothing_is_lost(error, monkeypatch, caplog):
+    expected, decode, seen = drawn_by(static), static_batches._decode, []
+
+    def cramped(model, how, prompts, keys, meter):
+        seen.append(len(prompts))
+        if len(prompts) > 1:
+            raise error
+        return decode(model, how, prompts, keys, meter)
+
+    monkeypatch.setattr(static_batches, "_decode", cramped)
+    with caplog.at_level(logging.WARNING):
+        made = drawn_by(static)
+    assert {row: tokens for row, (tokens, _) in made.items()} == {
+        row: tokens for row, (tokens, _) in expected.items()
+    }
+    assert seen == [4, 2, 1, 1, 1, 1]
+    assert "out of memory with 4 rows at once; going on with 2" in caplog.text
+
+
+def test_one_row_that_does_not_fit_is_named_by_its_length(monkeypatch):
+    def cramped(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(static_batches, "_decode", cramped)
+    with pytest.raises(RuntimeError, match=r"room for one row of 2 prompt tokens .* 12 new ones"):
+        drawn_by(static)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch):
+    def broken(*_):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(static_batches, "_decode", broken)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        drawn_by(static)
+
+
+def test_fewer_rows_are_planned_where_memory_is_short_and_the_caller_said_nothing(monkeypatch):
+    monkeypatch.setattr(static_batches, "rows_that_fit", lambda *_, most: min(most, 2))
+    seen = watched(monkeypatch)
+    drawn_by(static)
+    assert {rows for rows, _ in seen} == {2}
+    drawn_by(static, 4)
+    assert seen[-1][0] == 4
