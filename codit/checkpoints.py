@@ -17,6 +17,7 @@ from codit.vocabulary import (
     PAIR_FILE,
     check_tokenizers,
     load_tokenizer,
+    loading,
     special_token_ids,
     stop_ids,
 )
@@ -45,7 +46,8 @@ def read_pair(
         expert's generation config stops at its tokenizer's stop token too.
 
     Raises:
-        ValueError: one revision for two models, no saved pair, or tokenizers that disagree.
+        ValueError: one revision for two models, no saved pair, tokenizers that disagree, or a model
+            that cannot be loaded.
 
     Source: the authors' pairs share a tokenizer; the checks: ours.
     """
@@ -66,7 +68,7 @@ def read_pair(
         check_tokenizers(tokenizer, other, allow_renamed=allow_renamed)
         values = {"vocab_size": len(tokenizer), "special_ids": special_token_ids(tokenizer)}
     models = [
-        AutoModelForCausalLM.from_pretrained(name, revision=revision, **load)
+        read_model(name, revision=revision, **load)
         for name, revision in zip((expert, amateur), revisions, strict=True)
     ]
     if tokenizer is not None:
@@ -81,6 +83,26 @@ def read_pair(
             tokenizer.pad_token_id,
         )
     return models[0], models[1], values
+
+
+def read_model(name: str | Path, *, revision: str | None = None, **load: Any) -> PreTrainedModel:
+    """Load one causal language model.
+
+    Args:
+        name: Hub name or folder.
+        revision: commit, tag or branch.
+        **load: handed to `from_pretrained`.
+
+    Returns:
+        PreTrainedModel: as transformers loads it.
+
+    Raises:
+        ValueError: there is no such model, or its files are not whole.
+
+    Source: ours.
+    """
+    with loading("weights", name):
+        return AutoModelForCausalLM.from_pretrained(name, revision=revision, **load)
 
 
 def write_pair(

@@ -13,7 +13,17 @@ from typing import Annotated, Any
 
 import tyro
 
-from codit import alignment, experiments, store, studies, token_evidence, transfer, verdicts
+from codit import (
+    alignment,
+    experiments,
+    figures,
+    store,
+    studies,
+    throughput,
+    token_evidence,
+    transfer,
+    verdicts,
+)
 from codit.experiments import Scale
 
 Made = tuple[Any, Callable[[Any], object]]  # a recipe and what makes its table through the store
@@ -35,6 +45,8 @@ def tables(chosen: Scale) -> dict[str, Made]:
     named["alignment"] = (alignment.recipe(chosen), alignment.study)
     named["tokens"] = (token_evidence.recipe(chosen), token_evidence.study)
     named["transfer"] = (transfer.recipe(chosen), transfer.study)
+    # A measurement of a machine, not of a scale's models: one is kept.
+    named["throughput"] = (throughput.recipe(figures.COMMITTED), throughput.study)
     return named
 
 

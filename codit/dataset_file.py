@@ -12,6 +12,7 @@ Beside DATA.jsonl:
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -27,6 +28,7 @@ import pyarrow.json
 from datasets import Dataset
 
 from codit import dataset_card, store
+from codit.record_lines import is_finished, line_of, record_of
 
 SCHEMA = pa.schema(
     {
@@ -131,7 +133,9 @@ def locked(files: Files) -> Iterator[None]:
     """
     with writing(files):
         files.out.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(files.out.with_name(f".{files.out.name}.lock"), timeout=0)
+        path = files.out.with_name(f".{files.out.name}.lock")
+        path.touch()  # or a folder that takes no files would look like a lock that is held
+        lock = filelock.FileLock(path, timeout=0)
         try:
             lock.acquire()
         except filelock.Timeout as error:
@@ -144,33 +148,54 @@ def locked(files: Files) -> Iterator[None]:
         lock.release()
 
 
-def append(files: Files, records: Iterable[dict[str, Any]]) -> None:
-    """Add one batch of records and wait until the disk has it.
+def append(files: Files, records: Iterable[dict[str, Any]], *, at: int) -> int:
+    """Add one batch of records at the end of the partial file, and wait until the disk has it.
 
     Args:
         files: the dataset's, locked and begun.
         records: rows, or with a field `error` what becomes of rows without an answer.
+        at: byte where the file ends: what `resumption.begin` or the call before returned.
+
+    Returns:
+        int: byte where the file ends now.
 
     Raises:
-        OSError: they cannot be written.
+        ValueError: the file is gone or ends elsewhere: another program removed or changed it.
+        OSError: the records cannot be written. The file is cut back to `at`.
 
     Source: ours.
     """
-    data = "".join(map(_line, records)).encode()
-    with writing(files), files.beside(".partial").open("ab") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
+    data = "".join(map(line_of, records)).encode()
+    partial = files.beside(".partial")
+    with writing(files):
+        size = partial.stat().st_size if partial.is_file() else "no file"
+        if size != at:
+            raise ValueError(_changed(partial, f"{at} bytes", size))
+        with partial.open("r+b", buffering=0) as stream:
+            stream.seek(at)
+            try:
+                left = memoryview(data)
+                while left:
+                    left = left[stream.write(left) :]
+                os.fsync(stream.fileno())
+            except OSError:
+                with contextlib.suppress(OSError):
+                    stream.truncate(at)
+                raise
+        if at == 0:  # the first batch: the names of a new dataset's files are to last too
+            store.sync_folder(partial.parent)
+    return at + len(data)
 
 
 def finish(
-    files: Files, recipe: Any, *, errors: Iterable[dict[str, Any]], **extra: Any
+    files: Files, recipe: Any, *, lines: int, errors: Iterable[dict[str, Any]], **extra: Any
 ) -> dict[str, Any]:
     """Turn the complete lines into the dataset, its errors, its card and, last, its manifest.
 
     Args:
         files: the dataset's, locked, with every line appended.
         recipe: what made it; for the manifest.
+        lines: how many lines were appended in all.
         errors: input rows that were set aside before anything was decoded.
         extra: further values of the manifest, among them what the card names:
             `expert_model_id` and `amateur_model_id`.
@@ -179,43 +204,60 @@ def finish(
         dict: the manifest.
 
     Raises:
+        ValueError: the partial file is gone, or holds another number of lines or a broken one:
+            another program removed or changed it. No dataset is written.
         OSError: the files cannot be written. Calling it again is safe.
 
     Source: ours.
     """
-    failed = list(errors)
-    counts, digest = Counter(rows=0, completed=0, tokens=0), hashlib.sha256()
     partial, state = files.beside(".partial"), files.beside(".partial.json")
     with writing(files):
-        with partial.open("rb") as lines, store.replacing(files.out) as stream:
-            for line in lines:
-                record = json.loads(line)
-                if "error" in record:
-                    failed.append(record)
-                    continue
-                counts.update(rows=1, completed=record["is_completed"], tokens=len(record["score"]))
-                digest.update(line)
-                stream.write(line)
+        try:
+            with store.replacing(files.out) as stream:
+                failed, counted = _copy_rows(partial, stream, lines)
+        except FileNotFoundError as error:
+            raise ValueError(_changed(partial, f"{lines} lines", "no file")) from error
+        failed = [*errors, *failed]
         _write_errors(files, failed)
-        counted = {**counts, "errors": len(failed), "sha256": digest.hexdigest()}
+        counted |= {"errors": len(failed)}
         manifest = store.manifest(recipe, **read_object(state), **counted, **extra)
         with store.replacing(files.beside(".README.md")) as stream:
             stream.write(dataset_card.card(manifest, files.out.name).encode())
         store.write_json(files.beside(".manifest.json"), manifest)
+        store.sync_folder(files.out.parent)
         partial.unlink()
         state.unlink()
     return manifest
 
 
-def _line(record: dict[str, Any]) -> str:
-    """Return a record as one line that every reader takes for one.
+def _copy_rows(
+    partial: Path, stream: Any, lines: int
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Copy the answered rows, and return the others, and counts and hash of what was copied."""
+    counts, digest = Counter(rows=0, completed=0, tokens=0), hashlib.sha256()
+    failed, number = [], 0
+    with partial.open("rb") as source:
+        for number, line in enumerate(source, start=1):
+            record = record_of(line)
+            if record is None or not is_finished(record):
+                raise ValueError(_changed(partial, f"{lines} lines", f"a broken line {number}"))
+            if "error" in record:
+                failed.append(json.loads(line))
+                continue
+            counts.update(rows=1, completed=record["is_completed"], tokens=record["tokens"])
+            digest.update(line)
+            stream.write(line)
+    if number != lines:
+        raise ValueError(_changed(partial, f"{lines} lines", number))
+    return failed, {**counts, "sha256": digest.hexdigest()}
 
-    Python's splitlines and others end lines at U+0085, U+2028 and U+2029 too.
-    """
-    text = json.dumps(record, ensure_ascii=False, allow_nan=False)
-    for separator in "\x85\u2028\u2029":
-        text = text.replace(separator, f"\\u{ord(separator):04x}")
-    return text + "\n"
+
+def _changed(partial: Path, expected: str, got: str | int) -> str:
+    return (
+        f"expected {partial} to hold {expected}, as this run left it; got {got}. Another program "
+        "removed or changed it. Run the same command again: it goes on from the whole batches "
+        "that are there."
+    )
 
 
 def _write_errors(files: Files, failed: list[dict[str, Any]]) -> None:
@@ -225,7 +267,7 @@ def _write_errors(files: Files, failed: list[dict[str, Any]]) -> None:
         return
     with store.replacing(path) as stream:
         for record in sorted(failed, key=lambda record: record["line"]):
-            stream.write(_line(record).encode())
+            stream.write(line_of(record).encode())
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -269,8 +311,10 @@ def writing(files: Files) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = "Make room or give another out" if full else "Give another out or mend the cause"
         raise OSError(
             error.errno,
-            f"cannot write {files.out} and its companions: {error.strerror or error}. Make room or "
-            "give another out; finished batches are kept, and the same command goes on from there",
+            f"cannot write {files.out} and its companions: {error.strerror or error}. {remedy}; "
+            "finished batches are kept, and the same command goes on from there",
         ) from error

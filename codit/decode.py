@@ -228,8 +228,8 @@ def _response(
     if bad is not None:
         return Response(
             id=name,
-            error="bad logits: expected finite numbers; at token "
-            f"{bad + 1} of the response a model gave NaN or infinity. Its weights may be damaged, or its dtype too narrow: try "
+            error=f"bad logits: expected finite numbers; at token {bad + 1} of the response a "
+            "model gave NaN or infinity. Its weights may be damaged, or its dtype too narrow: try "
             "bfloat16 or float32",
         )
     return Response(

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 ROLES = ("system", "user", "assistant")
+LONGEST = 14_000  # bits of an integer id; Python writes no more than 4,300 digits
+SHOWN = 60  # characters of a value in a reason
 
 
 def name_of(row: Any) -> str | None:
@@ -21,7 +23,7 @@ def name_of(row: Any) -> str | None:
     """
     value = row.get("id") if isinstance(row, Mapping) else None
     if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
+        return str(value) if value.bit_length() <= LONGEST else None
     return value if isinstance(value, str) and value.strip() and _is_encodable(value) else None
 
 
@@ -45,14 +47,14 @@ def messages_of(row: Any) -> list[dict[str, str]]:
     if not isinstance(row, Mapping):
         raise ValueError(f"expected an object; got {type(row).__name__}")
     if row.get("id") is not None and name_of(row) is None:
-        raise ValueError(f"id must be non-empty text or an integer; got {row['id']!r:.60}")
+        raise ValueError(f"id must be non-empty text or an integer; got {_shown(row['id'])}")
     messages, instruction = row.get("messages"), row.get("instruction")
     if messages is None and instruction is None:
-        raise ValueError(f"expected `instruction` or `messages`; got the fields {[*row]}")
+        raise ValueError(f"expected `instruction` or `messages`; got the fields {_shown([*row])}")
     if messages is None:
         return [{"role": "user", "content": _text(instruction, "instruction")}]
     if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)) or not messages:
-        raise ValueError(f"messages must be a non-empty list; got {messages!r:.60}")
+        raise ValueError(f"messages must be a non-empty list; got {_shown(messages)}")
     turns = [_message(turn, place) for place, turn in enumerate(messages)]
     if turns[-1]["role"] != "user":
         raise ValueError(f"the last message must be a user's; got role {turns[-1]['role']!r}")
@@ -67,7 +69,7 @@ def _message(turn: Any, place: int) -> dict[str, str]:
         raise ValueError(f"messages[{place}] must be an object; got {type(turn).__name__}")
     role = turn.get("role")
     if role not in ROLES:
-        raise ValueError(f"messages[{place}] has role {role!r}; known are {', '.join(ROLES)}")
+        raise ValueError(f"messages[{place}] has role {_shown(role)}; known are {', '.join(ROLES)}")
     if role == "system" and place > 0:
         raise ValueError(f"messages[{place}] is a system message; only the first may be one")
     return {"role": role, "content": _text(turn.get("content"), f"messages[{place}].content")}
@@ -81,6 +83,15 @@ def _text(value: Any, name: str) -> str:
     if not _is_encodable(value):
         raise ValueError(f"{name} holds half of a surrogate pair, which is no character")
     return value
+
+
+def _shown(value: Any) -> str:
+    """Return the beginning of what a value looks like."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # too many digits, too deep
+        text = f"{type(value).__name__} that cannot be shown"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def _is_encodable(value: str) -> bool:

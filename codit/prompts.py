@@ -85,7 +85,8 @@ def read_jsonl(path: str | Path, *, limit: int | None = None) -> Prompts:
     Source: ours.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"expected a file of JSON lines at {path}; there is none.")
+        found = "it is a folder" if Path(path).is_dir() else "there is none"
+        raise FileNotFoundError(f"expected a file of JSON lines at {path}; {found}.")
     return _collect(_parse_lines(Path(path)), origin=str(path), limit=limit)
 
 
@@ -273,11 +274,21 @@ def _parse_lines(path: Path) -> Iterator[tuple[int, Any]]:
             if not line.strip():
                 continue
             try:
-                yield number, json.loads(line.rstrip(b"\r\n").decode("utf-8"))
+                text = line.rstrip(b"\r\n").decode("utf-8")
+                yield number, json.loads(text, object_pairs_hook=_object)
             except UnicodeDecodeError as error:
                 yield number, ValueError(f"expected UTF-8; {error.reason} at byte {error.start}")
             except (ValueError, RecursionError) as error:
                 yield number, ValueError(f"expected one JSON object; {error}")
+
+
+def _object(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; one that says two things of one field is none."""
+    value = dict(fields)
+    if len(value) < len(fields):
+        twice = next(name for name, n in Counter(name for name, _ in fields).items() if n > 1)
+        raise ValueError(f"the field {twice!r:.60} stands there twice")
+    return value
 
 
 def _collect(numbered: Iterable[tuple[int, Any]], *, origin: str, limit: int | None) -> Prompts:
@@ -288,7 +299,7 @@ def _collect(numbered: Iterable[tuple[int, Any]], *, origin: str, limit: int | N
         name = input_row.name_of(value)
         try:
             messages = input_row.messages_of(value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             reason = {"error": BAD_ROW, "reason": str(error)}
             prompts.errors.append({"id": name, "line": line, **reason})
         else:

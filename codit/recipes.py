@@ -55,11 +55,11 @@ class Decoding:
     version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        check_range("strength", self.strength, 0.0, float("inf"))
+        check_range("strength", self.strength, 0.0, 1e6)  # float32 sums of more overflow
         check_range("plausibility", self.plausibility, 0.0, 1.0)
         if self.special_strength is not None:
-            check_range("special_strength", self.special_strength, 0.0, float("inf"))
-        check_range("temperature", self.temperature, 0.0, float("inf"))
+            check_range("special_strength", self.special_strength, 0.0, 1e6)
+        check_range("temperature", self.temperature, 0.0, 1e6)
         if not 0.0 < self.top_p <= 1.0:
             raise ValueError(f"top_p must lie in (0, 1]; got {self.top_p}. Use 1 to keep all.")
         check_range("top_k", self.top_k, 0, float("inf"))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from codit import store
 from codit.dataset_file import ENDINGS, Files, read_object, writing
+from codit.record_lines import is_finished, record_of
 
 RESUME = ("never", "if_same", "always")
 Name = tuple[str, int | None]  # a row's id, and its sample where there are several
@@ -55,16 +55,38 @@ def earlier_runs(
     if not partial.exists():
         if files.out.exists():
             raise ValueError(
-                f"{files.out} exists without {manifest.name}: another program made it. Delete it "
-                "or give another out."
+                f"{files.out} exists without {manifest.name}: another program made it. Give "
+                "another out, or move it away."
             )
         return []
+    if not files.out.exists() and partial.stat().st_size == 0:
+        return []  # whatever the settings were, they made no row
     before = read_object(state)
     if changed := differences(before["fingerprint"], fingerprint):
         if resume != "always":
             raise ValueError(_refusal(partial, changed))
         return [*before["earlier"], {"fingerprint": before["fingerprint"]}]
     return list(before["earlier"])
+
+
+def check_apart(files: Files, source: str | Path) -> None:
+    """Raise ValueError where a run would write over the prompts that it reads.
+
+    Args:
+        files: the dataset's.
+        source: file of the prompts.
+
+    Raises:
+        ValueError: it is the dataset's file or one of those beside it.
+
+    Source: ours.
+    """
+    own = {files.beside(ending).resolve() for ending in (".partial", *ENDINGS)}
+    if Path(source).resolve() in own:
+        raise ValueError(
+            f"expected an out whose files are not those of the prompts; {source} is one of those "
+            f"that belong to {files.out}. Give another out."
+        )
 
 
 def begin(
@@ -74,7 +96,7 @@ def begin(
     names: Sequence[Name],
     *,
     lines_per_batch: int,
-) -> int:
+) -> tuple[int, int]:
     """Cut the unfinished dataset back to whole batches, and record what makes the next ones.
 
     Args:
@@ -85,7 +107,8 @@ def begin(
         lines_per_batch: a batch is a fixed range of that many names.
 
     Returns:
-        int: number of lines kept; a multiple of `lines_per_batch`, or all.
+        (int, int): number of lines kept, a multiple of `lines_per_batch` or all, and the byte
+        where they end.
 
     Raises:
         ValueError: the lines at hand are not the first of `names`.
@@ -101,13 +124,15 @@ def begin(
             name = glob.escape(files.beside(ending).name)
             for left in files.out.parent.glob(f".{name}.*.tmp"):
                 left.unlink()
-        if partial.exists():
-            os.truncate(partial, offset)
+        if partial.exists() and partial.stat().st_size > offset:
+            with partial.open("r+b") as stream:  # before the settings change, and to last
+                stream.truncate(offset)
+                os.fsync(stream.fileno())
         earlier = [{**run, "lines": min(kept, run.get("lines", kept))} for run in earlier if kept]
         record = {"fingerprint": fingerprint, "earlier": earlier}
         store.write_json(files.beside(".partial.json"), record)
         partial.touch()
-    return kept
+    return kept, offset
 
 
 def differences(old: Any, new: Any, *, name: str = "") -> list[str]:
@@ -143,29 +168,21 @@ def _whole_batches(partial: Path, names: Sequence[Name], size: int) -> tuple[int
         return 0, 0
     with partial.open("rb") as stream:
         for line in stream:
-            name = _name_of(line)
-            if name is None:
+            record = record_of(line)
+            if record is None:
                 break
+            name = str(record.get("id")), record.get("sample")
             if lines == len(names) or name != names[lines]:
                 raise ValueError(
                     f"{partial} holds other rows: its line {lines + 1} is of {name[0]!r}, which is "
                     "not what these prompts have there. Delete it, or give another out."
                 )
+            if not is_finished(record):
+                break
             lines, offset = lines + 1, offset + len(line)
             if lines % size == 0 or lines == len(names):
                 kept, end = lines, offset
     return kept, end
-
-
-def _name_of(line: bytes) -> Name | None:
-    """Return the name of a line's record, or None if the line is not whole."""
-    try:
-        record = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
-        return None
-    if not isinstance(record, dict):
-        return None
-    return str(record.get("id")), record.get("sample")
 
 
 def _check_finished(

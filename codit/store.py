@@ -9,6 +9,7 @@ works on a key, and a process killed at any moment leaves nothing that looks fin
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import platform
@@ -239,6 +240,24 @@ def replacing(path: str | Path) -> Iterator[Any]:
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def sync_folder(folder: str | Path) -> None:
+    """Wait until the disk has a folder's list of names: new files and renames outlive a power cut.
+
+    Args:
+        folder: where files were made, renamed or removed.
+
+    Source: ours.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:  # some network file systems sync no folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def versions() -> dict[str, str]:

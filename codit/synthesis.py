@@ -7,8 +7,10 @@ interrupted is recomputed whole. So a resumed run gives the bytes of an uninterr
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,18 +18,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from codit import dataset_file, decode, recipes, resumption, store
+from codit import dataset_file, decode, ray_workers, recipes, resumption, store
+from codit import workers as processes
+from codit.batch_records import Row, Stream, Work, answer, metadata, placed, samples
 from codit.dataset_file import Files
+from codit.pair import load_tokenizer
 from codit.prompts import Prompts, load
 from codit.resumption import Name
-from codit.teacher import model_ids, named, ready
+from codit.teacher import model_ids, named, named_models, ready
 
 ROWS_PER_BATCH = 256
-DIGITS = 6  # of a log-probability: finer than its rounding error, half the size of the file
 PACKAGES = ("codit", "torch", "transformers", "tokenizers")
 
 Rows = (
@@ -40,7 +45,34 @@ Rows = (
 )
 
 
-def synthesize(
+Answers = Callable[[Sequence[Sequence[Row]]], Stream]
+
+
+def synthesize(recipe: recipes.Synthesis, prompts: Rows, out: str | Path, **how: Any) -> Dataset:
+    """Answer prompts by a pair, keep the responses as JSON lines, and read them.
+
+    Args:
+        recipe: see `write`.
+        prompts: see `write`.
+        out: see `write`.
+        **how: see `write`.
+
+    Returns:
+        Dataset: the rows of `out`: the official CoDIT fields (`score`: log q of each token at
+        temperature 1, nats) and `messages`. Rows without an answer are in the errors file alone.
+
+    Raises:
+        ValueError: see `write`.
+        FileNotFoundError: see `write`.
+        OSError: see `write`.
+
+    Source: fields: the paper's code; files, resumption, errors: ours.
+    """
+    write(recipe, prompts, out, **how)
+    return dataset_file.read(out)
+
+
+def write(
     recipe: recipes.Synthesis,
     prompts: Rows,
     out: str | Path,
@@ -52,9 +84,13 @@ def synthesize(
     engine: str = "auto",
     limit: int | None = None,
     progress: bool = True,
+    workers: int | None = None,
+    ray_address: str | None = None,
     **load_options: Any,
-) -> Dataset:
+) -> dict[str, Any]:
     """Answer prompts by a pair and keep the responses as JSON lines; go on where a run stopped.
+
+    The responses are never in memory together; read them with `datasets.load_dataset`.
 
     Args:
         recipe: pair, decoding and number of samples. Sample k of a prompt is drawn with
@@ -77,45 +113,137 @@ def synthesize(
         engine: "auto", "static" or "continuous"; see `decode.generate`.
         limit: only the first `limit` input rows; None: all.
         progress: show a bar with rows/s and tokens/s.
-        **load_options: for loading both models: device_map, attn_implementation, ...
+        workers: processes that answer batches, each with a pair of its own, on a GPU of its own
+            where there are enough. A batch is answered whole by one of them, and written in its
+            turn: the files are those of one process. 1: this process. None: one for each visible
+            GPU if there are several, no model and no device_map; else this process. With a Ray
+            address: as many as the cluster has GPUs, or else CPUs.
+        ray_address: answer through Ray Data on a cluster: "local" (one of its own, on this
+            machine), "auto", "host:port" or "ray://host:port". None: without Ray.
+        **load_options: for loading both models: device_map, attn_implementation, ... Without
+            device_map a worker takes its GPU.
 
     Returns:
-        Dataset: the rows of `out`: the official CoDIT fields (`score`: log q of each token at
-        temperature 1, nats) and `messages`. Rows without an answer are in the errors file alone.
+        dict: the manifest: recipe, fingerprint, counts, versions, hash of the dataset.
 
     Raises:
         ValueError: repeated ids, no prompts, files made with other settings or being written by
             another process, or arguments that cannot be used.
         FileNotFoundError: no such file of prompts.
-        OSError: the files cannot be written; finished batches are kept.
+        OSError: the files cannot be written, the cluster cannot be reached, or workers died again
+            and again; finished batches are kept.
 
-    Source: fields: the paper's code; files, resumption, errors: ours.
+    Source: fields: the paper's code; files, resumption, errors, workers: ours.
     """
     files = Files(Path(out))
     _check(recipe, batch_size, engine)
+    size = _number(workers, ray_address, model, tokenizer, load_options)
+    if isinstance(path := getattr(prompts, "path", prompts), (str, Path)):
+        resumption.check_apart(files, path)
     loaded = load(prompts, limit=limit)
     fingerprint = _fingerprint(recipe, loaded, batch_size=batch_size, engine=engine)
     start = time.monotonic()
     with dataset_file.locked(files):
         earlier = resumption.earlier_runs(files, fingerprint, resume=resume)
-        if earlier is not None:
-            model, tokenizer = ready(recipe, model, tokenizer, **load_options)
+        if earlier is None:
+            return dataset_file.read_object(files.beside(".manifest.json"))
+        work = Work(
+            recipe=recipe,
+            metadata=metadata(recipe),
+            engine=engine,
+            batch_size=batch_size,
+            load_options=load_options,
+        )
+        answering = (
+            _by_others(work, size, ray_address)
+            if ray_address is not None or size != 1
+            else _here(replace(work, progress=progress), model, tokenizer)
+        )
+        with answering as (used, tokenizer, answers):
             rows = named(loaded.rows, tokenizer)
-            size = batch_size or ROWS_PER_BATCH
-            lines = size * recipe.n_samples
-            names = _names(recipe, rows)
-            kept = resumption.begin(files, fingerprint, earlier, names, lines_per_batch=lines)
-            how: dict[str, Any] = {"engine": engine, "batch_size": batch_size, "progress": progress}
-            answer = partial(decode.generate, model, tokenizer, **how)
-            metadata = _metadata(recipe)
-            for batch, count in _batches(rows, size, kept // recipe.n_samples, progress=progress):
-                records = _records(recipe, batch, answer, metadata)
-                dataset_file.append(files, records)
-                count(sum(len(record.get("score", ())) for record in records))
-            seconds = round(time.monotonic() - start, 3)
-            ids = model_ids(recipe)
-            dataset_file.finish(files, recipe, errors=loaded.errors, seconds=seconds, **ids)
-    return dataset_file.read(files.out)
+            lines = _write_batches(files, fingerprint, earlier, rows, answers, work, progress)
+        seconds = round(time.monotonic() - start, 3)
+        extra = {"seconds": seconds, "workers": used, **model_ids(recipe)}
+        return dataset_file.finish(files, recipe, lines=lines, errors=loaded.errors, **extra)
+
+
+def _number(
+    workers: int | None,
+    ray_address: str | None,
+    model: PreTrainedModel | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    load_options: Mapping[str, Any],
+) -> int | None:
+    """Return the number of workers; None: the cluster will tell."""
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be at least 1; got {workers}. 1 is this process alone.")
+    in_memory = model is not None or tokenizer is not None
+    if in_memory and (ray_address is not None or (workers or 1) > 1):
+        raise ValueError(
+            "expected models and tokenizers by name: each worker loads its own; got one in memory. "
+            "Save it and name its folder in the recipe, or use one worker and no Ray."
+        )
+    if workers is None and ray_address is None:
+        free = not in_memory and "device_map" not in load_options and torch.cuda.is_available()
+        return max(1, torch.cuda.device_count()) if free else 1
+    return workers
+
+
+@contextlib.contextmanager
+def _here(
+    work: Work, model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase | None
+) -> Iterator[tuple[int, PreTrainedTokenizerBase, Answers]]:
+    """Give what answers in this process: number of workers, tokenizer, function of batches."""
+    model, tokenizer = ready(work.recipe, model, tokenizer, **placed(work.load_options))
+
+    def answers(batches: Sequence[Sequence[Row]]) -> Stream:
+        return (answer(work, model, tokenizer, batch) for batch in batches)
+
+    yield 1, tokenizer, answers
+
+
+@contextlib.contextmanager
+def _by_others(
+    work: Work, size: int | None, ray_address: str | None
+) -> Iterator[tuple[int, PreTrainedTokenizerBase, Answers]]:
+    """Give what answers in other processes. Here only the tokenizer is loaded, to name rows."""
+    expert, _ = named_models(work.recipe)
+    trust = work.load_options.get("trust_remote_code", False)
+    tokenizer = load_tokenizer(expert.name, revision=expert.revision, trust_remote_code=trust)
+    if ray_address is not None:
+        with ray_workers.cluster(ray_address, size) as workers:
+            yield workers, tokenizer, partial(ray_workers.answers, work, workers=workers)
+    else:
+        assert size is not None
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        threads = max(1, min(torch.get_num_threads(), (cores or 1) // size))
+        work = replace(work, threads=threads)
+        yield size, tokenizer, partial(processes.answers, work, workers=size)
+
+
+def _write_batches(
+    files: Files,
+    fingerprint: dict[str, Any],
+    earlier: list[dict[str, Any]],
+    rows: Sequence[dict[str, Any]],
+    answers: Answers,
+    work: Work,
+    progress: bool,
+) -> int:
+    """Append the batches that are not there yet, in order; return the number of lines in all."""
+    size, drawn = work.batch_size or ROWS_PER_BATCH, work.recipe.n_samples
+    names = _names(work.recipe, rows)
+    kept, end = resumption.begin(files, fingerprint, earlier, names, lines_per_batch=size * drawn)
+    done = kept // drawn
+    batches = [rows[first : first + size] for first in range(done, len(rows), size)]
+    with (
+        contextlib.closing(answers(batches)) as answered,  # ends the workers
+        _bar(len(rows), done, progress) as count,
+    ):
+        for batch, records in zip(batches, answered, strict=True):
+            end = dataset_file.append(files, records, at=end)
+            count(len(batch), sum(len(record.get("score", ())) for record in records))
+    return len(names)
 
 
 def _check(recipe: recipes.Synthesis, batch_size: int | None, engine: str) -> None:
@@ -132,12 +260,14 @@ def _fingerprint(
     recipe: recipes.Synthesis, loaded: Prompts, *, batch_size: int | None, engine: str
 ) -> dict[str, Any]:
     """Return what changes the rows: recipe, input, batches, versions."""
-    asked = [[row["id"], row["messages"]] for row in loaded.rows]
-    refused = [[bad["line"], bad["reason"]] for bad in loaded.errors]
-    text = json.dumps([asked, refused]).encode()
+    digest = hashlib.sha256()
+    for row in loaded.rows:
+        digest.update(json.dumps([row["id"], row["messages"]]).encode() + b"\n")
+    for bad in loaded.errors:
+        digest.update(json.dumps([bad["line"], bad["reason"]]).encode() + b"\n")
     return {
         "recipe": recipes.canonical(recipe),
-        "input": hashlib.sha256(text).hexdigest(),
+        "input": digest.hexdigest(),
         "batch_size": batch_size,
         "engine": engine,
         "versions": {k: v for k, v in store.versions().items() if k in PACKAGES},
@@ -146,86 +276,21 @@ def _fingerprint(
 
 def _names(recipe: recipes.Synthesis, rows: Sequence[dict[str, Any]]) -> list[Name]:
     """Return what every line of the dataset will be called, in order."""
-    return [(row["id"], number) for row in rows for number in _samples(recipe)]
+    numbers = samples(recipe)
+    return [(row["id"], number) for row in rows for number in numbers]
 
 
-def _samples(recipe: recipes.Synthesis) -> list[int | None]:
-    """Return the numbers that rows carry as `sample`: none where there is one response only."""
-    if recipe.n_samples == 1:
-        return [None]
-    return [recipe.decoding.sample + k for k in range(recipe.n_samples)]
-
-
-def _batches(
-    rows: Sequence[dict[str, Any]], size: int, done: int, *, progress: bool
-) -> Iterator[tuple[Sequence[dict[str, Any]], Callable[[int], None]]]:
-    """Yield the batches after `done` rows, each with a function that counts its tokens."""
+@contextlib.contextmanager
+def _bar(rows: int, done: int, progress: bool) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar; give the function that counts new rows and tokens."""
     tokens, start = 0, time.monotonic()
 
-    def count(new: int) -> None:
+    def count(new_rows: int, new_tokens: int) -> None:
         nonlocal tokens
-        tokens += new
+        tokens += new_tokens
         rate = tokens / max(time.monotonic() - start, 1e-9)
         bar.set_postfix_str(f"{tokens} tokens, {rate:.0f} tokens/s", refresh=False)
+        bar.update(new_rows)
 
-    bar = tqdm(total=len(rows), initial=done, unit="row", disable=not progress, desc="synthesize")
-    with bar:
-        for first in range(done, len(rows), size):
-            batch = rows[first : first + size]
-            yield batch, count
-            bar.update(len(batch))
-
-
-def _records(
-    recipe: recipes.Synthesis,
-    rows: Sequence[dict[str, Any]],
-    answer: Callable[..., list[decode.Response]],
-    metadata: dict[str, Any],
-) -> list[dict[str, Any]]:
-    """Return a batch's records, row by row and sample by sample."""
-    chats, ids = [row["messages"] for row in rows], [row["id"] for row in rows]
-    drawn = []
-    for k in range(recipe.n_samples):
-        decoding = replace(recipe.decoding, sample=recipe.decoding.sample + k)
-        drawn.append(answer(chats, decoding, ids=ids))
-    return [
-        _record(row, responses[place], number, metadata)
-        for place, row in enumerate(rows)
-        for number, responses in zip(_samples(recipe), drawn, strict=True)
-    ]
-
-
-def _metadata(recipe: recipes.Synthesis) -> dict[str, Any]:
-    """Return the official field `res_metadata`: one for all rows, for models are hashed for it."""
-    decoding = recipe.decoding
-    return {
-        "temperature": decoding.temperature,
-        "top_p": decoding.top_p,
-        "max_tokens": decoding.max_new_tokens,
-        "contrastive_decoding": decoding.strength != 0,
-        "alpha": decoding.plausibility,
-        "beta": decoding.strength,
-        **model_ids(recipe),
-    }
-
-
-def _record(
-    row: dict[str, Any],
-    response: decode.Response,
-    number: int | None,
-    metadata: dict[str, Any],
-) -> dict[str, Any]:
-    """Return a dataset row, or what is recorded of a row without an answer."""
-    name = {"id": row["id"]} if number is None else {"id": row["id"], "sample": number}
-    if response.error is not None:
-        error, _, reason = response.error.partition(": ")
-        return {**name, "line": row["line"], "error": error, "reason": reason or error}
-    return {
-        **name,
-        "is_completed": response.is_completed,
-        "instruction": row["instruction"],
-        "response": response.text,
-        "res_metadata": metadata,
-        "score": [round(logprob, DIGITS) for logprob in response.logprobs],
-        "messages": [*row["messages"], {"role": "assistant", "content": response.text}],
-    }
+    with tqdm(total=rows, initial=done, unit="row", disable=not progress, desc="synthesize") as bar:
+        yield count

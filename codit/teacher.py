@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codit import decode, recipes
+from codit.checkpoints import read_model
 from codit.pair import ContrastivePair, load_tokenizer
 from codit.prompts import check_unique
 
@@ -51,8 +52,8 @@ def ready(
         (PreTrainedModel, PreTrainedTokenizerBase): a pair, or the expert alone.
 
     Raises:
-        ValueError: a model made here, which only its maker can load, or one that does not know
-            where it was loaded.
+        ValueError: a model made here, which only its maker can load, one that does not know
+            where it was loaded, or one that cannot be loaded.
 
     Source: ours.
     """
@@ -69,7 +70,7 @@ def ready(
             **{"dtype": expert.dtype, **load_options},
         )
     else:
-        model = AutoModelForCausalLM.from_pretrained(
+        model = read_model(
             expert.name, revision=expert.revision, **{"dtype": expert.dtype, **load_options}
         )
     trust = load_options.get("trust_remote_code", False)

@@ -2,15 +2,54 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+from safetensors import SafetensorError
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 PAIR_FILE = "pair.json"
 """Its presence marks the folder of a saved pair."""
 
 log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def loading(part: str, name: str | Path) -> Iterator[None]:
+    """Say what could not be loaded from where, in place of what the libraries say.
+
+    Args:
+        part: "tokenizer" or "weights".
+        name: Hub name or folder.
+
+    Raises:
+        ValueError: in place of whatever a missing or broken file makes the libraries raise.
+
+    Source: ours.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise ValueError(
+            f"cannot load the {part} of {name}: {_reason(part, name, error)}. Give the folder or "
+            "the Hub name of a causal language model with its tokenizer."
+        ) from error
+
+
+def _reason(part: str, name: str | Path, error: Exception) -> str:
+    """Return why something cannot be loaded, in fewer words than the libraries' where we know."""
+    is_path = str(name).startswith(("/", ".", "~")) or str(name).count("/") > 1
+    if is_path and not Path(name).exists():
+        return "there is no such folder"
+    needed = "tokenizer*" if part == "tokenizer" else "config.json"
+    if Path(name).is_dir() and not any(Path(name).glob(needed)):
+        return f"the folder holds no {needed}"
+    return " ".join(str(error).split()).rstrip(".")
 
 
 def load_tokenizer(
@@ -26,14 +65,18 @@ def load_tokenizer(
     Returns:
         PreTrainedTokenizerBase: with a padding token; the stop token where it had none.
 
+    Raises:
+        ValueError: it cannot be loaded.
+
     Source: ours. The side is given to `from_pretrained`, because a side that is set later is lost
     when the tokenizer is saved.
     """
     if (Path(name) / PAIR_FILE).is_file():
         name = Path(name) / "expert"
-    tokenizer = AutoTokenizer.from_pretrained(
-        name, revision=revision, padding_side="left", trust_remote_code=trust_remote_code
-    )
+    with loading("tokenizer", name):
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, revision=revision, padding_side="left", trust_remote_code=trust_remote_code
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

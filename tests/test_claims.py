@@ -44,6 +44,7 @@ def test_a_committed_figure_is_made_from_today_s_recipes(name: str) -> None:
     parts = [one for group in SIDECARS[name]["results"].values() for one in group]
     assert parts
     studies = {"ResponseStudy", "StudentStudy", "AlignmentStudy", "TokenStudy", "TransferStudy"}
+    studies |= {"Throughput"}  # a measurement: its numbers are committed, not made again
     assert FULL.dev is not None
     known = TABLES | {recipes.key(part) for part in (FULL.pair, FULL.decoding)}
     known |= {recipes.key(replace(FULL.dev, n=n)) for n in (100, FULL.dev.n)}
@@ -64,6 +65,20 @@ def test_a_verdict_agrees_with_the_interval_it_is_read_from(name: str) -> None:
             # An end that rounds to zero may have been on either side of it.
             if 0 not in (low, high):
                 assert claim["holds"] in (expected, None), claim
+
+
+def test_a_verdict_on_speed_agrees_with_the_goal_and_the_quartiles_beside_it() -> None:
+    checked = 0
+    for claim in SIDECARS["21_throughput"]["claims"]:
+        goal = re.search(r"at most ([\d.]+)(%?) of", claim["statement"])
+        found = re.fullmatch(r"[\d.e-]+ \[([\d.e-]+), ([\d.e-]+)\]", claim["ours"])
+        if goal and found:
+            most = float(goal[1]) / (100 if goal[2] else 1)
+            low, high = map(float, found.groups())
+            if most not in (low, high):  # an end that was rounded may have been on either side
+                assert claim["holds"] is (None if low < most < high else high < most), claim
+                checked += 1
+    assert checked
 
 
 def test_the_first_claim_of_each_notebook_stands_in_the_figure_table() -> None:

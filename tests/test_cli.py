@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import codit
-from codit import cli, embedded, recipes, world
+from codit import cli, embedded, recipes, synthesis_cli, world
 from tests import tiny
 
 ROWS = [{"id": f"row {n}", "instruction": f"the cat number {n}"} for n in range(48)]
@@ -254,7 +254,7 @@ def test_an_interruption_says_how_to_go_on(
     def interrupt(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(synthesis, "synthesize", interrupt)
+    monkeypatch.setattr(synthesis, "write", interrupt)
     assert cli.main(arguments(place, tmp_path / "data.jsonl")) == 130
     assert capsys.readouterr().err == "codit: interrupted; the same command goes on from here\n"
 
@@ -303,8 +303,8 @@ def test_models_go_where_the_user_says_or_to_a_gpu(monkeypatch: pytest.MonkeyPat
 
     for available, default in ((False, {}), (True, {"device_map": "cuda"})):
         monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
-        assert cli._placed(None) == default
-        assert cli._placed("cpu") == {"device_map": "cpu"}
+        assert synthesis_cli._placed(None) == default
+        assert synthesis_cli._placed("cpu") == {"device_map": "cpu"}
 
 
 def test_every_decoding_value_is_a_flag_with_its_own_words(

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codit import dataset_file, recipes, resumption
+from codit import dataset_file, recipes, record_lines, resumption
 from codit.dataset_file import Files
 
 FINGERPRINT = {"recipe": {"seed": 0}, "input": "abc"}
@@ -38,10 +44,10 @@ def row(name: str, text: str = "yes") -> dict[str, Any]:
 def make(files: Files, records: list[dict[str, Any]]) -> dict[str, Any]:
     names: list[resumption.Name] = [(record["id"], None) for record in records]
     with dataset_file.locked(files):
-        resumption.begin(files, FINGERPRINT, [], names, lines_per_batch=2)
-        dataset_file.append(files, records)
+        _, start = resumption.begin(files, FINGERPRINT, [], names, lines_per_batch=2)
+        dataset_file.append(files, records, at=start)
         ids = {"expert_model_id": "e", "amateur_model_id": "a"}
-        return dataset_file.finish(files, RECIPE, errors=[], **ids)
+        return dataset_file.finish(files, RECIPE, lines=len(records), errors=[], **ids)
 
 
 @pytest.fixture
@@ -108,7 +114,7 @@ def test_a_missing_dataset_is_named(tmp_path: Path) -> None:
 @settings(deadline=None, max_examples=50)
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_every_reader_takes_a_record_for_one_line(text: str) -> None:
-    line = dataset_file._line({"id": text})
+    line = record_lines.line_of({"id": text})
     assert line.splitlines() == [line.removesuffix("\n")]
     assert json.loads(line) == {"id": text}
 
@@ -137,24 +143,202 @@ def test_a_folder_that_cannot_be_made_is_an_error_that_says_so() -> None:
         make(Files(Path("/dev/null/x/data.jsonl")), [row("a")])
 
 
-def test_a_full_disk_keeps_what_is_complete(files: Files) -> None:
-    records = [row(str(number)) for number in range(4)]
-    names: list[resumption.Name] = [(record["id"], None) for record in records]
+def test_a_folder_that_takes_no_file_is_not_taken_for_a_lock_that_is_held() -> None:
+    with pytest.raises(OSError, match=r"cannot write /proc/data\.jsonl .*: No such file.*mend the"):
+        make(Files(Path("/proc/data.jsonl")), [row("a")])
+
+
+# ---- a disk that is full
+
+RECORDS = [row(str(number)) for number in range(4)]
+NAMES: list[resumption.Name] = [(record["id"], None) for record in RECORDS]
+IDS = {"expert_model_id": "e", "amateur_model_id": "a"}
+
+
+def begin(files: Files) -> tuple[int, int]:
+    assert resumption.earlier_runs(files, FINGERPRINT, resume="if_same") == []
+    return resumption.begin(files, FINGERPRINT, [], NAMES, lines_per_batch=2)
+
+
+def complete(files: Files) -> bytes:
+    """Run what is left of a run over four rows in batches of two, and return the dataset."""
+    with dataset_file.locked(files):
+        kept, end = begin(files)
+        for first in range(kept, 4, 2):
+            end = dataset_file.append(files, RECORDS[first : first + 2], at=end)
+        dataset_file.finish(files, RECIPE, lines=4, errors=[], **IDS)
+    left = {path.name.removeprefix("data.") for path in files.out.parent.iterdir()}
+    assert left == {"jsonl", "manifest.json", "README.md", ".data.jsonl.lock"}
+    return files.out.read_bytes()
+
+
+WHOLE = "".join(record_lines.line_of(record) for record in RECORDS).encode()
+
+
+@contextlib.contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """Let no file grow beyond so many bytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_batch_that_finds_no_room_leaves_no_half_of_it(files: Files) -> None:
     with dataset_file.locked(files):
-        resumption.begin(files, FINGERPRINT, [], names, lines_per_batch=2)
-        dataset_file.append(files, records[:2])
-        room = files.beside(".partial").stat().st_size + 50
-        resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
-        try:
-            with pytest.raises(OSError, match=r"File too large\. Make room or .*batches are kept"):
-                dataset_file.append(files, records[2:])
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        _, start = begin(files)
+        end = dataset_file.append(files, RECORDS[:2], at=start)
+        full = pytest.raises(OSError, match=r"File too large\. Make room or .*batches are kept")
+        with room_for(end + 50), full:
+            dataset_file.append(files, RECORDS[2:], at=end)
+        assert files.beside(".partial").stat().st_size == end
+    assert complete(files) == WHOLE
+
+
+@pytest.mark.parametrize("size", [0, 200, 700, 1100])
+def test_a_run_that_finds_no_room_at_its_beginning_or_end_is_completed(
+    size: int, files: Files
+) -> None:
+    if size:  # room for the batches, and not for what comes at the end
+        with dataset_file.locked(files):
+            _, end = begin(files)
+            dataset_file.append(files, RECORDS, at=end)
+    with room_for(size), pytest.raises(OSError, match="File too large"):
+        complete(files)
+    assert not files.beside(".manifest.json").exists()
+    assert not list(files.out.parent.glob("*.tmp"))
+    assert complete(files) == WHOLE
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 kB; skips the test where none may be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("only root may mount a file system of its own, and not in every container")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_run_on_a_disk_that_is_full_is_completed_when_there_is_room(tiny_disk: Path) -> None:
+    files = Files(tiny_disk / "data.jsonl")
+    ballast = tiny_disk / "ballast"
+    ballast.write_bytes(b"x" * 48 * 1024)
+    batch = [row("0"), row("1", "yes " * 16_384)]
     with dataset_file.locked(files):
-        earlier = resumption.earlier_runs(files, FINGERPRINT, resume="if_same")
-        assert earlier == []
-        assert resumption.begin(files, FINGERPRINT, [], names, lines_per_batch=2) == 2
+        _, start = begin(files)
+        end = dataset_file.append(files, RECORDS[:2], at=start)
+        with pytest.raises(OSError, match=r"No space left on device\. Make room or give another"):
+            dataset_file.append(files, batch, at=end)
+        assert files.beside(".partial").stat().st_size == end
+    ballast.unlink()
+    assert complete(files) == WHOLE
+
+
+# ---- somebody else at the same files
+
+
+def removed(path: Path) -> None:
+    path.unlink()
+
+
+def removed_with_its_folder(path: Path) -> None:
+    shutil.rmtree(path.parent)
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 7)
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def grown(path: Path) -> None:
+    with path.open("a") as stream:
+        stream.write("{}\n")
+
+
+CHANGES = [removed, removed_with_its_folder, cut, emptied, grown]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_a_partial_file_that_somebody_changed_is_not_added_to(
+    change: Callable[[Path], None], files: Files
+) -> None:
+    with dataset_file.locked(files):
+        _, start = begin(files)
+        end = dataset_file.append(files, RECORDS[:2], at=start)
+        change(files.beside(".partial"))
+        before = state_of(files)
+        with pytest.raises(
+            ValueError, match=r"to hold \d+ bytes, as this run left it; got"
+        ) as told:
+            dataset_file.append(files, RECORDS[2:], at=end)
+        assert "Run the same command again" in str(told.value)
+        assert state_of(files) == before
+    if change is grown:  # by what is no row of these prompts
+        with pytest.raises(ValueError, match="holds other rows: its line 3 is of 'None'"):
+            complete(files)
+        os.truncate(files.beside(".partial"), end)
+    assert complete(files) == WHOLE
+
+
+def state_of(files: Files) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in files.out.parent.glob("data.*")}
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_a_partial_file_that_somebody_changed_is_not_finished(
+    change: Callable[[Path], None], files: Files
+) -> None:
+    with dataset_file.locked(files):
+        _, start = begin(files)
+        end = dataset_file.append(files, RECORDS, at=start)
+        change(files.beside(".partial"))
+        before = state_of(files)
+        with pytest.raises(
+            (ValueError, OSError), match="to hold 4 lines, as this run left it; got|No such file"
+        ):
+            dataset_file.finish(files, RECIPE, lines=4, errors=[], **IDS)
+        assert state_of(files) == before
+        assert not files.out.exists()
+    if change is grown:
+        os.truncate(files.beside(".partial"), end)
+    assert complete(files) == WHOLE
+
+
+def test_a_partial_file_that_became_a_folder_is_no_file(files: Files) -> None:
+    with dataset_file.locked(files):
+        _, start = begin(files)
+        files.beside(".partial").unlink()
+        files.beside(".partial").mkdir()
+        with pytest.raises(ValueError, match="to hold 0 bytes, as this run left it; got no file"):
+            dataset_file.append(files, RECORDS[:2], at=start)
+
+
+def test_a_dataset_that_somebody_removed_is_made_again(files: Files) -> None:
+    assert complete(files) == WHOLE
+    files.out.unlink()
+    assert complete(files) == WHOLE
+
+
+def test_a_second_process_cannot_write_and_changes_nothing(files: Files) -> None:
+    other = "import sys; from tests.test_dataset_file import *; complete(Files(Path(sys.argv[1])))"
+    command = [sys.executable, "-c", other, str(files.out)]
+    with dataset_file.locked(files):
+        _, start = begin(files)
+        dataset_file.append(files, RECORDS[:2], at=start)
+        before = state_of(files)
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert f"ValueError: another process is writing {files.out}. Wait for it" in done.stderr
+        assert state_of(files) == before
+    subprocess.run(command, check=True)
+    assert files.out.read_bytes() == WHOLE
 
 
 @pytest.mark.parametrize("text", [None, "{", "[1]", "{}"])
@@ -162,7 +346,7 @@ def test_rows_without_a_record_of_their_settings_are_not_continued(
     files: Files, text: str | None
 ) -> None:
     files.out.parent.mkdir()
-    files.beside(".partial").write_text("")
+    files.beside(".partial").write_text("{}\n")
     if text is not None:
         files.beside(".partial.json").write_text(text)
     with pytest.raises(

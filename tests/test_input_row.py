@@ -14,6 +14,11 @@ USER = {"role": "user", "content": "hi"}
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
+        (
+            {str(n): n for n in range(99)},
+            "got the fields ['0', '1', '2', '3', '4', '5', '6', '7', '8'",
+        ),
+        ({"id": 10**5000, "instruction": "a"}, "got int that cannot be shown"),
         ("not an object", "expected an object; got str"),
         (None, "expected an object; got NoneType"),
         ({}, "expected `instruction` or `messages`; got the fields []"),
@@ -55,6 +60,16 @@ def test_a_name_is_text_or_an_integer_as_text() -> None:
     names = [input_row.name_of({"id": value}) for value in values]
     assert names == ["a", "7", "0", "-1", None, None, None, None, None, None, None]
     assert input_row.name_of("no row") is None
+
+
+def test_an_integer_that_python_cannot_write_is_no_name() -> None:
+    assert input_row.name_of({"id": 10**1000}) == "1" + "0" * 1000
+    assert input_row.name_of({"id": 10**5000}) is None
+
+
+def test_what_is_shown_of_a_value_is_short() -> None:
+    (error,) = prompts.check([{"messages": "x" * 1000}]).errors
+    assert error["reason"] == f"messages must be a non-empty list; got '{'x' * 59}..."
 
 
 def test_other_fields_of_a_turn_are_left_out() -> None:

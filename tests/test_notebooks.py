@@ -33,6 +33,7 @@ REDUCED: dict[str, dict[str, Any]] = {
     "05_knowledge_or_instruction": {**FEWER, **TRIED, "n_test": 40},
     "06_first_order": {"n_prompts": 12},
     "07_chat_vector_transfer": FEWER,
+    "21_throughput": {"rounds": 2},
 }
 # Executed from the repository root too; the others from notebooks/.
 FROM_ROOT = "00_quickstart"

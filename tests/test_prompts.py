@@ -86,6 +86,13 @@ def test_whatever_text_json_can_write_comes_back(texts: list[str], ascii_only: b
         ("[" * 200_000, "expected one JSON object; "),
         (b'{"instruction": "\xff"}', "expected UTF-8; invalid start byte at byte 17"),
         ("[1]", "expected an object; got list"),
+        ('{"id": 1, "instruction": "a", "id": 2}', "expected one JSON object; the field 'id' stan"),
+        (
+            '{"instruction": "a", "x": [{"y": 1, "y": 1}]}',
+            "expected one JSON object; the field 'y'",
+        ),
+        (b'{"instruction": "a\x00"}', "expected one JSON object; Invalid control character"),
+        ('{"instruction": %s}' % ("9" * 5000), "expected one JSON object; Exceeds the limit"),
     ],
 )
 def test_a_line_that_is_not_a_json_object_is_recorded(
@@ -97,6 +104,11 @@ def test_a_line_that_is_not_a_json_object_is_recorded(
     (error,) = found.errors
     assert (error["id"], error["line"]) == (None, 2)
     assert error["reason"].startswith(reason)
+
+
+def test_a_folder_is_no_file_of_prompts(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="a file of JSON lines at .*; it is a folder"):
+        prompts.read_jsonl(tmp_path)
 
 
 def test_a_bad_row_keeps_its_id_where_it_has_one() -> None:

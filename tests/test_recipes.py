@@ -146,11 +146,15 @@ def test_a_number_that_json_cannot_hold_is_refused(value: float) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("strength", -0.5, "strength must be at least 0; got -0.5. Give a value in that range."),
-        ("strength", float("nan"), "strength must be at least 0; got nan."),
+        (
+            "strength",
+            -0.5,
+            "strength must be between 0 and 1e+06; got -0.5. Give a value in that range.",
+        ),
+        ("strength", float("nan"), "strength must be between 0 and 1e+06; got nan."),
         ("plausibility", 1.5, "plausibility must be between 0 and 1; got 1.5."),
-        ("special_strength", -1.0, "special_strength must be at least 0; got -1.0."),
-        ("temperature", -1.0, "temperature must be at least 0; got -1.0."),
+        ("special_strength", -1.0, "special_strength must be between 0 and 1e+06; got -1.0."),
+        ("temperature", -1.0, "temperature must be between 0 and 1e+06; got -1.0."),
         ("top_p", 0.0, "top_p must lie in (0, 1]; got 0.0. Use 1 to keep all."),
         ("top_k", -1, "top_k must be at least 0; got -1."),
         ("max_new_tokens", 0, "max_new_tokens must be at least 1; got 0."),

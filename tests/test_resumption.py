@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
-from codit import dataset_file, resumption
+from codit import dataset_file, resumption, store
 from codit.dataset_file import Files
-from tests.test_dataset_file import FINGERPRINT, make, row
+from tests.test_dataset_file import FINGERPRINT, RECIPE, make, row
 
 OTHER = {"recipe": {"seed": 1}, "input": "abc"}
 
@@ -22,8 +25,8 @@ def files(tmp_path: Path) -> Files:
 def begun(files: Files, *, fingerprint: dict[str, Any] = FINGERPRINT) -> None:
     """Leave two whole batches of two, and half a line."""
     names: list[resumption.Name] = [(str(number), None) for number in range(6)]
-    resumption.begin(files, fingerprint, [], names, lines_per_batch=2)
-    dataset_file.append(files, [row(str(number)) for number in range(4)])
+    _, start = resumption.begin(files, fingerprint, [], names, lines_per_batch=2)
+    dataset_file.append(files, [row(str(number)) for number in range(4)], at=start)
     with files.beside(".partial").open("a") as stream:
         stream.write('{"id": "4", "is_com')
 
@@ -48,7 +51,7 @@ def test_other_settings_go_on_only_always_and_are_remembered(files: Files) -> No
     earlier = ask(files, OTHER, "always")
     assert earlier == [{"fingerprint": FINGERPRINT}]
     names: list[resumption.Name] = [(str(number), None) for number in range(6)]
-    assert resumption.begin(files, OTHER, earlier, names, lines_per_batch=2) == 4
+    assert resumption.begin(files, OTHER, earlier, names, lines_per_batch=2)[0] == 4
     assert ask(files, OTHER, "if_same") == [{"fingerprint": FINGERPRINT, "lines": 4}]
 
 
@@ -56,15 +59,16 @@ def test_only_whole_batches_of_whole_lines_are_kept(files: Files) -> None:
     names: list[resumption.Name] = [(str(number), None) for number in range(6)]
     for size, kept in ((1, 4), (2, 4), (3, 3), (4, 4), (5, 0)):
         begun(files)
-        assert resumption.begin(files, FINGERPRINT, [], names, lines_per_batch=size) == kept
-        assert files.beside(".partial").read_bytes().count(b"\n") == kept
+        found, end = resumption.begin(files, FINGERPRINT, [], names, lines_per_batch=size)
+        left = files.beside(".partial").read_bytes()
+        assert (found, end) == (kept, len(left)) == (left.count(b"\n"), len(left))
         files.beside(".partial").unlink()
 
 
 def test_a_last_batch_that_is_short_is_whole(files: Files) -> None:
     names: list[resumption.Name] = [(str(number), None) for number in range(4)]
     begun(files)
-    assert resumption.begin(files, FINGERPRINT, [], names, lines_per_batch=3) == 4
+    assert resumption.begin(files, FINGERPRINT, [], names, lines_per_batch=3)[0] == 4
 
 
 def test_a_broken_line_ends_what_is_kept(files: Files) -> None:
@@ -73,7 +77,7 @@ def test_a_broken_line_ends_what_is_kept(files: Files) -> None:
     lines = files.beside(".partial").read_bytes().split(b"\n")
     lines[1] = lines[1][:20] + b"\0" * 20
     files.beside(".partial").write_bytes(b"\n".join(lines))
-    assert resumption.begin(files, FINGERPRINT, [], names, lines_per_batch=1) == 1
+    assert resumption.begin(files, FINGERPRINT, [], names, lines_per_batch=1)[0] == 1
 
 
 @pytest.mark.parametrize(
@@ -162,3 +166,77 @@ def test_many_differences_are_counted(files: Files) -> None:
     begun(files, fingerprint={str(n): n for n in range(9)})
     with pytest.raises(ValueError, match=r"4 was 4, is 5 and 4 more\. Give another out"):
         ask(files, {str(n): n + 1 for n in range(9)}, "if_same")
+
+
+# ---- what else may have happened
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".errors.jsonl", ".partial", ".manifest.json"])
+def test_prompts_are_not_written_over(ending: str, files: Files) -> None:
+    source = files.beside(ending)
+    with pytest.raises(ValueError, match=r"is one of those that belong to .*\. Give another out"):
+        resumption.check_apart(files, source.parent / ".." / source.parent.name / source.name)
+    resumption.check_apart(files, files.out.with_name("in.jsonl"))
+
+
+def test_a_run_that_made_no_row_is_in_nobodys_way(files: Files) -> None:
+    names: list[resumption.Name] = [("0", None)]
+    resumption.begin(files, FINGERPRINT, [], names, lines_per_batch=2)
+    assert ask(files, OTHER, "if_same") == []
+
+
+def test_a_run_that_made_errors_alone_is_finished_by_its_own_settings(files: Files) -> None:
+    names: list[resumption.Name] = []
+    resumption.begin(files, FINGERPRINT, [], names, lines_per_batch=2)
+    files.out.write_bytes(b"")  # killed before the manifest
+    assert ask(files, FINGERPRINT, "if_same") == []
+    with pytest.raises(ValueError, match=r"was made with other settings: recipe\.seed"):
+        ask(files, OTHER, "if_same")
+
+
+def test_a_clock_that_is_set_back_changes_no_order(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[resumption.Name] = [(str(number), None) for number in range(4)]
+    end = 0
+    for day, first in ((3, 0), (2, 1), (1, 2)):  # each run a day before the last
+        now = datetime(2026, 1, day, tzinfo=UTC)
+        monkeypatch.setattr(store, "datetime", Mock(now=Mock(return_value=now)))
+        monkeypatch.setattr(time, "time", now.timestamp)
+        fingerprint = {"seed": day}
+        with dataset_file.locked(files):
+            earlier = ask(files, fingerprint, "always")
+            assert earlier is not None
+            kept, end = resumption.begin(files, fingerprint, earlier, names, lines_per_batch=1)
+            assert kept == first
+            end = dataset_file.append(files, [row(str(first))], at=end)
+    with dataset_file.locked(files):
+        dataset_file.append(files, [row("3")], at=end)
+        ids = {"expert_model_id": "e", "amateur_model_id": "a"}
+        made = dataset_file.finish(files, RECIPE, lines=4, errors=[], **ids)
+    seeds = [(run["fingerprint"]["seed"], run["lines"]) for run in made["earlier"]]
+    assert seeds == [(3, 1), (2, 2)]
+    assert made["fingerprint"] == {"seed": 1}
+    assert ask(files, {"seed": 1}, "if_same") is None
+
+
+@pytest.mark.parametrize("resume", resumption.RESUME)
+@pytest.mark.parametrize(
+    "state", ["nothing", "unfinished", "finished", "manifest lost", "out lost"]
+)
+def test_what_each_mode_makes_of_each_state(state: str, resume: str, files: Files) -> None:
+    if state == "unfinished":
+        begun(files)
+    elif state != "nothing":
+        make(files, [row(str(number)) for number in range(4)])
+    lost = {"manifest lost": files.beside(".manifest.json"), "out lost": files.out}.get(state)
+    if lost is not None:
+        lost.unlink()
+    begins = {"nothing", "out lost"}
+    before = {path: path.read_bytes() for path in files.out.parent.glob("data.*")}
+    if state not in begins and (resume == "never" or state == "manifest lost"):
+        with pytest.raises(ValueError, match="exists"):
+            ask(files, FINGERPRINT, resume)
+    else:
+        assert ask(files, FINGERPRINT, resume) == (None if state == "finished" else [])
+    assert {path: path.read_bytes() for path in files.out.parent.glob("data.*")} == before

@@ -1,0 +1,182 @@
+"""`codit synthesize` and `compare`: flags, what they print, and their status."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from codit import recipes
+
+DecodingFlags = Annotated[recipes.Decoding, tyro.conf.arg(name="")]
+AUTHORS = recipes.Decoding()
+SHORT = recipes.Decoding(max_new_tokens=256)  # ours: a look, not a dataset
+
+# Models, and with them torch, are imported by the command that needs them: help takes no seconds.
+
+
+def synthesize(
+    *,
+    expert: str,
+    amateur: str,
+    prompts: Path,
+    out: Path,
+    decoding: DecodingFlags = AUTHORS,
+    n_samples: int = recipes.Synthesis.n_samples,
+    batch_size: int | None = None,
+    engine: Literal["auto", "static", "continuous"] = "auto",
+    resume: Literal["never", "if_same", "always"] = "if_same",
+    limit: int | None = None,
+    preview: int = 0,
+    dry_run: bool = False,
+    expert_revision: str | None = None,
+    amateur_revision: str | None = None,
+    dtype: str = recipes.Model.dtype,
+    device_map: str | None = None,
+    allow_renamed: bool = False,
+    workers: int | None = None,
+    ray_address: str | None = None,
+) -> int:
+    """Answer the prompts of a file by a pair and write a dataset that trains as it is.
+
+    Run the same command again after an interruption and it goes on; when nothing is left to do it
+    does nothing.
+
+    Args:
+        expert: Hub name or folder of the post-trained model.
+        amateur: Hub name or folder of its own pre-trained counterpart.
+        prompts: JSON lines with "instruction" or "messages", and "id" where there is one.
+        out: the dataset's file, ending in .jsonl; errors, card and manifest lie beside it.
+        decoding: how responses are drawn.
+        n_samples: responses to each prompt.
+        batch_size: rows computed and written together. Default: 256, computed as the engine likes.
+        engine: static: padded batches; continuous: a paged cache; auto: continuous on a GPU.
+        resume: never: refuse if out exists; if_same: go on if nothing that changes the rows has
+            changed; always: go on with other settings.
+        limit: only the first so many rows of the file.
+        preview: show the expert alone beside the pair for the first so many rows, and stop.
+        dry_run: show rows, tokens, memory and cost, and stop.
+        expert_revision: commit, tag or branch of the expert.
+        amateur_revision: commit, tag or branch of the amateur.
+        dtype: of both models' weights: auto, float32, bfloat16, ...
+        device_map: where weights go: cpu, cuda:1, auto, ... Default: a GPU if there is one.
+        allow_renamed: accept added tokens whose names differ between the two tokenizers.
+        workers: processes that answer, a pair each; the dataset is the same. Default: one for each
+            GPU; with a Ray address, for each GPU of the cluster or, without any, CPU.
+        ray_address: answer on a Ray cluster: auto, host:port, ray://host:port, or local: one of
+            this machine alone.
+
+    Returns:
+        int: exit status, 1 where not one row was answered.
+
+    Source: defaults of decoding: the authors' scripts; the rest: ours.
+    """
+    recipe = recipes.Synthesis(
+        pair=recipes.Pair(
+            expert=recipes.Model(name=expert, revision=expert_revision, dtype=dtype),
+            amateur=recipes.Model(name=amateur, revision=amateur_revision, dtype=dtype),
+            allow_renamed=allow_renamed,
+        ),
+        prompts=recipes.File(path=str(prompts)),
+        decoding=decoding,
+        n_samples=n_samples,
+    )
+    if dry_run:
+        return _show_needs(recipe, batch_size=batch_size, limit=limit)
+    how: dict[str, Any] = {"engine": engine, "batch_size": batch_size}
+    if preview:
+        rows = min(preview, limit or preview)
+        return _show_both(recipe, prompts, limit=rows, **how, **_placed(device_map))
+    from codit import synthesis
+
+    how |= {"resume": resume, "workers": workers, "ray_address": ray_address}
+    how |= {} if device_map is None else {"device_map": device_map}
+    return _report(out, synthesis.write(recipe, prompts, out, limit=limit, **how))
+
+
+def compare(
+    *,
+    expert: str,
+    amateur: str,
+    prompt: str,
+    decoding: DecodingFlags = SHORT,
+    expert_revision: str | None = None,
+    amateur_revision: str | None = None,
+    dtype: str = recipes.Model.dtype,
+    device_map: str | None = None,
+    allow_renamed: bool = False,
+) -> int:
+    """Answer one prompt by the expert alone and by the pair, with the same noise.
+
+    Args:
+        expert: Hub name or folder of the post-trained model.
+        amateur: Hub name or folder of its own pre-trained counterpart.
+        prompt: what to ask.
+        decoding: how responses are drawn.
+        expert_revision: commit, tag or branch of the expert.
+        amateur_revision: commit, tag or branch of the amateur.
+        dtype: of both models' weights: auto, float32, bfloat16, ...
+        device_map: where weights go: cpu, cuda:1, auto, ... Default: a GPU if there is one.
+        allow_renamed: accept added tokens whose names differ between the two tokenizers.
+
+    Returns:
+        int: exit status.
+
+    Source: ours.
+    """
+    recipe = recipes.Synthesis(
+        pair=recipes.Pair(
+            expert=recipes.Model(name=expert, revision=expert_revision, dtype=dtype),
+            amateur=recipes.Model(name=amateur, revision=amateur_revision, dtype=dtype),
+            allow_renamed=allow_renamed,
+        ),
+        prompts=recipes.WorldPrompts(),  # not read: the prompt stands in the command
+        decoding=decoding,
+    )
+    return _show_both(recipe, [{"instruction": prompt}], **_placed(device_map))
+
+
+def _placed(device_map: str | None) -> dict[str, str]:
+    """Return the load options that put both models where the user wants them."""
+    import torch
+
+    if device_map is None and torch.cuda.is_available():
+        device_map = "cuda"
+    return {} if device_map is None else {"device_map": device_map}
+
+
+def _show_needs(recipe: recipes.Synthesis, *, batch_size: int | None, limit: int | None) -> int:
+    from codit import preview
+
+    needs = preview.dry_run(recipe, recipe.prompts, batch_size=batch_size, limit=limit)
+    print(preview.table(needs))
+    return 0
+
+
+def _show_both(recipe: recipes.Synthesis, prompts: Any, **how: Any) -> int:
+    from codit import preview
+
+    for row in preview.compare(recipe, prompts, **how):
+        print(f"== {row['id']}: {row['instruction']}")
+        print(f"-- direct\n{row['direct']}\n-- codit\n{row['codit']}\n")
+    return 0
+
+
+def _report(out: Path, manifest: dict[str, Any]) -> int:
+    """Say what was written; where it is nothing, why."""
+    from codit.dataset_file import Files
+
+    rows = manifest["rows"]
+    print(
+        f"{out}: {rows} responses, {manifest['completed']} complete, {manifest['tokens']} tokens; "
+        f"{manifest['errors']} rows without an answer"
+    )
+    if rows:
+        return 0
+    with Files(out).beside(".errors.jsonl").open(encoding="utf-8") as stream:
+        first = json.loads(stream.readline())
+    print(f"codit: no row was answered; the first: {first['reason']}", file=sys.stderr)
+    return 1

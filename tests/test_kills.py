@@ -1,0 +1,230 @@
+"""A run killed at any moment leaves what the same command completes to the same bytes."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from codit import cli
+from tests import kills
+from tests.kills import PHASES, Kill, Moment
+
+TABLE = Path(__file__).parent / "tables" / "kills.md"
+SHARES = {"loading": 20, "decoding": 30, "writing": 20, "finishing": 30}  # of a hundred kills
+
+
+class Whole(NamedTuple):
+    """A run that nothing interrupted: its command, its files, what it did."""
+
+    arguments: list[str]
+    files: dict[str, bytes]
+    events: list[kills.Event]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[kills.Server]:
+    with kills.serving() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def whole(server: kills.Server, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    folder = tmp_path_factory.mktemp("kills")
+    arguments = kills.prepare(folder)
+    for name in ("first", "whole"):  # the first run of a server imports what was not yet needed
+        run = server.start(arguments, folder / name / "data.jsonl")
+        assert run.wait() == 0, run.log.read_text()
+    assert {event.phase for event in run.events()} == set(PHASES)
+    files = kills.kept(run.out)
+    assert set(files) == {
+        ".data.jsonl.lock",
+        "data.jsonl",
+        "data.errors.jsonl",
+        "data.manifest.json",
+        "data.README.md",
+    }
+    return Whole(arguments, files, run.events())
+
+
+def killed(
+    server: kills.Server, whole: Whole, out: Path, moments: list[Moment]
+) -> list[Kill | None]:
+    """Kill one run after the other at these moments, and let the last one end."""
+    found = [server.start(whole.arguments, out).kill(moment) for moment in moments]
+    last = server.start(whole.arguments, out)
+    assert last.wait() == 0, last.log.read_text()
+    return found
+
+
+@pytest.mark.parametrize("number", range(2))
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_run_killed_at_a_random_moment_is_completed_to_the_same_bytes(
+    phase: str, number: int, server: kills.Server, whole: Whole, tmp_path: Path
+) -> None:
+    moments = kills.moments(whole.events, phase, 1, seed=number)
+    out = tmp_path / "run" / "data.jsonl"
+    assert killed(server, whole, out, moments) != [None]
+    assert kills.faults(out, whole.files) == []
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_run_killed_again_and_again_is_completed_to_the_same_bytes(
+    seed: int, server: kills.Server, whole: Whole, tmp_path: Path
+) -> None:
+    draw, out = random.Random(seed), tmp_path / "run" / "data.jsonl"
+    ends = whole.events[-1].seconds
+    moments = [Moment(0, draw.uniform(0.4, 0.9) * ends) for _ in range(5)]
+    found = killed(server, whole, out, moments)
+    assert any(found)
+    assert kills.faults(out, whole.files) == []
+
+
+def test_half_a_line_after_a_kill_is_written_again(
+    server: kills.Server, whole: Whole, tmp_path: Path
+) -> None:
+    out = tmp_path / "run" / "data.jsonl"
+    for number in (0, 1):
+        (moment,) = kills.moments(whole.events, "decoding", 1, seed=number)
+        server.start(whole.arguments, out).kill(moment)
+        with out.with_suffix(".partial").open("a") as stream:
+            stream.write('{"id": "row 9", "is_comp')
+    assert killed(server, whole, out, []) == []
+    assert kills.faults(out, whole.files) == []
+
+
+def test_a_finished_run_that_is_started_again_changes_nothing(
+    server: kills.Server, whole: Whole, tmp_path: Path
+) -> None:
+    out = tmp_path / "run" / "data.jsonl"
+    killed(server, whole, out, [])
+    before = {path: path.stat().st_mtime_ns for path in out.parent.glob("data.*")}
+    killed(server, whole, out, [])
+    assert before == {path: path.stat().st_mtime_ns for path in out.parent.glob("data.*")}
+
+
+def test_a_clock_that_runs_backwards_changes_no_byte(
+    whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = itertools.count(2_000_000_000, -1000)
+    monkeypatch.setattr(time, "time", lambda: float(next(seconds)))
+    out = tmp_path / "run" / "data.jsonl"
+    assert cli.main([*whole.arguments, "--out", str(out)]) == 0
+    assert kills.faults(out, whole.files) == []
+
+
+@pytest.mark.long
+def test_a_hundred_runs_killed_at_random_moments_are_completed_to_the_same_bytes(
+    server: kills.Server, whole: Whole, tmp_path: Path
+) -> None:
+    table = []
+    for phase, n in SHARES.items():
+        for number, moment in enumerate(kills.moments(whole.events, phase, n, seed=100)):
+            out = tmp_path / f"{phase} {number}" / "data.jsonl"
+            (kill,) = killed(server, whole, out, [moment])
+            assert kill is not None
+            table.append((kill, kills.faults(out, whole.files)))
+    TABLE.write_text(written(table))
+    assert [wrong for _, wrong in table if wrong] == []
+
+
+# ---- workers
+
+WORKERS = {
+    "processes": ["--workers", "2"],
+    "ray": ["--workers", "2", "--ray-address", "local"],
+}
+
+
+@pytest.fixture(scope="module", params=WORKERS)
+def shared(request: pytest.FixtureRequest, server: kills.Server, whole: Whole) -> Whole:
+    """A run of two workers that nothing interrupted."""
+    out = Path(whole.arguments[whole.arguments.index("--prompts") + 1]).parent / request.param / "o"
+    asked = server.start(["synthesize", "--help"], out)
+    asked.wait()
+    if "--workers" not in asked.log.read_text():
+        pytest.skip("codit synthesize has no --workers here")
+    if request.param == "ray":
+        pytest.importorskip("ray", reason="Ray is an extra: pip install -e .[ray]")
+    arguments = [*whole.arguments, *WORKERS[request.param]]
+    run = server.start(arguments, out.with_name("data.jsonl"))
+    assert run.wait() == 0, run.log.read_text()
+    files = kills.kept(run.out)
+    rows = ("data.jsonl", "data.errors.jsonl")  # the manifest tells how many workers there were
+    assert [files[name] == whole.files[name] for name in rows] == [True, True]
+    return Whole(arguments, files, run.events())
+
+
+def check_workers(
+    server: kills.Server, shared: Whole, folder: Path, numbers: Sequence[int]
+) -> list[tuple[Kill | None, list[str]]]:
+    """Kill runs of two workers, most often the driver, and complete each."""
+    found = []
+    for number in numbers:
+        phase = "decoding" if number % 4 else "loading"  # the others take no time beside these
+        (moment,) = kills.moments(shared.events, phase, 1, seed=number)
+        out = folder / str(number) / "data.jsonl"
+        run = server.start(shared.arguments, out)
+        kill = run.kill(moment, whom="driver" if number % 10 else "worker")
+        last = server.start(shared.arguments, out)
+        assert last.wait() == 0, last.log.read_text()
+        found.append((kill, kills.faults(out, shared.files)))
+    return found
+
+
+def test_two_workers_killed_at_random_moments_are_completed_to_the_same_bytes(
+    server: kills.Server, shared: Whole, tmp_path: Path
+) -> None:
+    found = check_workers(server, shared, tmp_path, (9, 10))
+    assert [wrong for _, wrong in found] == [[], []]
+
+
+@pytest.mark.long
+def test_two_workers_killed_twenty_times_are_completed_to_the_same_bytes(
+    server: kills.Server, shared: Whole, tmp_path: Path
+) -> None:
+    found = check_workers(server, shared, tmp_path, range(101, 121))
+    assert [wrong for _, wrong in found] == [[]] * 20
+
+
+# ---- the table
+
+
+def written(table: list[tuple[Kill, list[str]]]) -> str:
+    """Return the table of kills as Markdown."""
+    same = sum(not wrong for _, wrong in table)
+    counts = Counter(kill.phase for kill, _ in table)
+    lines = [
+        "# Kills",
+        "",
+        f"`codit synthesize` over {len(kills.ROWS)} rows, in batches of 2, killed with SIGKILL at "
+        "random moments and started again: is the dataset that of a run that nothing interrupted, "
+        "byte for byte, without leftovers? `make test-long` writes this table.",
+        "",
+        f"**Identical: {same} / {len(table)}.** Killed while "
+        + ", ".join(f"{phase}: {counts[phase]}" for phase in PHASES)
+        + ".",
+        "",
+        "| | after | while | the last thing it did to a file | lines there | identical |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for number, (kill, wrong) in enumerate(table, start=1):
+        event = re.sub(r"\.[a-z0-9_]{8}\.tmp", ".*.tmp", kill.event)
+        lines.append(
+            f"| {number} | {kill.seconds:.3f} s | {kill.phase} | {event} | {kill.lines} | "
+            f"{'; '.join(wrong) or 'yes'} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def test_the_committed_table_holds_a_hundred_kills_without_a_fault() -> None:
+    text = TABLE.read_text()
+    assert "**Identical: 100 / 100.**" in text
+    assert len(re.findall(r"^\| \d+ \| .* \| yes \|$", text, re.M)) == 100

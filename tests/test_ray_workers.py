@@ -1,0 +1,242 @@
+"""Workers on a Ray cluster write the dataset of one process. The cluster is one of this machine."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+
+from codit import dataset_file, ray_workers
+from codit.recipes import Model, Synthesis
+from tests import tiny
+from tests.test_workers import await_lines, drive, made, recipe, run, whole
+
+ray = pytest.importorskip("ray", reason='Ray is an extra: pip install "codit[ray]"')
+
+__all__ = ["recipe", "whole"]  # fixtures
+
+# Ray Data sets options of its own that it calls deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A home of its own: Ray keeps the token of its clusters there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def shared(home: None) -> Iterator[int]:
+    """A cluster of four CPUs, real or not, that every test of the module uses."""
+    with ray_workers.cluster("local", 4) as workers:
+        yield workers
+    assert not ray.is_initialized()
+
+
+def actors() -> list[psutil.Process]:
+    """The workers of the cluster that answer, or are about to."""
+    return [
+        child
+        for child in psutil.Process().children(recursive=True)
+        if child.name().startswith("ray::MapWorker") or "MapWorker" in " ".join(child.cmdline())
+    ]
+
+
+def sockets() -> set[str]:
+    """Addresses at which this process and its children listen."""
+    everyone = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    return {
+        connection.laddr.ip
+        for process in everyone
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+
+
+def test_two_ray_workers_one_of_them_killed_write_the_bytes_of_one_process(
+    recipe: Synthesis,
+    whole: dict[str, bytes],
+    shared: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real, killed = dataset_file.append, list[int]()
+
+    def killing(*args: Any, **how: Any) -> int:
+        if not killed:
+            victim = actors()[0]
+            killed.append(victim.pid)
+            victim.kill()
+        return real(*args, **how)
+
+    monkeypatch.setattr(dataset_file, "append", killing)
+    manifest = run(recipe, tmp_path / "data.jsonl", workers=2, ray_address="auto")
+    assert made(tmp_path / "data.jsonl") == whole, "every row, every byte"
+    assert killed
+    assert manifest["workers"] == 2
+    assert ray.is_initialized(), "a connection that was there is kept"
+
+
+@pytest.mark.long
+def test_four_ray_workers_complete_what_one_process_began(
+    recipe: Synthesis,
+    whole: dict[str, bytes],
+    shared: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real, out, calls = dataset_file.append, tmp_path / "data.jsonl", list[int]()
+
+    def stopping(*args: Any, **how: Any) -> int:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args, **how)
+
+    monkeypatch.setattr(dataset_file, "append", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, out)
+    manifest = run(recipe, out, ray_address="auto")
+    assert made(out) == whole
+    assert manifest["workers"] == 4, "one for each CPU of the cluster"
+
+
+def test_what_is_wrong_with_models_is_said_as_without_workers(
+    recipe: Synthesis, shared: int, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    tiny.model("llama", seed=5, vocab_size=200).save_pretrained(other)
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_tokens(["another"])
+    tokenizer.save_pretrained(other)
+    wrong = replace(recipe, pair=replace(recipe.pair, amateur=Model(name=str(other))))
+    said = []
+    for name, more in (("a", {}), ("b", {"workers": 1, "limit": 2, "ray_address": "auto"})):
+        with pytest.raises(ValueError, match="tokenizers") as caught:
+            run(wrong, tmp_path / f"{name}.jsonl", **more)
+        said.append(caught)
+    assert str(said[0].value) == str(said[1].value)
+    assert "in __call__" in said[1].value.__notes__[0], "the worker's traceback"
+
+
+def test_a_cluster_of_its_own_listens_to_this_machine_alone(shared: int) -> None:
+    assert {address.removeprefix("::ffff:") for address in sockets()} <= {"127.0.0.1", "::1"}
+
+
+def test_more_workers_than_the_cluster_has_room_for_are_refused(
+    recipe: Synthesis, shared: int, tmp_path: Path
+) -> None:
+    message = "expected a cluster with 99 CPUs, one for each worker; got 4. Use fewer workers"
+    with pytest.raises(ValueError, match=message):
+        run(recipe, tmp_path / "data.jsonl", workers=99, ray_address="auto")
+    assert not (tmp_path / "data.partial").exists()
+
+
+@pytest.mark.long
+def test_a_batch_that_kills_every_worker_is_one_clear_error(
+    recipe: Synthesis, shared: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Dying:  # local: Ray sends it by value
+        def __init__(self, work: Any, tally: Any) -> None:
+            self.work, self.tally = work, tally
+
+        def __call__(self, block: Any) -> Any:
+            from codit import ray_workers as real
+
+            answer = real._Worker(self.work, self.tally)
+            if block["number"][0].as_py() == 1:
+                answer.tally = SimpleNamespace(begin=SimpleNamespace(remote=self.die))
+            return answer(block)
+
+        def die(self, number: int) -> Any:
+            import os
+            import time
+
+            import ray
+
+            begun = self.tally.begin.remote(number)
+            if ray.get(begun) <= 4:
+                time.sleep(0.5)
+                os.kill(os.getpid(), 9)
+            return begun
+
+    monkeypatch.setattr(ray_workers, "_Worker", Dying)
+    message = r"expected Ray workers to answer; got 4 deaths in batch 1, most often for want of mem"
+    with pytest.raises(ChildProcessError, match=message):
+        run(recipe, tmp_path / "data.jsonl", workers=2, ray_address="auto")
+    assert (tmp_path / "data.partial").read_bytes().count(b"\n") == 2, "the batch before is kept"
+
+
+def test_a_batch_has_so_many_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    tally = ray_workers._Tally()
+    remote = SimpleNamespace(begin=SimpleNamespace(remote=tally.begin))
+    monkeypatch.setattr(ray, "get", lambda value: value)
+    for _ in range(ray_workers.DEATHS + 1):
+        ray_workers._check_tries(remote, 7)
+    with pytest.raises(ChildProcessError, match="got 4 deaths in batch 7"):
+        ray_workers._check_tries(remote, 7)
+
+
+def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with (
+        pytest.raises(ValueError, match=r'expected Ray; .*: pip install "codit\[ray\]"'),
+        ray_workers.cluster("local", None),
+    ):
+        pass
+
+
+def test_a_cluster_that_is_not_there_is_one_clear_error() -> None:
+    def init(**how: Any) -> None:
+        raise RuntimeError("Failed to connect to GCS.\nMore lines")
+
+    message = (
+        r"expected a Ray cluster at head:6379; got RuntimeError: Failed to connect to GCS\. "
+        r"Start one \(ray start --head\), or use the address 'local' for this machine alone\."
+    )
+    with pytest.raises(ConnectionError, match=message):
+        ray_workers._connect(SimpleNamespace(init=init), "head:6379", None)
+
+
+def test_folders_of_models_are_named_from_the_root(
+    recipe: Synthesis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(recipe.pair.expert.name)
+    monkeypatch.chdir(folder.parent)
+    pair = replace(recipe.pair, expert=Model(name="expert"), amateur=Model(name="on/the-hub"))
+    work = ray_workers.Work(recipe=replace(recipe, pair=pair), metadata={})
+    found = ray_workers._anywhere(work).recipe.pair
+    assert found == replace(pair, expert=Model(name=str(folder.resolve())))
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("home")
+def test_a_cluster_of_its_own_ends_with_a_driver_that_is_killed(
+    recipe: Synthesis, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    with drive(recipe, tmp_path, "{'ray_address': 'local'}") as driver:
+        await_lines(tmp_path / "data.partial", 2, driver)
+        children = psutil.Process(driver.pid).children(recursive=True)
+        driver.kill()
+        assert len(children) > 4
+        assert psutil.wait_procs(children, timeout=60)[1] == []
+    run(recipe, tmp_path / "data.jsonl")
+    assert made(tmp_path / "data.jsonl") == whole
+
+
+def test_the_users_environment_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
+    monkeypatch.delenv("RAY_BACKEND_LOG_LEVEL", raising=False)
+    with ray_workers._environment(ray_workers.QUIET):
+        assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
+        assert os.environ["RAY_BACKEND_LOG_LEVEL"] == "fatal"
+    assert "RAY_BACKEND_LOG_LEVEL" not in os.environ
