@@ -74,7 +74,7 @@ def candidates(logits: Tensor, *, plausibility: float) -> Candidates | None:
     rows, ids = keep.nonzero(as_tuple=True)
     if len(ids) > SHARE * logits.numel():
         return None
-    counts = rows.bincount(minlength=len(logits))
+    counts = keep.sum(-1)
     places = torch.arange(len(ids), device=ids.device) - (counts.cumsum(0) - counts)[rows]
     width = max(1, int(counts.max())) if len(counts) else 1
     table = ids.new_zeros(len(logits), width)

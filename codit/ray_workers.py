@@ -11,7 +11,7 @@ import contextlib
 import json
 import logging
 import os
-from collections import Counter
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,13 +24,12 @@ from codit.batch_records import Row, Stream, Work, answer, failure, placed, rais
 from codit.teacher import ready
 
 DEATHS = 3  # of the actor that has a batch; each time the batch is answered again
+SECONDS = 10  # for a cluster to be reached
 LOCAL = "local"
 QUIET = {"RAY_BACKEND_LOG_LEVEL": "fatal"}
 OWN = {  # a cluster of its own
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # loopback only, as on Windows and macOS
     "RAY_USAGE_STATS_ENABLED": "0",
-    # For so long Ray's agents look for a cluster whose driver was killed. (Ray: 60)
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
 }
 
 
@@ -38,7 +37,9 @@ OWN = {  # a cluster of its own
 def cluster(address: str, workers: int | None) -> Iterator[int]:
     """Connect to a cluster for a `with` block, and give the number of workers.
 
-    Where this process is connected to Ray already, that connection is used and kept.
+    Where this process is connected to Ray already, that connection is used and kept. A cluster of
+    its own ends with this process; if that is killed, workers end at once, and two of Ray's agents,
+    which hold no model, a minute later.
 
     Args:
         address: "local" (a cluster of its own on this machine, loopback only, without dashboard and
@@ -99,7 +100,7 @@ def answers(work: Work, batches: Sequence[Sequence[Row]], *, workers: int) -> St
     if not batches:
         return
     ray = _ray()
-    tally = ray.remote(num_cpus=0)(_Tally).remote()
+    tally = _tally(ray)
     texts = [{"number": n, "rows": json.dumps(batch)} for n, batch in enumerate(batches)]
     dataset = ray.data.from_items(texts, override_num_blocks=len(texts))
     del texts  # they are in the object store
@@ -154,15 +155,18 @@ class _Worker:
         return {"answer": [json.dumps(told)]}
 
 
-class _Tally:
-    """An actor that outlives the workers: how often each batch was begun."""
+def _tally(ray: Any) -> Any:
+    """Start an actor that outlives the workers and counts how often each batch was begun."""
 
-    def __init__(self) -> None:
-        self.begun: Counter[int] = Counter()
+    class Tally:  # local: Ray sends it by value, and its process does not import models
+        def __init__(self) -> None:
+            self.begun: dict[int, int] = {}
 
-    def begin(self, number: int) -> int:
-        self.begun[number] += 1
-        return self.begun[number]
+        def begin(self, number: int) -> int:
+            self.begun[number] = self.begun.get(number, 0) + 1
+            return self.begun[number]
+
+    return ray.remote(num_cpus=0)(Tally).remote()
 
 
 def _check_tries(tally: Any, number: int) -> None:
@@ -201,6 +205,9 @@ def _connect(ray: Any, address: str, workers: int | None) -> None:
             ray.init(address=LOCAL, num_cpus=cpus, include_dashboard=False, **how)
         return
     try:
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        if port.isdigit():  # Ray itself would try for many minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS).close()
         ray.init(address=address, **how)
     except Exception as error:  # Ray has no one exception for a cluster that is not there
         raise ConnectionError(

@@ -36,6 +36,7 @@ def synthesize(
     amateur_revision: str | None = None,
     dtype: str = recipes.Model.dtype,
     device_map: str | None = None,
+    attn_implementation: str | None = None,
     allow_renamed: bool = False,
     workers: int | None = None,
     ray_address: str | None = None,
@@ -63,6 +64,8 @@ def synthesize(
         amateur_revision: commit, tag or branch of the amateur.
         dtype: of both models' weights: auto, float32, bfloat16, ...
         device_map: where weights go: cpu, cuda:1, auto, ... Default: a GPU if there is one.
+        attn_implementation: of both models: sdpa, eager, flash_attention_2, ... Default: the
+            library's choice.
         allow_renamed: accept added tokens whose names differ between the two tokenizers.
         workers: processes that answer, a pair each; the dataset is the same. Default: one for each
             GPU; with a Ray address, for each GPU of the cluster or, without any, CPU.
@@ -87,6 +90,8 @@ def synthesize(
     if dry_run:
         return _show_needs(recipe, batch_size=batch_size, limit=limit)
     how: dict[str, Any] = {"engine": engine, "batch_size": batch_size}
+    if attn_implementation is not None:
+        how["attn_implementation"] = attn_implementation
     if preview:
         rows = min(preview, limit or preview)
         return _show_both(recipe, prompts, limit=rows, **how, **_placed(device_map))

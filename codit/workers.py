@@ -90,13 +90,13 @@ class _Team:
 
     def end(self) -> None:
         for member in self.members.values():
-            member.connection.close()
             member.process.terminate()  # a worker has nothing to lose
         for member in self.members.values():
             member.process.join(SECONDS)
             if member.process.exitcode is None:
                 member.process.kill()
                 member.process.join()
+            member.connection.close()
 
     def _hire(self) -> None:
         """Start the workers that are missing, if there is something left to do for them."""
@@ -160,7 +160,9 @@ def _start(work: Work, k: int) -> _Member:
     """Start worker k. Ctrl-C is for the driver alone: a process inherits what is blocked."""
     context = multiprocessing.get_context("spawn")  # a fork would share locks and CUDA
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(work, k, theirs), name=f"codit worker {k}")
+    process = context.Process(
+        target=_serve, args=(work, k, theirs), name=f"codit worker {k}", daemon=True
+    )
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         process.start()

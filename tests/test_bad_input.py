@@ -353,6 +353,7 @@ CASES = [
     flag("plausibility", "nan", "plausibility must be between 0 and 1; got nan"),
     flag("strength", "-1", r"strength must be between 0 and 1e\+06; got -1\.0\."),
     flag("strength", "inf", r"strength must be between 0 and 1e\+06; got inf\."),
+    flag("attn-implementation", "no", r'`attn_implementation="no"` is not supported'),
     flag("temperature", "-1", r"temperature must be between 0 and 1e\+06; got -1\.0\."),
     flag("top-p", "0", r"top_p must lie in \(0, 1\]; got 0\.0\. Use 1 to keep all"),
     flag("top-p", "2", r"top_p must lie in \(0, 1\]; got 2\.0\."),

@@ -200,6 +200,7 @@ def test_what_is_finished_is_done_at_once(
         (["--plausibility", "3"], r"plausibility must be between 0 and 1; got 3\.0\."),
         (["--out", "data.txt"], r"must be a file name ending in \.jsonl; got data\.txt\."),
         (["--limit", "0"], r"limit must be at least 1; got 0\."),
+        (["--workers", "0"], r"workers must be at least 1; got 0\. 1 is this process alone\."),
         (["--prompts", "no.jsonl"], r"expected a file of JSON lines at no\.jsonl; there is none"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -177,13 +178,13 @@ def test_a_batch_that_kills_every_worker_is_one_clear_error(
 
 
 def test_a_batch_has_so_many_tries(monkeypatch: pytest.MonkeyPatch) -> None:
-    tally = ray_workers._Tally()
-    remote = SimpleNamespace(begin=SimpleNamespace(remote=tally.begin))
+    begun = iter([1, 2, 3, 4, 5])
+    tally = SimpleNamespace(begin=SimpleNamespace(remote=lambda number: next(begun)))
     monkeypatch.setattr(ray, "get", lambda value: value)
     for _ in range(ray_workers.DEATHS + 1):
-        ray_workers._check_tries(remote, 7)
+        ray_workers._check_tries(tally, 7)
     with pytest.raises(ChildProcessError, match="got 4 deaths in batch 7"):
-        ray_workers._check_tries(remote, 7)
+        ray_workers._check_tries(tally, 7)
 
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,16 +196,26 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
         pass
 
 
+def test_an_address_where_nobody_listens_is_refused_at_once() -> None:
+    with socket.socket() as taken:  # bound, and not listening
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):
+            message = f"expected a Ray cluster at {address}; got ConnectionRefusedError: .*refused"
+            with pytest.raises(ConnectionError, match=message):
+                ray_workers._connect(SimpleNamespace(), address, None)
+
+
 def test_a_cluster_that_is_not_there_is_one_clear_error() -> None:
     def init(**how: Any) -> None:
         raise RuntimeError("Failed to connect to GCS.\nMore lines")
 
     message = (
-        r"expected a Ray cluster at head:6379; got RuntimeError: Failed to connect to GCS\. "
+        r"expected a Ray cluster at auto; got RuntimeError: Failed to connect to GCS\. "
         r"Start one \(ray start --head\), or use the address 'local' for this machine alone\."
     )
     with pytest.raises(ConnectionError, match=message):
-        ray_workers._connect(SimpleNamespace(init=init), "head:6379", None)
+        ray_workers._connect(SimpleNamespace(init=init), "auto", None)
 
 
 def test_folders_of_models_are_named_from_the_root(
@@ -227,8 +238,10 @@ def test_a_cluster_of_its_own_ends_with_a_driver_that_is_killed(
         await_lines(tmp_path / "data.partial", 2, driver)
         children = psutil.Process(driver.pid).children(recursive=True)
         driver.kill()
+        _, left = psutil.wait_procs(children, timeout=30)
+        assert not any("Worker" in process.name() for process in left), "they end at once"
+        assert psutil.wait_procs(left, timeout=120)[1] == [], "Ray's agents wait for a minute"
         assert len(children) > 4
-        assert psutil.wait_procs(children, timeout=60)[1] == []
     run(recipe, tmp_path / "data.jsonl")
     assert made(tmp_path / "data.jsonl") == whole
 

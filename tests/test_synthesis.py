@@ -93,6 +93,25 @@ def test_rows_hold_what_decoding_drew(recipe: Synthesis, ready: dict[str, Any], 
         assert len(row["score"]) == len(response.token_ids)
 
 
+def test_writing_returns_the_manifest_and_reads_no_rows(
+    recipe: Synthesis, ready: dict[str, Any], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(synthesis.dataset_file, "read", lambda path: pytest.fail("read"))
+    first = synthesis.write(recipe, ROWS, out, **ready)
+    assert first == json.loads(out.with_name("data.manifest.json").read_text())
+    assert (first["rows"], first["errors"], first["workers"]) == (7, 0, 1)
+    assert synthesis.write(recipe, ROWS, out, **ready) == first, "a finished one says the same"
+
+
+def test_prompts_that_the_run_would_write_over_are_refused(
+    recipe: Synthesis, ready: dict[str, Any], out: Path
+) -> None:
+    out.write_text(json.dumps(ROWS[0]) + "\n")
+    for prompts in (str(out), recipes.File(path=str(out))):
+        with pytest.raises(ValueError, match="one of those that belong to"):
+            synthesis.synthesize(recipe, prompts, out, **ready)
+
+
 def test_rows_without_ids_are_named_as_decoding_names_them(
     recipe: Synthesis, ready: dict[str, Any], out: Path
 ) -> None:
