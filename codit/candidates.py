@@ -106,11 +106,9 @@ def contrast_candidates(
 
     Source: CoDIT (arXiv 2604.13538), its equation without the normalisers: they cancel.
     """
-    scores = found.scores
+    scores = found.scores.double()  # few: digits cost nothing here
     if amateur_logits is not None:
         beyond = scores == -math.inf  # the row has fewer ids
-        amateur = amateur_logits.float().masked_fill(beyond, 0.0)
-        # A constant per row leaves q unchanged; without it, 1e4 would eat the digits of z_E.
-        least = amateur.masked_fill(beyond, math.inf).amin(-1, keepdim=True)
-        scores = scores - strength * (amateur - least)
-    return replace(found, scores=scores.log_softmax(-1))
+        amateur = amateur_logits.double().masked_fill(beyond, 0.0)
+        scores = scores - strength * amateur
+    return replace(found, scores=scores.log_softmax(-1).float())
