@@ -41,10 +41,7 @@ def check(
 
     Source: ours.
     """
-    if engine not in ENGINES:
-        raise ValueError(f"engine must be one of {', '.join(ENGINES)}; got {engine!r}.")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1; got {batch_size}. None chooses one.")
+    check_engine(engine, batch_size)
     if tokenizer.chat_template is None:
         raise ValueError(
             "expected a tokenizer with a chat template; got none. Use the expert's tokenizer, or "
@@ -67,6 +64,24 @@ def check(
             "Set tokenizer.eos_token or generation_config.eos_token_id."
         )
     _check_model(model, tokenizer, decoding)
+
+
+def check_engine(engine: str, batch_size: int | None) -> None:
+    """Raise ValueError for an engine that does not exist or a batch without rows.
+
+    Args:
+        engine: one of `ENGINES`.
+        batch_size: rows computed at once. None: chosen later.
+
+    Raises:
+        ValueError: says which argument, and what to do.
+
+    Source: ours.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}; got {engine!r}.")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1; got {batch_size}. None chooses one.")
 
 
 def _check_model(

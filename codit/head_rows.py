@@ -77,13 +77,14 @@ def _is_plain(head: nn.Module | None) -> bool:
         and not head._forward_pre_hooks
         and type(head.weight) is nn.Parameter
         and head.weight.device.type != "meta"
-        and (head.bias is None or bool(head.bias.isfinite().all()))
     )
 
 
 @torch.no_grad()
 def _agrees(model: PreTrainedModel, head: nn.Linear) -> bool:
     """Return whether a few gathered rows give the logits of the whole head."""
+    if head.bias is not None and not head.bias.isfinite().all():
+        return False  # an id that is excluded wants the floor of `contrast`
     device, rows = model.device, head.weight.shape[0]
     text = torch.tensor([[0, min(1, rows - 1)]], device=device)
     ids = torch.tensor(sorted({0, rows // 3, rows // 2, rows - 1}), device=device)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import gc
+import logging
 
 import psutil
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.generation.continuous_batching.utils import (
-    find_head_dim,
-    find_num_key_value_heads,
-)
+
+from codit.shared_cache import n_layers, paged_shape
+
+logger = logging.getLogger(__name__)
 
 USED = 0.8
 """Share of the free memory that caches may take: activations and growth need the rest. (ours)"""
@@ -32,9 +33,8 @@ def cache_bytes(config: PreTrainedConfig, itemsize: int) -> int:
 
     Source: ours.
     """
-    text = config.get_text_config(decoder=True)
-    heads, size = find_num_key_value_heads(text), find_head_dim(text)
-    return 2 * text.num_hidden_layers * heads * size * itemsize
+    heads, size = paged_shape(config)
+    return 2 * n_layers(config) * heads * size * itemsize
 
 
 def free_bytes(device: torch.device) -> int:
@@ -91,6 +91,22 @@ def is_exhausted(error: BaseException) -> bool:
         return True
     words = ("out of memory", "can't allocate memory", "not enough memory")
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def fewer_rows(tried: int) -> int:
+    """Give back what failed for want of memory, say so, and return half as many rows.
+
+    Args:
+        tried: rows at once that did not fit; at least 2.
+
+    Returns:
+        int: rows to go on with.
+
+    Source: ours.
+    """
+    release()
+    logger.warning("out of memory with %d rows at once; going on with %d", tried, tried // 2)
+    return tried // 2
 
 
 def release() -> None:

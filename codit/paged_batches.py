@@ -6,7 +6,6 @@ distribution function at the row's uniform number, and forces it.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -26,10 +25,8 @@ from transformers.generation.continuous_batching.requests import FutureRequestSt
 from transformers.generation.continuous_batching.utils import WorkloadHints
 
 from codit.drawing import Drawn, Meter, Step
-from codit.memory import is_exhausted, release
+from codit.memory import fewer_rows, is_exhausted
 from codit.noise import uniforms
-
-logger = logging.getLogger(__name__)
 
 ROWS_ON_A_CPU = 64  # at once, unless the caller says otherwise (ours)
 MEMORY = 0.8  # share of a GPU's free memory that pages take (ours)
@@ -129,9 +126,7 @@ def continuous(
                 raise
             exhausted = True
         if exhausted:  # here, for the error holds on to what failed
-            release()
-            at_once, share = tried // 2, 0.75 * share
-            logger.warning("out of memory with %d rows at once; going on with %d", tried, at_once)
+            at_once, share = fewer_rows(tried), 0.75 * share
 
 
 def _batched(

@@ -6,9 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from codit import decode, recipes
+from codit.limits import n_weights
+from codit.memory import cache_bytes
 from codit.pair import load_tokenizer
 from codit.prompts import load
 from codit.synthesis import Rows
@@ -176,16 +178,10 @@ def table(needs: dict[str, float]) -> str:
 def _needs(recipe: recipes.Model) -> dict[str, int]:
     """Return a model's parameters, bytes of each, and bytes that a token takes in its cache."""
     config = AutoConfig.from_pretrained(recipe.name, revision=recipe.revision)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    text = config.get_text_config()
-    heads = text.num_attention_heads
-    width = getattr(text, "head_dim", None) or text.hidden_size // heads
-    kept = getattr(text, "num_key_value_heads", None) or heads
     dtype = (config.dtype or torch.float32) if recipe.dtype == "auto" else recipe.dtype
     size = (getattr(torch, dtype) if isinstance(dtype, str) else dtype).itemsize
     return {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": n_weights(config),
         "bytes": size,
-        "cache": 2 * text.num_hidden_layers * kept * width * size,
+        "cache": cache_bytes(config, size),
     }

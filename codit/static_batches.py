@@ -7,7 +7,6 @@ responses are computed among few. The plan is a pure function of the rows, unles
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,11 +16,9 @@ from transformers import Cache, PreTrainedModel
 
 from codit.candidates import Candidates
 from codit.drawing import Drawn, Meter, Step
-from codit.memory import is_exhausted, release, rows_that_fit
+from codit.memory import fewer_rows, is_exhausted, rows_that_fit
 from codit.noise import uniforms
 from codit.shared_cache import growing_cache
-
-logger = logging.getLogger(__name__)
 
 ROWS = 64  # of a batch unless the caller says otherwise (ours)
 PREFILL_TOKENS = 16_384  # of a batch's prompts, read at once: bounds the activations (ours)
@@ -76,9 +73,7 @@ def static(
                     "out. Lower max_new_tokens, leave the row out, or take a larger device."
                 ) from error
         if drawn is None:  # here, for the error holds on to what failed
-            release()
-            most = len(batch) // 2
-            logger.warning("out of memory with %d rows at once; going on with %d", 2 * most, most)
+            most = fewer_rows(len(batch))
             continue
         yield from ((i, *row) for i, row in zip(batch, drawn, strict=True))
         start += len(batch)
@@ -176,8 +171,8 @@ class _Runner:
         inputs |= {"logits_to_keep": 1, "past_key_values": self.cache, "use_cache": True}
         if self.step.is_pair:
             inputs["sparse"] = True
-        known = inputs if "kwargs" in self.known and self.step.is_pair else self.known
-        return self.model(input_ids=ids, **{name: inputs[name] for name in inputs if name in known})
+        known = {name: value for name, value in inputs.items() if name in self.known}
+        return self.model(input_ids=ids, **known)
 
     def _scores(self, outputs: Any) -> Tensor | Candidates:
         if self.step.is_pair:

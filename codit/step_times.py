@@ -148,9 +148,9 @@ def measured(case: Case, device: str, speed: Speed) -> list[dict[str, Any]]:
     read = min(case.shape.vocabulary, round(case.rows * n_plausible))
     unread = case.shape.vocabulary - read if pair.gathers_head else 0
     rows = [*_times(case, times), *_limits(case, times, speed, unread)]
-    rows.append({"quantity": "plausible", "way": "expert", "unit": "ids", **_alone(n_plausible)})
+    rows.append({"quantity": "plausible", "way": "expert", "unit": "ids", **alone(n_plausible)})
     if peak is not None:
-        rows.append({"quantity": "peak", "way": "ours", "unit": "GiB", **_alone(peak)})
+        rows.append({"quantity": "peak", "way": "ours", "unit": "GiB", **alone(peak)})
     about = {"shape": case.shape.name, "batch": case.rows, "rounds": case.rounds}
     return [about | row for row in rows]
 
@@ -290,5 +290,15 @@ def _limits(case: Case, times: pd.DataFrame, speed: Speed, unread: int) -> Itera
         yield {"quantity": "limit", "way": way, **found, "unit": "share of the limit"}
 
 
-def _alone(value: float) -> dict[str, float]:
+def alone(value: float) -> dict[str, float]:
+    """Return a number that was found once in the form of `quartiles`.
+
+    Args:
+        value: the number.
+
+    Returns:
+        dict: value, low, high, all the same.
+
+    Source: ours.
+    """
     return {"value": value, "low": value, "high": value}

@@ -23,14 +23,14 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from codit import dataset_file, decode, ray_workers, recipes, resumption, store
+from codit import dataset_file, ray_workers, recipes, resumption, store
 from codit import workers as processes
 from codit.batch_records import Row, Stream, Work, answer, metadata, placed, samples
 from codit.dataset_file import Files
-from codit.pair import load_tokenizer
+from codit.decode_arguments import check_engine
 from codit.prompts import Prompts, load
 from codit.resumption import Name
-from codit.teacher import model_ids, named, named_models, ready
+from codit.teacher import expert_tokenizer, model_ids, named, ready
 
 ROWS_PER_BATCH = 256
 PACKAGES = ("codit", "torch", "transformers", "tokenizers")
@@ -207,9 +207,7 @@ def _by_others(
     work: Work, size: int | None, ray_address: str | None
 ) -> Iterator[tuple[int, PreTrainedTokenizerBase, Answers]]:
     """Give what answers in other processes. Here only the tokenizer is loaded, to name rows."""
-    expert, _ = named_models(work.recipe)
-    trust = work.load_options.get("trust_remote_code", False)
-    tokenizer = load_tokenizer(expert.name, revision=expert.revision, trust_remote_code=trust)
+    tokenizer = expert_tokenizer(work.recipe, **work.load_options)
     if ray_address is not None:
         with ray_workers.cluster(ray_address, size) as workers:
             yield workers, tokenizer, partial(ray_workers.answers, work, workers=workers)
@@ -250,10 +248,7 @@ def _check(recipe: recipes.Synthesis, batch_size: int | None, engine: str) -> No
     """Raise ValueError for what could not run, before any file is touched."""
     if recipe.n_samples < 1:
         raise ValueError(f"n_samples must be at least 1; got {recipe.n_samples}.")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1; got {batch_size}. None chooses one.")
-    if engine not in decode.ENGINES:
-        raise ValueError(f"engine must be one of {', '.join(decode.ENGINES)}; got {engine!r}.")
+    check_engine(engine, batch_size)
 
 
 def _fingerprint(

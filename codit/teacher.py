@@ -73,10 +73,27 @@ def ready(
         model = read_model(
             expert.name, revision=expert.revision, **{"dtype": expert.dtype, **load_options}
         )
+    return model, tokenizer or expert_tokenizer(recipe, **load_options)
+
+
+def expert_tokenizer(recipe: recipes.Synthesis, **load_options: Any) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a recipe's expert, without its weights.
+
+    Args:
+        recipe: with models that can be loaded by name.
+        **load_options: as for the models; `trust_remote_code` among them counts.
+
+    Returns:
+        PreTrainedTokenizerBase: see `load_tokenizer`.
+
+    Raises:
+        ValueError: a model is made here, or it cannot be loaded.
+
+    Source: ours.
+    """
+    expert, _ = named_models(recipe)
     trust = load_options.get("trust_remote_code", False)
-    return model, tokenizer or load_tokenizer(
-        expert.name, revision=expert.revision, trust_remote_code=trust
-    )
+    return load_tokenizer(expert.name, revision=expert.revision, trust_remote_code=trust)
 
 
 def named_models(recipe: recipes.Synthesis) -> tuple[recipes.Model, recipes.Model | None]:

@@ -230,7 +230,7 @@ def transport_rows(rows: int, vocabulary: int, *, steps: int) -> Iterator[dict[s
     found = step_times.quartiles([1000 * one for one in seconds])
     yield {**about, "way": "authors'", **found, "unit": "ms per step"}
     for way, count in (("authors'", moved), ("ours", 0)):
-        same = dict.fromkeys(("value", "low", "high"), float(count))
+        same = step_times.alone(float(count))
         yield {**about, "way": way, **same, "unit": "bytes per step"}
 
 
@@ -286,5 +286,4 @@ def engine_rows(sizes: tuple[int, ...], *, rounds: int) -> Iterator[dict[str, An
     yield {**about, "quantity": "engines", "way": "static", **found, "unit": unit}
     tail = {**about, "quantity": "lengths", "unit": f"tokens, {rows} rows"}
     yield {**tail, "way": "middle half", **step_times.quartiles(asked)}
-    longest = dict.fromkeys(("value", "low", "high"), float(max(asked)))
-    yield {**tail, "way": "longest", **longest}
+    yield {**tail, "way": "longest", **step_times.alone(float(max(asked)))}

@@ -12,25 +12,14 @@ from hypothesis import strategies as st
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from codit.candidates import Candidates
-from codit.drawing import Meter, Step
+from codit.drawing import Meter
 from codit.noise import uniforms
-from codit.recipes import Decoding
-
-
-def scores(rows: int, *, width: int = 40, seed: int = 0) -> torch.Tensor:
-    """Random next-token scores."""
-    return 3 * torch.randn(rows, width, generator=torch.Generator().manual_seed(seed))
+from tests.engine_rows import scores, step
 
 
 def noise_of(rows: int) -> torch.Tensor:
     """Some noise, the same every time."""
     return uniforms(torch.arange(rows), torch.zeros(rows, dtype=torch.int64))
-
-
-def step(width: int = 40, *, is_pair: bool = False, **decoding: float) -> Step:
-    """A step over `width` ids that draws as `decoding` says."""
-    values = {"strength": 0.0, "plausibility": 0.0, "max_new_tokens": 8} | decoding
-    return Step(Decoding(**values), width, is_pair=is_pair)
 
 
 def test_at_temperature_zero_the_best_id_is_drawn_whatever_the_noise():

@@ -11,12 +11,11 @@ import torch
 from transformers.generation.continuous_batching.requests import RequestState
 
 from codit import paged_batches
-from codit.drawing import Meter, Step
-from codit.noise import noise_key, uniforms
+from codit.drawing import Meter
+from codit.noise import uniforms
 from codit.paged_batches import PagedSampler, continuous
-from codit.recipes import Decoding
 from codit.static_batches import static
-from tests import tiny
+from tests.engine_rows import KEYS, PROMPTS, drawn_by, model_and_step, scores, step
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -25,17 +24,6 @@ def quick_collections():
     gc.freeze()
     yield
     gc.unfreeze()
-
-
-def scores(rows: int, *, width: int = 40, seed: int = 0) -> torch.Tensor:
-    """Random next-token scores."""
-    return 3 * torch.randn(rows, width, generator=torch.Generator().manual_seed(seed))
-
-
-def step(width: int = 40, *, is_pair: bool = False, **decoding: float) -> Step:
-    """A step over `width` ids that draws as `decoding` says."""
-    values = {"strength": 0.0, "plausibility": 0.0, "max_new_tokens": 8} | decoding
-    return Step(Decoding(**values), width, is_pair=is_pair)
 
 
 def request(row: int | str, position: int) -> SimpleNamespace:
@@ -83,26 +71,6 @@ def test_a_paged_step_draws_with_its_cells_noise_and_keeps_log_q_there():
     drawn, logprobs = step().draw(logits, noise)
     assert torch.equal(forced.argmax(-1), drawn)
     assert torch.equal(sampler.logprobs[[8 + 2, 0]], logprobs)
-
-
-PROMPTS = {4: [7, 8, 9], 0: [5] * 9, 2: [6, 5], 9: [9, 9, 9, 9]}
-KEYS = {row: noise_key(0, row, 0) for row in PROMPTS}
-
-
-def model_and_step(**decoding: float) -> tuple[object, Step]:
-    """A tiny model that stops at no token, and a step of 12 tokens."""
-    model = tiny.model("llama", seed=3, scale=4.0)
-    model.generation_config.eos_token_id = -1
-    model.generation_config.max_new_tokens = 12
-    return model, step(280, max_new_tokens=12, **decoding)
-
-
-def drawn_by(engine, batch_size: int | None = None, prompts=None) -> dict[int, tuple]:
-    """What an engine draws, by row."""
-    model, how = model_and_step()
-    prompts = prompts or PROMPTS
-    rows = engine(model, how, prompts, KEYS, batch_size, Meter(4, shown=False))
-    return {row: (tokens, logprobs) for row, tokens, logprobs in rows}
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])

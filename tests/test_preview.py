@@ -17,13 +17,8 @@ ROWS = [{"id": str(n), "instruction": "the cat" + " sat" * n} for n in range(3)]
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Synthesis:
-    expert, amateur = tiny.save_pair(tmp_path_factory.mktemp("pair"), "llama")
-    return Synthesis(
-        pair=Pair(expert=Model(name=str(expert)), amateur=Model(name=str(amateur))),
-        prompts=WorldPrompts(),
-        decoding=Decoding(max_new_tokens=5),
-        n_samples=2,
-    )
+    decoding = Decoding(max_new_tokens=5)
+    return tiny.synthesis(tmp_path_factory.mktemp("pair"), decoding=decoding, n_samples=2)
 
 
 def test_a_dry_run_counts_rows_tokens_memory_and_operations(recipe: Synthesis) -> None:

@@ -9,36 +9,10 @@ import torch
 
 from codit import static_batches
 from codit.drawing import Meter, Step
-from codit.noise import noise_key
 from codit.recipes import Decoding
 from codit.static_batches import static
 from tests import tiny
-
-
-def step(width: int = 40, *, is_pair: bool = False, **decoding: float) -> Step:
-    """A step over `width` ids that draws as `decoding` says."""
-    values = {"strength": 0.0, "plausibility": 0.0, "max_new_tokens": 8} | decoding
-    return Step(Decoding(**values), width, is_pair=is_pair)
-
-
-PROMPTS = {4: [7, 8, 9], 0: [5] * 9, 2: [6, 5], 9: [9, 9, 9, 9]}
-KEYS = {row: noise_key(0, row, 0) for row in PROMPTS}
-
-
-def model_and_step(**decoding: float) -> tuple[object, Step]:
-    """A tiny model that stops at no token, and a step of 12 tokens."""
-    model = tiny.model("llama", seed=3, scale=4.0)
-    model.generation_config.eos_token_id = -1
-    model.generation_config.max_new_tokens = 12
-    return model, step(280, max_new_tokens=12, **decoding)
-
-
-def drawn_by(engine, batch_size: int | None = None, prompts=None) -> dict[int, tuple]:
-    """What an engine draws, by row."""
-    model, how = model_and_step()
-    prompts = prompts or PROMPTS
-    rows = engine(model, how, prompts, KEYS, batch_size, Meter(4, shown=False))
-    return {row: (tokens, logprobs) for row, tokens, logprobs in rows}
+from tests.engine_rows import KEYS, PROMPTS, drawn_by, model_and_step
 
 
 def watched(monkeypatch) -> list[int]:

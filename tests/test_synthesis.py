@@ -13,7 +13,7 @@ import pytest
 
 from codit import decode, recipes, resumption, synthesis, teacher
 from codit.pair import ContrastivePair, load_tokenizer
-from codit.recipes import Decoding, Model, Pair, Synthesis, WorldPrompts
+from codit.recipes import Synthesis
 from tests import tiny
 
 ROWS = [{"id": f"row {i}", "instruction": f"the cat number {i}"} for i in range(7)]
@@ -22,12 +22,7 @@ ROWS = [{"id": f"row {i}", "instruction": f"the cat number {i}"} for i in range(
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Synthesis:
     """A recipe whose pair lies in two folders."""
-    expert, amateur = tiny.save_pair(tmp_path_factory.mktemp("pair"), "llama")
-    return Synthesis(
-        pair=Pair(expert=Model(name=str(expert)), amateur=Model(name=str(amateur))),
-        prompts=WorldPrompts(),
-        decoding=Decoding(max_new_tokens=6),
-    )
+    return tiny.synthesis(tmp_path_factory.mktemp("pair"))
 
 
 @pytest.fixture(scope="module")

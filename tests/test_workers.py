@@ -19,7 +19,7 @@ import torch
 
 from codit import batch_records, dataset_file, synthesis, teacher, workers
 from codit.batch_records import failure, placed, raised
-from codit.recipes import Decoding, Model, Pair, Pretraining, Synthesis, WorldPrompts
+from codit.recipes import Model, Pretraining, Synthesis
 from tests import fake_workers, tiny
 
 ROWS: list[dict[str, Any]] = [{"id": f"row {i}", "instruction": f"the cat {i}"} for i in range(18)]
@@ -31,12 +31,7 @@ ENDINGS = (".jsonl", ".errors.jsonl")
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Synthesis:
     """A recipe whose pair lies in two folders."""
-    expert, amateur = tiny.save_pair(tmp_path_factory.mktemp("pair"), "llama")
-    return Synthesis(
-        pair=Pair(expert=Model(name=str(expert)), amateur=Model(name=str(amateur))),
-        prompts=WorldPrompts(),
-        decoding=Decoding(max_new_tokens=6),
-    )
+    return tiny.synthesis(tmp_path_factory.mktemp("pair"))
 
 
 @pytest.fixture(scope="module")

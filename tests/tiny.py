@@ -177,3 +177,21 @@ def save_pair(folder: str | Path, architecture: str, *, seed: int = 0) -> tuple[
         part.save_pretrained(target)
         tokenizer(eos_token=eos_token).save_pretrained(target)
     return folders
+
+
+def synthesis(folder: str | Path, **values: Any) -> Any:
+    """Return a recipe of `save_pair`'s two folders, 6 new tokens for each row.
+
+    Args:
+        folder: where the pair is written.
+        **values: of `recipes.Synthesis` that differ.
+    """
+    from codit.recipes import Decoding, Model, Pair, Synthesis, WorldPrompts
+
+    expert, amateur = save_pair(folder, "llama")
+    given: dict[str, Any] = {
+        "pair": Pair(expert=Model(name=str(expert)), amateur=Model(name=str(amateur))),
+        "prompts": WorldPrompts(),
+        "decoding": Decoding(max_new_tokens=6),
+    }
+    return Synthesis(**(given | values))
