@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -70,11 +71,12 @@ def candidates(logits: Tensor, *, plausibility: float) -> Candidates | None:
     if plausibility <= 0:
         return None
     best = logits.amax(-1, keepdim=True).float()
-    keep = logits >= best + math.log(plausibility)
-    rows, ids = keep.nonzero(as_tuple=True)
+    rows, ids = _at_least(logits, best + math.log(plausibility))
     if len(ids) > SHARE * logits.numel():
         return None
-    counts = keep.sum(-1)
+    counts = torch.zeros_like(best[:, 0], dtype=torch.long).index_add_(
+        0, rows, torch.ones_like(rows)
+    )
     places = torch.arange(len(ids), device=ids.device) - (counts.cumsum(0) - counts)[rows]
     width = max(1, int(counts.max())) if len(counts) else 1
     table = ids.new_zeros(len(logits), width)
@@ -84,6 +86,16 @@ def candidates(logits: Tensor, *, plausibility: float) -> Candidates | None:
     # NaN is its own maximum, and then nothing is kept; +inf keeps what has no distribution.
     scores = scores.masked_fill_(~best.isfinite(), math.nan)
     return Candidates(ids=table, scores=scores, rows=rows, places=places)
+
+
+def _at_least(logits: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+    """Return row and column, int64 [n] each, of all entries of [B, V] that reach their row's."""
+    if logits.device.type != "cpu" or logits.dtype != torch.float32:
+        return (logits >= threshold).nonzero(as_tuple=True)
+    # On a CPU numpy's comparison and search take a fifth of torch's time (V = 151,936).
+    flat = torch.from_numpy(np.flatnonzero(logits.detach().numpy() >= threshold.detach().numpy()))
+    rows = flat // logits.shape[1]
+    return rows, flat - rows * logits.shape[1]
 
 
 def contrast_candidates(

@@ -32,7 +32,7 @@ from transformers.masking_utils import create_masks_for_generate
 
 from codit.checkpoints import read_pair, write_pair
 from codit.contrast import plausible, strength_per_id
-from codit.head_rows import can_gather
+from codit.head_rows import can_gather, pays
 from codit.pair_logits import Amateur, PairOutput, contrasted, logits_of
 from codit.shared_cache import PagedHalf, check_paged, halves, joint_config, n_layers
 from codit.vocabulary import check_tokenizers as check_tokenizers
@@ -87,7 +87,7 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
             setattr(self, name, getattr(expert, name))  # they restrict moving and compiling
         self.strength, self.plausibility = strength, plausibility
         self.special_strength = special_strength
-        self.gather_head: bool | None = None  # None: on a CPU, where it was measured
+        self.gather_head: bool | None = None  # None: where it was measured to pay
         ids = torch.tensor(list(special_ids), dtype=torch.long, device=expert.device)
         self.register_buffer("special_ids", ids, persistent=False)
         self.check_values()
@@ -213,8 +213,9 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
     @property
     def gathers_head(self) -> bool:
         """Whether the amateur's output projection is computed for plausible ids only."""
-        wanted = self.amateur.device.type == "cpu" if self.gather_head is None else self.gather_head
-        return wanted and can_gather(self.amateur)
+        if self.gather_head is None:
+            return pays(self.amateur) and can_gather(self.amateur)
+        return self.gather_head and can_gather(self.amateur)
 
     @property
     def needs_amateur(self) -> bool:

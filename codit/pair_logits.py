@@ -52,9 +52,10 @@ def logits_of(model: PreTrainedModel, inputs: dict[str, Any]) -> Tensor:
 
     Source: ours.
     """
-    if model.device.type != "meta":  # offloaded: its hooks move them
+    device = model.device  # looked up once: it walks through the parameters
+    if device.type != "meta":  # offloaded: its hooks move them
         inputs = {
-            name: value.to(model.device) if isinstance(value, Tensor) else value
+            name: value.to(device) if isinstance(value, Tensor) else value
             for name, value in inputs.items()
         }
     return model(**inputs).logits

@@ -18,6 +18,7 @@ from codit.candidates import Candidates
 from codit.drawing import Drawn, Meter, Step
 from codit.memory import fewer_rows, is_exhausted, rows_that_fit
 from codit.noise import uniforms
+from codit.packed_weights import packed_weights
 from codit.shared_cache import growing_cache
 
 ROWS = 64  # of a batch unless the caller says otherwise (ours)
@@ -53,6 +54,19 @@ def static(
 
     Source: ours.
     """
+    with packed_weights(model, rows=len(rows), tokens=int(step.decoding.max_new_tokens)):
+        yield from _batches(model, step, rows, keys, batch_size, meter)
+
+
+def _batches(
+    model: PreTrainedModel,
+    step: Step,
+    rows: Mapping[int, list[int]],
+    keys: Mapping[int, int],
+    batch_size: int | None,
+    meter: Meter,
+) -> Drawn:
+    """Yield what is drawn for each row; see `static`."""
     order = sorted(rows, key=lambda i: len(rows[i]))
     most, start = batch_size or ROWS, 0
     while start < len(order):

@@ -23,6 +23,7 @@ from codit.drawing import Step
 from codit.limits import Speed
 from codit.memory import free_bytes, release
 from codit.noise import uniforms
+from codit.packed_weights import LEAST_TOKENS, packed_weights
 from codit.pair import ContrastivePair
 from codit.random_pairs import Shape
 from codit.recipes import Decoding
@@ -42,7 +43,8 @@ class Case:
         shape: of both models.
         rows: B.
         prompt: tokens of each row's prompt.
-        tokens: n, at least 2.
+        tokens: n, at least 2, and fewer than make `decode.generate` pack weights by itself:
+            here they are packed outside what is timed, or not at all.
         rounds: how often everything is measured in turn.
         ways: what is measured beside ours and the two plain forward passes: "naive" (the equation
             over the whole vocabulary), "uncached" and "cached" (an amateur in a logits processor).
@@ -195,15 +197,21 @@ def plausible_ids(pair: ContrastivePair, texts: Tensor, prompt: int) -> float:
 
 
 def _ways(case: Case, pair: ContrastivePair, prompts: Tensor) -> dict[str, Way]:
-    """Return what is timed; all but "whole" and the processors are seconds of one step."""
+    """Return what is timed; all but "packing" and what is "in all" are seconds of one step."""
     n, models = case.tokens, (pair.expert, pair.amateur)
     tokenizer = random_pairs.tokenizer(pair.vocab_size)
     choose = rivals.naive_choice(rivals.keys(prompts), plausibility=PLAUSIBILITY)
 
-    def our_step() -> dict[str, float]:
+    def step(name: str) -> dict[str, float]:
         first = rivals.ours(pair, tokenizer, prompts, 1)[1]
         whole = rivals.ours(pair, tokenizer, prompts, n)[1]
-        return {"ours": (whole - first) / (n - 1), "whole": whole}
+        return {name: (whole - first) / (n - 1), f"{name} in all": whole}
+
+    def our_step() -> dict[str, float]:
+        start = rivals.now(prompts.device)
+        with packed_weights(pair, rows=case.rows, tokens=LEAST_TOKENS) as layers:
+            made = rivals.now(prompts.device) - start
+            return step("ours") | ({"packing": made} if layers else {})
 
     def processor(cached: bool) -> float:
         how: dict[str, Any] = {"plausibility": PLAUSIBILITY, "cached": cached}
@@ -211,6 +219,7 @@ def _ways(case: Case, pair: ContrastivePair, prompts: Tensor) -> dict[str, Way]:
 
     ways: dict[str, Way] = {
         "ours": our_step,
+        "unpacked": lambda: step("unpacked"),
         "plain": lambda: {"plain": rivals.two_forwards(models, prompts, n, rivals.no_choice)[1]},
         "arithmetic": lambda: _arithmetic(pair, prompts),
         "naive": lambda: {"naive": rivals.two_forwards(models, prompts, n, choose)[1]},
@@ -256,20 +265,21 @@ def _repeated(call: Callable[[], Tensor]) -> float:
 
 def _times(case: Case, times: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """Yield what was timed, as ratios and as it is."""
-    for way in ("ours", "naive"):
-        if way in times:
+    for way in ("ours", "unpacked", "naive"):
+        if way in times and not (way == "unpacked" and "packing" not in times):
             yield {"quantity": "step", "way": way, **ratio(times, way, "plain"), "unit": PLAIN}
     for way, column in (("ours", "arithmetic"), ("naive", "naive arithmetic")):
         found = ratio(times, column, "ours")
         yield {"quantity": "arithmetic", "way": way, **found, "unit": "share of our step"}
     for way in ("uncached", "cached"):
         if way in times:
-            found = ratio(times, way, "whole")
+            found = ratio(times, way, "ours in all")
             yield {"quantity": "rate", "way": way, **found, "unit": "times its tokens/s"}
-    for way in ("ours", "plain", "naive"):
+    for way in ("ours", "plain", "naive", "packing"):
         if way in times:
             found = quartiles(1000 * times[way])
-            yield {"quantity": "milliseconds", "way": way, **found, "unit": "ms per step"}
+            unit = "ms once" if way == "packing" else "ms per step"
+            yield {"quantity": "milliseconds", "way": way, **found, "unit": unit}
     tokens = quartiles(case.rows / times["ours"])
     yield {"quantity": "tokens", "way": "ours", **tokens, "unit": "tokens/s"}
 

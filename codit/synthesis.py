@@ -27,6 +27,7 @@ from codit import dataset_file, ray_workers, recipes, resumption, store
 from codit import workers as processes
 from codit.batch_records import Row, Stream, Work, answer, metadata, placed, samples
 from codit.dataset_file import Files
+from codit.decode import chosen_engine
 from codit.decode_arguments import check_engine
 from codit.prompts import Prompts, load
 from codit.resumption import Name
@@ -46,6 +47,7 @@ Rows = (
 
 
 Answers = Callable[[Sequence[Sequence[Row]]], Stream]
+Used = dict[str, Any]
 
 
 def synthesize(recipe: recipes.Synthesis, prompts: Rows, out: str | Path, **how: Any) -> Dataset:
@@ -163,7 +165,7 @@ def write(
             rows = named(loaded.rows, tokenizer)
             lines = _write_batches(files, fingerprint, earlier, rows, answers, work, progress)
         seconds = round(time.monotonic() - start, 3)
-        extra = {"seconds": seconds, "workers": used, **model_ids(recipe)}
+        extra = {"seconds": seconds, **used, **model_ids(recipe)}
         return dataset_file.finish(files, recipe, lines=lines, errors=loaded.errors, **extra)
 
 
@@ -192,31 +194,36 @@ def _number(
 @contextlib.contextmanager
 def _here(
     work: Work, model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase | None
-) -> Iterator[tuple[int, PreTrainedTokenizerBase, Answers]]:
-    """Give what answers in this process: number of workers, tokenizer, function of batches."""
+) -> Iterator[tuple[Used, PreTrainedTokenizerBase, Answers]]:
+    """Give what answers in this process: words for the manifest, tokenizer, function of batches."""
     model, tokenizer = ready(work.recipe, model, tokenizer, **placed(work.load_options))
 
     def answers(batches: Sequence[Sequence[Row]]) -> Stream:
         return (answer(work, model, tokenizer, batch) for batch in batches)
 
-    yield 1, tokenizer, answers
+    yield {"workers": 1, "engine": chosen_engine(model, work.engine)}, tokenizer, answers
 
 
 @contextlib.contextmanager
 def _by_others(
     work: Work, size: int | None, ray_address: str | None
-) -> Iterator[tuple[int, PreTrainedTokenizerBase, Answers]]:
+) -> Iterator[tuple[Used, PreTrainedTokenizerBase, Answers]]:
     """Give what answers in other processes. Here only the tokenizer is loaded, to name rows."""
     tokenizer = expert_tokenizer(work.recipe, **work.load_options)
+    used: Used = {"engine": work.engine}  # "auto": each worker chooses, by its device
     if ray_address is not None:
         with ray_workers.cluster(ray_address, size) as workers:
-            yield workers, tokenizer, partial(ray_workers.answers, work, workers=workers)
+            yield (
+                used | {"workers": workers},
+                tokenizer,
+                partial(ray_workers.answers, work, workers=workers),
+            )
     else:
         assert size is not None
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         threads = max(1, min(torch.get_num_threads(), (cores or 1) // size))
         work = replace(work, threads=threads)
-        yield size, tokenizer, partial(processes.answers, work, workers=size)
+        yield used | {"workers": size}, tokenizer, partial(processes.answers, work, workers=size)
 
 
 def _write_batches(

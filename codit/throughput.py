@@ -71,11 +71,11 @@ def recipe(scale: str, *, rounds: int | None = None) -> Throughput:
     Source: ours.
     """
     shape = random_pairs.shapes()
-    micro = Case(shape=shape["micro"], rows=64, tokens=17, rounds=5)
+    micro = Case(shape=shape["micro"], rows=64, tokens=15, rounds=5)
     qwen = Case(shape=shape["qwen3-0.6b"], tokens=9, rounds=5)
-    small = Case(shape=shape["small"], tokens=17, rounds=7)
-    llama = Case(shape=shape["llama-small"], tokens=17, rounds=7)
-    many = replace(micro, tokens=33, rounds=15)
+    small = Case(shape=shape["small"], tokens=15, rounds=7)
+    llama = Case(shape=shape["llama-small"], tokens=15, rounds=7)
+    many = replace(micro, rounds=15)
     large = [
         Case(shape=shape[name], rows=rows, prompt=64, tokens=65, ways=("naive",))
         for name, most in (("qwen3-8b", 256), ("gemma3-27b", 16))

@@ -48,6 +48,7 @@ LAYERS = (
         "tensor_match",
         "transport",
     ),
+    ("packed_weights",),
     ("pair", "static_batches", "paged_batches", "limits", "vllm_model", "vector_files"),
     ("decode_arguments",),
     ("decode", "figures", "notebook", "dataset_file", "addition", "random_pairs"),

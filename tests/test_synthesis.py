@@ -95,6 +95,7 @@ def test_writing_returns_the_manifest_and_reads_no_rows(
     first = synthesis.write(recipe, ROWS, out, **ready)
     assert first == json.loads(out.with_name("data.manifest.json").read_text())
     assert (first["rows"], first["errors"], first["workers"]) == (7, 0, 1)
+    assert first["engine"] == "static", "what auto chose"
     assert synthesis.write(recipe, ROWS, out, **ready) == first, "a finished one says the same"
 
 

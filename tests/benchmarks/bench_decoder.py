@@ -29,7 +29,8 @@ Weights are random; the expert's last norm is scaled until tens of ids are plaus
 number found in the text drawn is the row "plausible".
 step        seconds of one step (a token for each row) over those of two plain forward passes with
             caches of their own and whole heads; ours through decode.generate, engine "static":
-            (time of n tokens - time of 1) / (n - 1), no stop tokens
+            (time of n tokens - time of 1) / (n - 1), no stop tokens; unpacked: with weights as
+            torch keeps them (the copy for the CPU's kernels is timed apart: "packing")
 arithmetic  contrast and draw alone, logits given, over our step; naive: two log-softmaxes, mask,
             softmax and cumulative sum in float64, over the whole vocabulary
 rate        our tokens/s over those of `generate` with the amateur in a logits processor, uncached
