@@ -90,7 +90,7 @@ def steps(rows: pd.DataFrame) -> pd.DataFrame:
         rows: of `throughput.measure`.
 
     Returns:
-        DataFrame: case, way ("ours", "naive"), value, low, high, goal.
+        DataFrame: case, way ("ours", "unpacked", "naive"), value, low, high, goal.
     """
     kept = labelled(rows[rows["quantity"] == "step"])
     return kept[["case", "way", "value", "low", "high", "goal"]]
@@ -135,7 +135,7 @@ def _transported(rows: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def draw_steps(axes: Axes, table: pd.DataFrame) -> None:
-    """Draw the time of a step, ours and naive, with the goals.
+    """Draw the time of a step, ours with and without packed weights and naive, with the goals.
 
     Args:
         axes: where to draw.
@@ -143,15 +143,19 @@ def draw_steps(axes: Axes, table: pd.DataFrame) -> None:
     """
     cases = list(dict.fromkeys(table["case"]))
     axes.axvline(1, color="black", linewidth=0.8)
-    styles = {"ours": ("o", COLOURS["codit"], -0.12), "naive": ("s", YARDSTICK, 0.12)}
-    for way, (shape, colour, shift) in styles.items():
+    styles = {
+        "ours": ("ours", "o", COLOURS["codit"], -0.12),
+        "unpacked": ("ours, weights as torch keeps them", "x", COLOURS["codit"], 0.0),
+        "naive": ("naive", "s", YARDSTICK, 0.12),
+    }
+    for way, (label, shape, colour, shift) in styles.items():
         own = table[table["way"] == way]
-        _dots(axes, own, cases, mark=shape, colour=colour, shift=shift, label=way)
+        _dots(axes, own, cases, mark=shape, colour=colour, shift=shift, label=label)
     goals = table.dropna(subset=["goal"])
     places = [cases.index(case) - 0.12 for case in goals["case"]]
     mark: dict[str, Any] = {"markersize": 13, "markeredgewidth": 2.5, "linestyle": "none"}
     axes.plot(goals["goal"], places, marker="|", color="black", label="goal (at most)", **mark)
-    _rows(axes, cases, columns=3)
+    _rows(axes, cases, columns=2)
 
 
 def draw_beside(axes: Axes, table: pd.DataFrame, cases: list[str]) -> None:
