@@ -16,10 +16,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Named after what is installed and where: another lock or a moved checkout, another stamp.
 STAMP := $(VENV)/installed-$(shell { cat requirements.lock pyproject.toml; pwd; } | cksum | cut -d ' ' -f 1)
-FORGET := .venv data/cache notebooks/executed
+# The pair inside vLLM has an environment of its own, for vLLM pins torch and transformers.
+VLLM := .venv-vllm
+VLLM_VERSION := 0.33.0
+VLLM_STAMP := $(VLLM)/installed-$(shell { cat tests/vllm/requirements.lock tests/vllm/standins/* pyproject.toml; \
+	pwd; } | cksum | cut -d ' ' -f 1)
+FORGET := .venv .venv-vllm data/cache notebooks/executed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce figures results test pytest test-long lint models golden lab clean
+.PHONY: help setup reproduce figures results test pytest test-long test-vllm lint models golden lab clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /make \1: /p' Makefile
@@ -43,6 +48,10 @@ pytest: $(STAMP)  ## the tests alone
 
 test-long: $(STAMP)  ## the tests that take minutes
 	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal -m long $(ARGS)
+
+# A process for each file: an engine that ends takes its process's groups with it.
+test-vllm: $(VLLM_STAMP)  ## the pair inside vLLM, which is built without its kernels for it
+	ls tests/vllm/test_*.py | xargs -n 1 -P 2 $(VLLM)/bin/python -m pytest -q -W default $(ARGS)
 
 lint: $(STAMP)  ## ruff (notebooks too), formatting, types
 	$(BIN)/python -m ruff check
@@ -76,6 +85,22 @@ $(STAMP): $(if $(filter-out 0,$(FRESH)),forget)
 		test -e "$$info/INSTALLER" || rm -rf "$$info"; done
 	$(BIN)/python -m pip install --disable-pip-version-check --no-compile $(PIP_ARGS) -r requirements.lock
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# vLLM's source archive, without compiled operators (tests/vllm/standins) and without its pins.
+$(VLLM_STAMP): $(if $(filter-out 0,$(FRESH)),forget)
+	@echo "vLLM's environment in $(VLLM): some 150 packages, a few minutes once"
+	test -x $(VLLM)/bin/python && $(VLLM)/bin/python -m pip --version || $(PYTHON) -m venv --clear $(VLLM)
+	@rm -rf $(VLLM)/installed-* $(VLLM)/lib/python*/site-packages/~*
+	@for info in $(VLLM)/lib/python*/site-packages/*.dist-info; do \
+		test -e "$$info/INSTALLER" || rm -rf "$$info"; done
+	$(VLLM)/bin/python -m pip install --disable-pip-version-check --no-compile $(PIP_ARGS) \
+		-r tests/vllm/requirements.lock
+	VLLM_TARGET_DEVICE=empty VLLM_VERSION_OVERRIDE=$(VLLM_VERSION) $(VLLM)/bin/python -m pip install \
+		--disable-pip-version-check --no-compile --no-deps --no-build-isolation --no-binary vllm \
+		vllm==$(VLLM_VERSION)
+	$(VLLM)/bin/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation \
+		-e . -e tests/vllm/standins
 	@touch $@
 
 .PHONY: forget

@@ -5,6 +5,7 @@ What crosses a process boundary is plain: rows and records are JSON values, a fa
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codit import decode, recipes
-from codit.teacher import model_ids
+from codit.teacher import model_ids, ready
+from codit.vllm_pair import VllmPair
 
 DIGITS = 6  # of a log-probability: finer than its rounding error, half the size of the file
 
@@ -48,7 +50,7 @@ class Work:
 
 def answer(
     work: Work,
-    model: PreTrainedModel,
+    model: PreTrainedModel | VllmPair,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Row],
 ) -> Records:
@@ -122,6 +124,35 @@ def metadata(recipe: recipes.Synthesis) -> dict[str, Any]:
         "beta": decoding.strength,
         **model_ids(recipe),
     }
+
+
+def loaded(
+    work: Work, worker: int = 0
+) -> tuple[PreTrainedModel | VllmPair, PreTrainedTokenizerBase]:
+    """Load what a worker answers with, on GPUs of its own where there are any.
+
+    Args:
+        work: recipe, engine and load options.
+        worker: its number. It takes GPU number `worker` modulo the visible ones; vLLM's engine as
+            many as its tensor_parallel_size, from `worker` times that on.
+
+    Returns:
+        (PreTrainedModel | VllmPair, PreTrainedTokenizerBase): see `teacher.ready`.
+
+    Raises:
+        ValueError: see `teacher.ready`.
+
+    Source: ours.
+    """
+    options = dict(work.load_options)
+    if work.engine != "vllm":
+        return ready(work.recipe, **placed(options, worker))
+    visible = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
+    gpus = visible or [str(k) for k in range(torch.cuda.device_count())]
+    width = int(options.get("tensor_parallel_size", 1))
+    if worker and width * (worker + 1) <= len(gpus):  # the first needs to be told nothing
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[width * worker : width * (worker + 1)])
+    return ready(work.recipe, engine="vllm", **options)
 
 
 def placed(load_options: Mapping[str, Any], worker: int = 0) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import tyro
 
 import codit
-from codit import chat_vector_cli, recipes, synthesis_cli
+from codit import chat_vector_cli, judge_cli, overlap_cli, recipes, serve_cli, synthesis_cli
 
 # Models, and with them torch, are imported by the command that needs them: help takes no seconds.
 
@@ -113,6 +113,9 @@ def _commands(first: Sequence[str]) -> dict[str, Callable[..., Any]]:
     commands: dict[str, Callable[..., Any]] = {
         "synthesize": synthesis_cli.synthesize,
         "compare": synthesis_cli.compare,
+        "judge": judge_cli.judge,
+        "serve": serve_cli.serve,
+        "decontaminate": overlap_cli.decontaminate,
         "train": train,
         "chat-vector": chat_vector_cli.command,
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub import DatasetCard, DatasetCardData
@@ -90,6 +92,48 @@ def card(manifest: dict[str, Any], name: str) -> str:
         **{k: v for k, v in manifest.items() if k not in ("recipe", "fingerprint")},
     )
     return str(DatasetCard(text))
+
+
+def with_decontamination(text: str, tally: Mapping[str, Any]) -> str:
+    """Return a card with the section "Decontamination", in place of the one it had.
+
+    Args:
+        text: of README.md.
+        tally: `rows`, `rows_hit`, `share`, `n` and `benchmarks`, as `overlap.tally` gives them, and
+            `near_duplicates` where these were looked for.
+
+    Returns:
+        str: the section stands before "Limits"; at the end of a card without it.
+
+    Source: ours.
+    """
+    lines = [
+        f"{tally['rows_hit']} of {tally['rows']} rows ({tally['share']:.4%}) share "
+        f"{tally['n']} words in a row with a prompt of these benchmarks.",
+        "A prompt of fewer words, but at least 8, matches where all of it stands in a text, a",
+        "shorter one where it is the whole text. Paraphrases and translations are not found.",
+        "No row was removed.",
+        "",
+        "| benchmark | prompts | rows | share | instructions | responses | earlier turns |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for one in tally["benchmarks"]:
+        name = one["name"].replace("|", "\\|")
+        counts = " | ".join(str(one[k]) for k in ("instruction", "response", "earlier turns"))
+        lines.append(
+            f"| {name} | {one['prompts']} | {one['rows_hit']} | {one['share']:.4%} | {counts} |"
+        )
+    if near := tally.get("near_duplicates"):
+        lines += [
+            "",
+            f"{near['instruction']} of {near['instructions']} prompts and {near['response']} of "
+            f"{near['responses']} responses nearly repeat an earlier one (Jaccard of three-word",
+            f"shingles of at least {near['threshold']:g}).",
+        ]
+    section = "## Decontamination\n\n" + "\n".join(lines) + "\n"
+    rest = re.sub(r"^## Decontamination\n.*?(?=^## |\Z)", "", text, flags=re.M | re.S)
+    before, limits, after = rest.partition("\n## Limits\n")
+    return f"{before.rstrip()}\n\n{section}{limits}{after}"
 
 
 def _size_category(rows: int) -> str:

@@ -29,9 +29,12 @@ from codit.pair import ContrastivePair
 from codit.recipes import Decoding
 from codit.shared_cache import paged_shape
 from codit.static_batches import static
+from codit.vllm_pair import VllmPair, vllm_batches
 from codit.vocabulary import special_token_ids, stop_ids
 
 logger = logging.getLogger(__name__)
+
+RUN: dict[str, Any] = {"static": static, "continuous": continuous, "vllm": vllm_batches}
 
 __all__ = ["Response", "default_ids", "generate", "prompt_ids", "token_table"]
 
@@ -59,7 +62,7 @@ class Response:
 
 
 def generate(
-    model: PreTrainedModel,
+    model: PreTrainedModel | VllmPair,
     tokenizer: PreTrainedTokenizerBase,
     conversations: Sequence[Conversation],
     decoding: Decoding,
@@ -77,13 +80,15 @@ def generate(
     Args:
         model: a `ContrastivePair`, whose own strength, plausibility and special_strength
             `decoding` overrides for this call; or any causal LM, for which strength must be 0 and
-            plausibility > 0 truncates (the arm "truncated").
+            plausibility > 0 truncates (the arm "truncated"). Or a `VllmPair`, which keeps the
+            three numbers that it was started with.
         tokenizer: the expert's, with its chat template; thinking mode is switched off.
         conversations: lists of {"role", "content"} that ask for an answer.
         decoding: how tokens are drawn.
         ids: names of the rows, unequal as text; a word of the noise key. None: `default_ids`.
         engine: "static" (length-sorted left-padded batches), "continuous" (paged cache: a row
-            that ends makes room for the next), "auto": see `chosen_engine`.
+            that ends makes room for the next), "vllm" (a `VllmPair`; noise is vLLM's own, one
+            seed for each row), "auto": see `chosen_engine`.
         batch_size: rows computed at once. None: 64 when static, as many as fit when continuous.
             Where memory runs out it is halved, and nothing is lost.
         progress: show a bar with rows/s and tokens/s.
@@ -116,31 +121,32 @@ def generate(
     keys = {i: noise_key(decoding.seed, names[i], decoding.sample) for i in rows}
     stops = stop_ids(tokenizer, model.generation_config)
     chosen = chosen_engine(model, engine)
-    logger.info("engine %s (asked for: %s), device %s", chosen, engine, model.device)
-    run = continuous if chosen == "continuous" else static
-    step = Step(decoding, len(tokenizer), is_pair=isinstance(model, ContrastivePair))
+    logger.info("engine %s (asked for: %s)", chosen, engine)
+    step = Step(decoding, len(tokenizer), is_pair=isinstance(model, (ContrastivePair, VllmPair)))
     meter = Meter(len(prompts), progress)
     with _overridden(model, tokenizer, decoding, stops), meter.bar:
         meter.add(rows=len(answers))
-        for i, drawn, logprobs in run(model, step, rows, keys, batch_size, meter):
+        for i, drawn, logprobs in RUN[chosen](model, step, rows, keys, batch_size, meter):
             answers[i] = _response(tokenizer, names[i], drawn, logprobs, stops)
             meter.add(rows=1, tokens=len(answers[i].token_ids))
     return [answers[i] for i in range(len(prompts))]
 
 
-def chosen_engine(model: PreTrainedModel, engine: str = "auto") -> str:
+def chosen_engine(model: PreTrainedModel | VllmPair, engine: str = "auto") -> str:
     """Return the engine that `generate` uses.
 
     Args:
         model: a pair or a single causal LM.
-        engine: "auto": continuous batching on a GPU, where both models' keys have one shape;
-            otherwise static batches, which were two to four times as quick on a CPU.
+        engine: "auto": vLLM's for a pair in it; continuous batching on a GPU, where both models'
+            keys have one shape; otherwise static batches, which were quicker on a CPU.
 
     Returns:
-        str: "static" or "continuous".
+        str: "static", "continuous" or "vllm".
 
     Source: ours.
     """
+    if isinstance(model, VllmPair):
+        return "vllm"
     if engine != "auto":
         return engine
     if model.device.type != "cuda":
@@ -206,8 +212,10 @@ def token_table(
     )
 
 
-def _context(model: PreTrainedModel) -> int | None:
+def _context(model: PreTrainedModel | VllmPair) -> int | None:
     """Return how many tokens a model, or both models of a pair, can read."""
+    if isinstance(model, VllmPair):
+        return model.context
     parts = [model.expert, model.amateur] if isinstance(model, ContrastivePair) else [model]
     configs = [part.config.get_text_config() for part in parts]
     limits = [getattr(config, "max_position_embeddings", None) for config in configs]
@@ -243,9 +251,15 @@ def _response(
 
 @contextmanager
 def _overridden(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, decoding: Decoding, stops: list[int]
+    model: PreTrainedModel | VllmPair,
+    tokenizer: PreTrainedTokenizerBase,
+    decoding: Decoding,
+    stops: list[int],
 ) -> Iterator[None]:
     """Make the model decode as `decoding` says and nothing else does, for a `with` block."""
+    if isinstance(model, VllmPair):  # was started so, and each request says the rest
+        yield
+        return
     pad = tokenizer.pad_token_id
     before = model.generation_config
     # A checkpoint's own generation config may hold penalties, temperatures and limits, which

@@ -11,13 +11,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from codit.chat import Conversation
 from codit.pair import ContrastivePair
 from codit.recipes import Decoding
+from codit.vllm_pair import VllmPair
 from codit.vocabulary import stop_ids
 
-ENGINES = ("auto", "static", "continuous")
+ENGINES = ("auto", "static", "continuous", "vllm")
 
 
 def check(
-    model: PreTrainedModel,
+    model: PreTrainedModel | VllmPair,
     tokenizer: PreTrainedTokenizerBase,
     conversations: Sequence[Conversation],
     decoding: Decoding,
@@ -28,7 +29,7 @@ def check(
     """Raise ValueError for arguments of `decode.generate` that no row could be answered with.
 
     Args:
-        model: a pair or a causal LM.
+        model: a pair, one in vLLM's engine, or a causal LM.
         tokenizer: the expert's.
         conversations: what is asked.
         decoding: how tokens are drawn.
@@ -42,6 +43,7 @@ def check(
     Source: ours.
     """
     check_engine(engine, batch_size)
+    _check_engine_of(model, engine)
     if tokenizer.chat_template is None:
         raise ValueError(
             "expected a tokenizer with a chat template; got none. Use the expert's tokenizer, or "
@@ -84,11 +86,24 @@ def check_engine(engine: str, batch_size: int | None) -> None:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}. None chooses one.")
 
 
+def _check_engine_of(model: PreTrainedModel | VllmPair, engine: str) -> None:
+    """Raise ValueError for a model that another engine holds."""
+    allowed = ("auto", "vllm") if isinstance(model, VllmPair) else ENGINES[:-1]
+    if engine not in allowed:
+        raise ValueError(
+            f"a {type(model).__name__} decodes with engine {', '.join(allowed)}; got {engine!r}. "
+            "vLLM loads its models itself: make a vllm_pair.VllmPair for it, a ContrastivePair "
+            "for the others."
+        )
+
+
 def _check_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, decoding: Decoding
+    model: PreTrainedModel | VllmPair, tokenizer: PreTrainedTokenizerBase, decoding: Decoding
 ) -> None:
     """Raise ValueError if the model cannot decode as asked."""
-    if isinstance(model, ContrastivePair):
+    if isinstance(model, VllmPair):
+        model.check(decoding)
+    if isinstance(model, (ContrastivePair, VllmPair)):
         width = model.config.get_text_config().vocab_size
         if width > len(tokenizer):
             raise ValueError(

@@ -20,8 +20,7 @@ from typing import Any
 from transformers.utils import logging as transformers_logging
 
 from codit import recipes
-from codit.batch_records import Row, Stream, Work, answer, failure, placed, raised
-from codit.teacher import ready
+from codit.batch_records import Row, Stream, Work, answer, failure, loaded, raised
 
 DEATHS = 3  # of the actor that has a batch; each time the batch is answered again
 SECONDS = 10  # for a cluster to be reached
@@ -105,6 +104,7 @@ def answers(work: Work, batches: Sequence[Sequence[Row]], *, workers: int) -> St
     dataset = ray.data.from_items(texts, override_num_blocks=len(texts))
     del texts  # they are in the object store
     kind, _ = _resources(ray)
+    gpus = int(work.load_options.get("tensor_parallel_size", 1))  # of vLLM's engine
     dataset = dataset.map_batches(
         _Worker,
         fn_constructor_kwargs={"work": _anywhere(work), "tally": tally},
@@ -113,7 +113,7 @@ def answers(work: Work, batches: Sequence[Sequence[Row]], *, workers: int) -> St
         compute=ray.data.ActorPoolStrategy(
             size=min(workers, len(batches)), max_tasks_in_flight_per_actor=2
         ),
-        num_gpus=1 if kind == "GPU" else 0,
+        num_gpus=gpus if kind == "GPU" else 0,
         num_cpus=0 if kind == "GPU" else 1,
     )
     dataset.context.execution_options.preserve_order = True
@@ -148,7 +148,7 @@ class _Worker:
             _check_tries(self.tally, block["number"][0].as_py())
             if self.loaded is None:
                 transformers_logging.disable_progress_bar()  # the driver has one for all
-                self.loaded = ready(self.work.recipe, **placed(self.work.load_options))
+                self.loaded = loaded(self.work)
             told = answer(self.work, *self.loaded, json.loads(block["rows"][0].as_py()))
         except Exception as error:  # as an answer, or Ray would wrap it in its own
             told = failure(error)

@@ -29,7 +29,7 @@ from codit import recipes
 
 MANIFEST = "manifest.json"
 SHIPPED = ("data/models", "data/results")
-PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "trl", "accelerate", "numpy")
+PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "trl", "accelerate", "numpy", "vllm")
 
 
 def repository() -> Path:

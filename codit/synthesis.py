@@ -25,15 +25,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codit import dataset_file, ray_workers, recipes, resumption, store
 from codit import workers as processes
-from codit.batch_records import Row, Stream, Work, answer, metadata, placed, samples
+from codit.batch_records import Row, Stream, Work, answer, loaded, metadata, samples
 from codit.dataset_file import Files
 from codit.decode import chosen_engine
 from codit.decode_arguments import check_engine
 from codit.prompts import Prompts, load
 from codit.resumption import Name
 from codit.teacher import expert_tokenizer, model_ids, named, ready
+from codit.vllm_pair import VllmPair
 
-ROWS_PER_BATCH = 256
+ROWS_PER_BATCH = 256  # (ours)
+VLLM_ROWS = 2048  # (ours) its scheduler fills places as rows end: only a batch's tail is wasted
 PACKAGES = ("codit", "torch", "transformers", "tokenizers")
 
 Rows = (
@@ -79,7 +81,7 @@ def write(
     prompts: Rows,
     out: str | Path,
     *,
-    model: PreTrainedModel | None = None,
+    model: PreTrainedModel | VllmPair | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     resume: str = "if_same",
     batch_size: int | None = None,
@@ -110,9 +112,9 @@ def write(
             settings changed, as long as its rows are the first of these prompts, and the manifest
             keeps the earlier settings; a finished one is returned if its prompts are the same.
         batch_size: rows in a batch, and rows that the engine computes at once. None: batches of
-            256, and as many at once as the engine chooses. Changes results by rounding only. On a
-            GPU larger batches keep the engine busier, and a kill loses more.
-        engine: "auto", "static" or "continuous"; see `decode.generate`.
+            256 (2,048 with vLLM), and as many at once as the engine chooses. Changes results by
+            rounding only. On a GPU larger batches keep it busier, and a kill loses more.
+        engine: "auto", "static", "continuous" or "vllm"; see `decode.generate`.
         limit: only the first `limit` input rows; None: all.
         progress: show a bar with rows/s and tokens/s.
         workers: processes that answer batches, each with a pair of its own, on a GPU of its own
@@ -123,7 +125,8 @@ def write(
         ray_address: answer through Ray Data on a cluster: "local" (one of its own, on this
             machine), "auto", "host:port" or "ray://host:port". None: without Ray.
         **load_options: for loading both models: device_map, attn_implementation, ... Without
-            device_map a worker takes its GPU.
+            device_map a worker takes its GPU. With engine "vllm" for its engine:
+            tensor_parallel_size, gpu_memory_utilization, max_num_seqs, ...; see `VllmPair`.
 
     Returns:
         dict: the manifest: recipe, fingerprint, counts, versions, hash of the dataset.
@@ -142,8 +145,8 @@ def write(
     size = _number(workers, ray_address, model, tokenizer, load_options)
     if isinstance(path := getattr(prompts, "path", prompts), (str, Path)):
         resumption.check_apart(files, path)
-    loaded = load(prompts, limit=limit)
-    fingerprint = _fingerprint(recipe, loaded, batch_size=batch_size, engine=engine)
+    given = load(prompts, limit=limit)
+    fingerprint = _fingerprint(recipe, given, batch_size=batch_size, engine=engine)
     start = time.monotonic()
     with dataset_file.locked(files):
         earlier = resumption.earlier_runs(files, fingerprint, resume=resume)
@@ -162,17 +165,17 @@ def write(
             else _here(replace(work, progress=progress), model, tokenizer)
         )
         with answering as (used, tokenizer, answers):
-            rows = named(loaded.rows, tokenizer)
+            rows = named(given.rows, tokenizer)
             lines = _write_batches(files, fingerprint, earlier, rows, answers, work, progress)
         seconds = round(time.monotonic() - start, 3)
         extra = {"seconds": seconds, **used, **model_ids(recipe)}
-        return dataset_file.finish(files, recipe, lines=lines, errors=loaded.errors, **extra)
+        return dataset_file.finish(files, recipe, lines=lines, errors=given.errors, **extra)
 
 
 def _number(
     workers: int | None,
     ray_address: str | None,
-    model: PreTrainedModel | None,
+    model: PreTrainedModel | VllmPair | None,
     tokenizer: PreTrainedTokenizerBase | None,
     load_options: Mapping[str, Any],
 ) -> int | None:
@@ -187,16 +190,21 @@ def _number(
         )
     if workers is None and ray_address is None:
         free = not in_memory and "device_map" not in load_options and torch.cuda.is_available()
-        return max(1, torch.cuda.device_count()) if free else 1
+        each = int(load_options.get("tensor_parallel_size", 1))  # GPUs of one of vLLM's engines
+        return max(1, torch.cuda.device_count() // each) if free else 1
     return workers
 
 
 @contextlib.contextmanager
 def _here(
-    work: Work, model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase | None
+    work: Work, model: PreTrainedModel | VllmPair | None, tokenizer: PreTrainedTokenizerBase | None
 ) -> Iterator[tuple[Used, PreTrainedTokenizerBase, Answers]]:
     """Give what answers in this process: words for the manifest, tokenizer, function of batches."""
-    model, tokenizer = ready(work.recipe, model, tokenizer, **placed(work.load_options))
+    if model is None:
+        model, own = loaded(work)
+        tokenizer = tokenizer or own
+    else:
+        model, tokenizer = ready(work.recipe, model, tokenizer)
 
     def answers(batches: Sequence[Sequence[Row]]) -> Stream:
         return (answer(work, model, tokenizer, batch) for batch in batches)
@@ -236,7 +244,8 @@ def _write_batches(
     progress: bool,
 ) -> int:
     """Append the batches that are not there yet, in order; return the number of lines in all."""
-    size, drawn = work.batch_size or ROWS_PER_BATCH, work.recipe.n_samples
+    size = work.batch_size or (VLLM_ROWS if work.engine == "vllm" else ROWS_PER_BATCH)
+    drawn = work.recipe.n_samples
     names = _names(work.recipe, rows)
     kept, end = resumption.begin(files, fingerprint, earlier, names, lines_per_batch=size * drawn)
     done = kept // drawn
@@ -272,7 +281,11 @@ def _fingerprint(
         "input": digest.hexdigest(),
         "batch_size": batch_size,
         "engine": engine,
-        "versions": {k: v for k, v in store.versions().items() if k in PACKAGES},
+        "versions": {
+            k: v
+            for k, v in store.versions().items()
+            if k in PACKAGES or (k == "vllm" and engine == "vllm")
+        },
     }
 
 

@@ -27,7 +27,7 @@ def synthesize(
     decoding: DecodingFlags = AUTHORS,
     n_samples: int = recipes.Synthesis.n_samples,
     batch_size: int | None = None,
-    engine: Literal["auto", "static", "continuous"] = "auto",
+    engine: Literal["auto", "static", "continuous", "vllm"] = "auto",
     resume: Literal["never", "if_same", "always"] = "if_same",
     limit: int | None = None,
     preview: int = 0,
@@ -40,6 +40,10 @@ def synthesize(
     allow_renamed: bool = False,
     workers: int | None = None,
     ray_address: str | None = None,
+    tensor_parallel_size: int | None = None,
+    data_parallel_size: int | None = None,
+    distributed_executor_backend: str | None = None,
+    engine_args: str | None = None,
 ) -> int:
     """Answer the prompts of a file by a pair and write a dataset that trains as it is.
 
@@ -54,7 +58,8 @@ def synthesize(
         decoding: how responses are drawn.
         n_samples: responses to each prompt.
         batch_size: rows computed and written together. Default: 256, computed as the engine likes.
-        engine: static: padded batches; continuous: a paged cache; auto: continuous on a GPU.
+        engine: static: padded batches; continuous: a paged cache; vllm: in vLLM (codit[vllm]);
+            auto: continuous on a GPU.
         resume: never: refuse if out exists; if_same: go on if nothing that changes the rows has
             changed; always: go on with other settings.
         limit: only the first so many rows of the file.
@@ -71,6 +76,10 @@ def synthesize(
             GPU; with a Ray address, for each GPU of the cluster or, without any, CPU.
         ray_address: answer on a Ray cluster: auto, host:port, ray://host:port, or local: one of
             this machine alone.
+        tensor_parallel_size: GPUs that share each of vLLM's engines.
+        data_parallel_size: vLLM's engines, one in each worker: another word for workers.
+        distributed_executor_backend: of vLLM: mp, ray, ...
+        engine_args: further arguments of vLLM's engine, as JSON: '{"max_num_seqs": 512}'.
 
     Returns:
         int: exit status, 1 where not one row was answered.
@@ -90,6 +99,17 @@ def synthesize(
     if dry_run:
         return _show_needs(recipe, batch_size=batch_size, limit=limit)
     how: dict[str, Any] = {"engine": engine, "batch_size": batch_size}
+    given = {
+        "tensor_parallel_size": tensor_parallel_size,
+        "distributed_executor_backend": distributed_executor_backend,
+    }
+    how |= _engine_options(engine, engine_args, data_parallel_size, **given)
+    if data_parallel_size is not None and workers not in (None, data_parallel_size):
+        raise ValueError(
+            f"data_parallel_size is the number of workers; got {data_parallel_size} and "
+            f"{workers}. Name one."
+        )
+    workers = data_parallel_size if workers is None else workers
     if attn_implementation is not None:
         how["attn_implementation"] = attn_implementation
     if preview:
@@ -142,6 +162,27 @@ def compare(
         decoding=decoding,
     )
     return _show_both(recipe, [{"instruction": prompt}], **_placed(device_map))
+
+
+def _engine_options(
+    engine: str, engine_args: str | None, data_parallel_size: int | None, **given: Any
+) -> dict[str, Any]:
+    """Return the arguments of vLLM's engine, or refuse them for another engine."""
+    made = {name: value for name, value in given.items() if value is not None}
+    if engine != "vllm" and (made or engine_args or data_parallel_size):
+        raise ValueError(
+            "tensor_parallel_size, data_parallel_size, distributed_executor_backend and "
+            f'engine_args are read by vLLM; got engine "{engine}". Add --engine vllm.'
+        )
+    try:
+        more = json.loads(engine_args or "{}")
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"engine_args must be a JSON object; got {engine_args}: {error}."
+        ) from None
+    if not isinstance(more, dict):
+        raise ValueError(f"engine_args must be a JSON object; got {engine_args}.")
+    return made | more
 
 
 def _placed(device_map: str | None) -> dict[str, str]:

@@ -12,6 +12,7 @@ from codit import decode, recipes
 from codit.checkpoints import read_model
 from codit.pair import ContrastivePair, load_tokenizer
 from codit.prompts import check_unique
+from codit.vllm_pair import VllmPair
 
 
 def model_ids(recipe: recipes.Synthesis) -> dict[str, str]:
@@ -36,20 +37,23 @@ def model_ids(recipe: recipes.Synthesis) -> dict[str, str]:
 
 def ready(
     recipe: recipes.Synthesis,
-    model: PreTrainedModel | None = None,
+    model: PreTrainedModel | VllmPair | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    engine: str = "auto",
     **load_options: Any,
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+) -> tuple[PreTrainedModel | VllmPair, PreTrainedTokenizerBase]:
     """Return the model that a recipe decodes with, and the expert's tokenizer; load what is None.
 
     Args:
         recipe: pair and decoding; with strength 0 the amateur is not loaded.
         model: None: loaded as the recipe says.
         tokenizer: None: loaded from where the expert was loaded.
-        **load_options: for `from_pretrained` of both models.
+        engine: "vllm": both models are loaded into vLLM's engine.
+        **load_options: for `from_pretrained` of both models, or for vLLM's engine.
 
     Returns:
-        (PreTrainedModel, PreTrainedTokenizerBase): a pair, or the expert alone.
+        (PreTrainedModel | VllmPair, PreTrainedTokenizerBase): a pair, or the expert alone.
 
     Raises:
         ValueError: a model made here, which only its maker can load, one that does not know
@@ -60,7 +64,17 @@ def ready(
     if model is not None:
         return model, tokenizer or _tokenizer_of(model)
     expert, amateur = named_models(recipe)
-    if amateur is not None:
+    if engine == "vllm":
+        model = VllmPair(
+            expert.name,
+            "" if amateur is None else amateur.name,
+            recipe.decoding,
+            expert_revision=expert.revision,
+            amateur_revision=None if amateur is None else amateur.revision,
+            allow_renamed=recipe.pair.allow_renamed,
+            **{"dtype": expert.dtype, **load_options},
+        )
+    elif amateur is not None:
         model = ContrastivePair.from_pretrained(
             expert.name,
             amateur.name,
@@ -155,7 +169,7 @@ def prompt_ids(
         return []  # templates raise any of these; decoding records the row with the reason
 
 
-def _tokenizer_of(model: PreTrainedModel) -> PreTrainedTokenizerBase:
+def _tokenizer_of(model: PreTrainedModel | VllmPair) -> PreTrainedTokenizerBase:
     """Load the tokenizer from where a ready model's expert was loaded."""
     name = getattr(model, "expert", model).name_or_path
     if not name:

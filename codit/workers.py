@@ -21,8 +21,7 @@ import torch
 from tqdm import tqdm
 from transformers.utils import logging
 
-from codit.batch_records import Records, Row, Stream, Work, answer, failure, placed, raised
-from codit.teacher import ready
+from codit.batch_records import Records, Row, Stream, Work, answer, failure, loaded, raised
 
 DEATHS = 3  # of workers in a row, without an answer in between, that are made good
 AHEAD = 4  # batches per worker that may be answered before an earlier one is
@@ -180,7 +179,7 @@ def _serve(work: Work, k: int, connection: Connection) -> None:
     try:
         if work.threads is not None:
             torch.set_num_threads(work.threads)
-        model, tokenizer = ready(work.recipe, **placed(work.load_options, k))
+        model, tokenizer = loaded(work, k)
         said: tuple[str, Any] = ("ready", None)
         while True:
             connection.send(said)

@@ -43,6 +43,37 @@ def test_people_can_read_models_decoding_and_counts(card: DatasetCard) -> None:
     assert "{" not in card.text, "every place is filled"
 
 
+ONE = {"name": "a|b", "prompts": 80, "rows_hit": 2, "share": 0.5}
+ONE |= {"instruction": 1, "response": 2, "earlier turns": 0}
+TALLY = {"rows": 4, "n": 13, "rows_hit": 2, "share": 0.5, "benchmarks": [ONE]}
+NEAR = {"threshold": 0.8, "instruction": 1, "instructions": 3, "response": 2, "responses": 4}
+
+
+def test_what_is_shared_with_benchmarks_stands_before_the_limits(card: DatasetCard) -> None:
+    text = dataset_card.with_decontamination(str(card), TALLY)
+    head, section = text.split("\n## Decontamination\n")
+    assert "2 of 4 rows (50.0000%) share 13 words in a row" in section
+    assert "| a\\|b | 80 | 2 | 50.0000% | 1 | 2 | 0 |" in section
+    assert "nearly repeat" not in section
+    assert section.index("Paraphrases") < section.index("\n## Limits\n")
+    assert str(card).startswith(head)
+    assert DatasetCard(text).data.to_dict() == card.data.to_dict()
+
+
+def test_a_second_check_takes_the_place_of_the_first(card: DatasetCard) -> None:
+    first = dataset_card.with_decontamination(str(card), {**TALLY, "near_duplicates": NEAR})
+    assert "1 of 3 prompts and 2 of 4 responses nearly repeat" in first
+    second = dataset_card.with_decontamination(first, {**TALLY, "rows_hit": 0})
+    assert second == dataset_card.with_decontamination(str(card), {**TALLY, "rows_hit": 0})
+    assert "0 of 4 rows" in second
+
+
+def test_a_card_without_limits_ends_with_the_section() -> None:
+    text = dataset_card.with_decontamination("# Mine\n\n## Fields\n\none\n", TALLY)
+    assert text.startswith("# Mine\n\n## Fields\n\none\n\n## Decontamination\n")
+    assert dataset_card.with_decontamination(text, TALLY) == text
+
+
 @pytest.mark.parametrize(
     ("rows", "category"),
     [

@@ -236,7 +236,7 @@ def test_the_pairs_own_values_return_after_a_call_and_after_an_error(monkeypatch
         assert (pair.strength, pair.plausibility, pair.training) == (1.0, 0.01, False)
         raise KeyError("broken")
 
-    monkeypatch.setattr(decode, "static", broken)
+    monkeypatch.setitem(decode.RUN, "static", broken)
     with pytest.raises(KeyError, match="broken"):
         run(pair, Decoding(max_new_tokens=2))
     assert values() == before
@@ -418,7 +418,7 @@ def test_a_single_model_cannot_contrast(model, values):
 @pytest.mark.parametrize(
     ("how", "expected"),
     [
-        ({"engine": "fast"}, "engine must be one of auto, static, continuous; got 'fast'."),
+        ({"engine": "fast"}, "engine must be one of auto, static, continuous, vllm; got 'fast'."),
         ({"batch_size": 0}, "batch_size must be at least 1; got 0. None chooses one."),
         (
             {"ids": ["a"]},
@@ -470,7 +470,7 @@ def test_a_single_models_padded_vocabulary_is_never_drawn():
 def test_the_engine_that_auto_chooses_is_said(model, caplog):
     with caplog.at_level(logging.INFO, logger="codit.decode"):
         automatic = run(model, SINGLE, engine="auto")
-    assert "engine static (asked for: auto), device cpu" in caplog.text
+    assert "engine static (asked for: auto)" in caplog.text
     assert automatic == run(model, SINGLE, engine="static")
 
 

@@ -128,11 +128,16 @@ def test_a_hundred_runs_killed_at_random_moments_are_completed_to_the_same_bytes
 ) -> None:
     table = []
     for phase, n in SHARES.items():
-        for number, moment in enumerate(kills.moments(whole.events, phase, n, seed=100)):
+        found: list[tuple[Kill, list[str]]] = []
+        for number, moment in enumerate(kills.moments(whole.events, phase, 2 * n, seed=100)):
             out = tmp_path / f"{phase} {number}" / "data.jsonl"
             (kill,) = killed(server, whole, out, [moment])
-            assert kill is not None
-            table.append((kill, kills.faults(out, whole.files)))
+            if kill is not None:  # else a machine that others use was quicker: it had ended
+                found.append((kill, kills.faults(out, whole.files)))
+            if len(found) == n:
+                break
+        table += found
+    assert len(table) == sum(SHARES.values())
     TABLE.write_text(written(table))
     assert [wrong for _, wrong in table if wrong] == []
 
@@ -190,23 +195,27 @@ def test_two_workers_killed_at_random_moments_are_completed_to_the_same_bytes(
 
 @pytest.mark.long
 def test_two_workers_killed_twenty_times_are_completed_to_the_same_bytes(
-    server: kills.Server, shared: Whole, tmp_path: Path
+    server: kills.Server, shared: Whole, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     found = check_workers(server, shared, tmp_path, range(101, 121))
+    kind = request.node.callspec.params["shared"]
+    at_work = [(kill, wrong) for kill, wrong in found if kill is not None]
+    TABLE.with_name(f"kills_{kind}.md").write_text(written(at_work, how=WORKERS[kind]))
     assert [wrong for _, wrong in found] == [[]] * 20
 
 
 # ---- the table
 
 
-def written(table: list[tuple[Kill, list[str]]]) -> str:
+def written(table: list[tuple[Kill, list[str]]], how: Sequence[str] = ()) -> str:
     """Return the table of kills as Markdown."""
+    command = " ".join(["codit synthesize", *how])
     same = sum(not wrong for _, wrong in table)
     counts = Counter(kill.phase for kill, _ in table)
     lines = [
         "# Kills",
         "",
-        f"`codit synthesize` over {len(kills.ROWS)} rows, in batches of 2, killed with SIGKILL at "
+        f"`{command}` over {len(kills.ROWS)} rows, in batches of 2, killed with SIGKILL at "
         "random moments and started again: is the dataset that of a run that nothing interrupted, "
         "byte for byte, without leftovers? `make test-long` writes this table.",
         "",

@@ -20,7 +20,17 @@ LAYERS = (
     ("content",),
     ("recipes",),
     # Arithmetic, texts and the world: they know of no model's files and of no result's place.
-    ("contrast", "statistics", "power", "quality", "tensor_names", "world"),
+    (
+        "contrast",
+        "statistics",
+        "power",
+        "quality",
+        "tensor_names",
+        "world",
+        "judge_prompts",
+        "logistic",
+    ),
+    ("vllm_plugin", "vllm_settings", "resampling"),
     (
         "candidates",
         "chat",
@@ -30,11 +40,15 @@ LAYERS = (
         "dataset_card",
         "head_rows",
         "input_row",
+        "judge_replies",
         "noise",
+        "judge_agreement",
+        "judge_bias",
         "record_lines",
         "shared_cache",
         "tensor_files",
         "vocabulary",
+        "win_rates",
     ),
     (
         "checkpoints",
@@ -45,11 +59,22 @@ LAYERS = (
         "pair_logits",
         "training_loop",
         "chat_files",
+        "judge_cache",
+        "judge_requests",
         "tensor_match",
         "transport",
     ),
-    ("packed_weights",),
-    ("pair", "static_batches", "paged_batches", "limits", "vllm_model", "vector_files"),
+    ("packed_weights", "judge_client", "overlap_texts"),
+    (
+        "pair",
+        "static_batches",
+        "paged_batches",
+        "limits",
+        "vllm_model",
+        "vllm_pair",
+        "vector_files",
+        "overlap",
+    ),
     ("decode_arguments",),
     ("decode", "figures", "notebook", "dataset_file", "addition", "random_pairs"),
     (
@@ -64,15 +89,23 @@ LAYERS = (
         "chat_vector",
         "rivals",
     ),
-    ("batch_records", "step_times", "speed_tables"),
-    ("workers", "ray_workers"),
+    ("batch_records", "step_times", "speed_tables", "judge_rows"),
+    ("workers", "ray_workers", "judge_tables"),
     ("synthesis", "token_tables", "first_order_tables", "throughput"),
     ("judge", "student", "pretraining", "preview"),
     ("experiments", "results", "contrastive_tuning", "instruction_vector", "release"),
     ("studies", "verdicts"),
     ("evidence", "token_evidence", "alignment", "transfer"),
     ("close_up", "committed", "embedded", "tuning"),
-    ("claims", "reproduce", "chat_vector_cli", "synthesis_cli"),
+    (
+        "claims",
+        "reproduce",
+        "chat_vector_cli",
+        "judge_cli",
+        "overlap_cli",
+        "serve_cli",
+        "synthesis_cli",
+    ),
     ("cli",),
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
@@ -151,8 +184,9 @@ def test_everything_the_package_imports_is_declared() -> None:
     assert {canonicalize_name(name) for name in foreign} - declared == set()
 
 
-def test_the_lock_names_no_place_and_no_build() -> None:
-    lines = (ROOT / "requirements.lock").read_text().splitlines()
+@pytest.mark.parametrize("lock", ["requirements.lock", "tests/vllm/requirements.lock"])
+def test_the_lock_names_no_place_and_no_build(lock: str) -> None:
+    lines = (ROOT / lock).read_text().splitlines()
     pins = [line for line in lines if not line.startswith("#")]
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][0-9a-z.]*", pin) for pin in pins)
 

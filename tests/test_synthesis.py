@@ -236,7 +236,7 @@ def test_repeated_ids_stop_before_anything_is_written(
     ("change", "message"),
     [
         ({"batch_size": 0}, r"batch_size must be at least 1; got 0\. None chooses one\."),
-        ({"engine": "fast"}, "engine must be one of auto, static, continuous; got 'fast'"),
+        ({"engine": "fast"}, "engine must be one of auto, static, continuous, vllm; got 'fast'"),
         ({"resume": "maybe"}, "resume must be one of never, if_same, always; got 'maybe'"),
         ({"limit": -1}, "limit must be at least 1; got -1"),
     ],

@@ -1,0 +1,189 @@
+"""`codit judge`: flags, what it writes and prints, and its status."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from codit.judge_requests import Asking, Judge
+
+if TYPE_CHECKING:
+    from codit.judge import Judged, Tally
+
+JudgeFlags = Annotated[Judge, tyro.conf.arg(name="")]
+AskingFlags = Annotated[Asking, tyro.conf.arg(name="")]
+USUAL = Asking()
+
+# pandas and the client are imported by the command that needs them: help takes no seconds.
+
+
+def judge(
+    *,
+    data: Path,
+    out: Path,
+    judge: JudgeFlags,
+    against: Path | None = None,
+    best_of: int | None = None,
+    conversations: bool = False,
+    samples: int = 1,
+    cache: Path | None = None,
+    asking: AskingFlags = USUAL,
+) -> int:
+    """Let an LLM score the responses of a dataset from 1 to 10, or compare two datasets.
+
+    The key is read from OPENAI_API_KEY; a server of one's own needs none. Run the same command
+    again after an interruption: what was paid for is in the cache and is not asked again.
+
+    Args:
+        data: JSON lines with a prompt ("instruction" or "messages") and "response".
+        out: file for the result, ending in .jsonl; its manifest lies beside it.
+        judge: whom to ask.
+        against: another dataset: compare the two prompt by prompt, in both orders.
+        best_of: keep, of the first so many responses to each prompt, the best one; out is the
+            dataset of those that were kept.
+        conversations: data holds conversations of two turns, as MT-Bench's: "question_id",
+            "category", "turns", "responses", and "reference" for maths, reasoning and coding.
+        samples: judgements of each response; more than 1 only with a temperature above 0.
+        cache: SQLite file of all replies; several runs may share one. Default: OUT.cache.sqlite.
+        asking: concurrency, waits, prices.
+
+    Returns:
+        int: exit status, 1 where too many judgements have no value.
+
+    Source: scores and their defaults: the paper's script; the rest: ours.
+    """
+    modes = (against is not None, best_of is not None, conversations)
+    if sum(modes) > 1:
+        raise ValueError("expected one of --against, --best-of and --conversations; got more.")
+    from codit import dataset_file, store
+    from codit import judge as judging
+
+    files = dataset_file.Files(out)
+    cache = files.beside(".cache.sqlite") if cache is None else cache
+    how: dict[str, Any] = {"cache": cache, "samples": samples, "asking": asking}
+    for path in (data, against):
+        if path is not None and not path.is_file():
+            raise FileNotFoundError(f"expected a file of JSON lines at {path}; there is none.")
+    try:
+        if against is not None:
+            judged = judging.compare(data, against, judge, **how)
+        elif best_of is not None:
+            judged = judging.best_of(data, judge, n=best_of, **how)
+        elif conversations:
+            judged = judging.conversations(data, judge, **how)
+        else:
+            judged = judging.score(data, judge, **how)
+    except judging.TooManyFailures as error:
+        print(tally_line(error.judged.tally))
+        print(f"codit: {error}", file=sys.stderr)
+        return 1
+    with store.replacing(out) as stream:
+        stream.writelines(_lines(judged))
+    manifest = _manifest(judge, judged, [data, *([against] if against else [])], samples)
+    store.write_json(files.beside(".manifest.json"), manifest)
+    print(f"{out}: {summary_line(judged.summary)}\n{tally_line(judged.tally)}")
+    return 0
+
+
+def summary_line(summary: dict[str, Any]) -> str:
+    """Return what a judge said in one line.
+
+    Args:
+        summary: of a `judge.Judged`.
+
+    Returns:
+        str: how many have a value, mean and interval, flip rate of a comparison, share of failures.
+
+    Source: ours.
+    """
+    n, known = summary["n"], summary["n_ok"]
+    if "flip_rate" in summary:
+        said = (
+            f"{known} of {n} pairs decided: {summary['first']} for the first, {summary['tie']} "
+            f"ties, {summary['second']} for the second, {summary['left_out']} rows without a "
+            f"partner; win rate {_interval(summary)}, flip rate {summary['flip_rate']:.1%}"
+        )
+    else:
+        said = f"{known} of {n} scored, mean {_interval(summary)}"
+    if "turn_1" in summary:
+        said += f", turn 1 {summary['turn_1']:.2f}, turn 2 {summary['turn_2']:.2f}"
+    if "first_mean" in summary:
+        said += f", first responses {summary['first_mean']:.2f}, {summary['ties']} ties"
+    return f"{said}; {summary['failed']:.1%} of the judgements failed"
+
+
+def tally_line(tally: Tally) -> str:
+    """Return what a run asked and used in one line.
+
+    Args:
+        tally: of a `judge.Judged`.
+
+    Returns:
+        str: judgements, those from the cache, calls; where there were calls, speed, tokens, cost
+        and what became of the schema.
+
+    Source: ours.
+    """
+    line = f"{tally.questions} judgements: {tally.cached} from the cache, {tally.calls} calls"
+    if not tally.calls:
+        return line
+    speed = (tally.questions - tally.cached) / tally.seconds if tally.seconds else math.nan
+    least = "at least " if tally.unmetered else ""
+    line += (
+        f" in {tally.seconds:.1f} s, {speed:.3g} judged/s, "
+        f"{least}{tally.prompt_tokens} + {tally.completion_tokens} tokens"
+    )
+    if tally.cost is not None:
+        line += f", cost {least}{tally.cost:.4g}"
+    schema = ", ".join(f"{n} {name}" for name, n in sorted(tally.schema.items()))
+    return f"{line}; schema: {schema or 'no reply'}"
+
+
+def _interval(summary: dict[str, Any]) -> str:
+    if math.isnan(summary["low"]):
+        return f"{summary['mean']:.3g}"
+    return f"{summary['mean']:.3g} [{summary['low']:.3g}, {summary['high']:.3g}]"
+
+
+def _lines(judged: Judged) -> Iterable[bytes]:
+    """Return the result line by line: the rows that were kept, or the table."""
+    from codit.record_lines import line_of
+
+    rows = judged.rows or judged.table.to_dict("records")
+    return (line_of(_plain(row)).encode() for row in rows)
+
+
+def _manifest(judge: Judge, judged: Judged, read: list[Path], samples: int) -> dict[str, Any]:
+    """Return what made a result: judge, prompts, files by content, counts and versions."""
+    import hashlib
+
+    from codit import judge_prompts, store
+
+    used = set(judged.judgements["template"]) if len(judged.judgements) else set()
+    known = vars(judge_prompts).values()
+    templates = [value for value in known if isinstance(value, judge_prompts.Template)]
+    return {
+        "judge": {k: v for k, v in asdict(judge).items() if k != "base_url"},
+        "model": sorted(set(judged.judgements["model"]) - {""}) if used else [],
+        "samples": samples,
+        "templates": {t.name: judge_prompts.template_hash(t) for t in templates if t.name in used},
+        "data": [hashlib.sha256(path.read_bytes()).hexdigest() for path in read],
+        "summary": _plain(judged.summary),
+        "tally": asdict(judged.tally),
+        "versions": store.versions(),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Return a value that JSON can hold: what is missing is null, never a number."""
+    if isinstance(value, dict):
+        return {name: _plain(entry) for name, entry in value.items()}
+    if hasattr(value, "item"):  # numpy's
+        value = value.item()
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,0 +1,305 @@
+"""One request to a judge: whom to ask and how, what is tried again, and what a server may refuse.
+
+Errors of the server are tried again after a growing wait with jitter, or after the wait that the
+server asked for. Whatever way a server fails, it ends in a `Trouble` that says whether to wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import math
+import os
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from codit.judge_prompts import Template, schema
+from codit.judge_replies import Reading, read
+
+PLACEHOLDER_KEY = "none"  # a local server wants no key, the client wants one (ours)
+PASSING = (408, 409, 425, 429)  # and 5xx: the same request may succeed later
+FATAL = {
+    401: "the key was refused: set OPENAI_API_KEY",
+    404: "no such model or address: look at model and base_url, which mostly ends in /v1",
+}
+SHOWN = 160  # characters of a server's words in a note
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """An LLM that judges: everything that may change what it says.
+
+    The key is read from OPENAI_API_KEY; a server of one's own needs none.
+
+    Args:
+        model: as the server calls it.
+        base_url: of an OpenAI-compatible server, such as http://localhost:8000/v1. None: the
+            openai client's default. It is no part of the cache's key: a model may move.
+        revision: of the judge's weights, in words of one's own; part of the key. Give one where
+            servers use one name for different models.
+        temperature: of the judge, at least 0. 0: greedy, one sample says all.
+        max_tokens: budget of a reply, a reasoning model's thoughts included.
+        reasoning_effort: low, medium, high, or what the server knows. None: not sent.
+        seed: base of the seeds; each question, sample and attempt has one of its own.
+
+    Source: temperature 1 and 8192 tokens: the paper's script, for gpt-oss-120b; the rest: ours.
+    """
+
+    model: str
+    base_url: str | None = None
+    revision: str | None = None
+    temperature: float = 1.0
+    max_tokens: int = 8192
+    reasoning_effort: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.model or not 0 <= self.temperature < 100 or self.max_tokens < 1:
+            raise ValueError(
+                "expected a model's name, a temperature of at least 0 and max_tokens of at least "
+                f"1; got {self.model!r}, {self.temperature} and {self.max_tokens}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asking:
+    """How a judge is asked: what changes time and money and no judgement.
+
+    Args:
+        concurrency: questions asked at the same time, at least 1.
+        timeout: seconds that a whole reply may take, from request to last byte. A longer
+            Retry-After is not waited for.
+        attempts: replies paid for one question at most, over all runs: a failed one is asked again
+            with another seed.
+        tries: requests of one attempt while the server does not reply, at least 1.
+        wait: seconds before the second request; doubled each time, with up to as much jitter.
+        longest_wait: seconds before another request at most, but for a Retry-After.
+        max_failures: share of judgements without a value, in [0, 1], above which a run fails.
+        price_in: of a million prompt tokens, in any currency. None: cost is not counted.
+        price_out: of a million completion tokens.
+        progress: show a bar.
+
+    Source: 3 attempts: the paper's code; the rest: ours.
+    """
+
+    concurrency: int = 16
+    timeout: float = 600.0
+    attempts: int = 3
+    tries: int = 5
+    wait: float = 1.0
+    longest_wait: float = 60.0
+    max_failures: float = 0.01
+    price_in: float | None = None
+    price_out: float | None = None
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        counts = (self.concurrency, self.attempts, self.tries)
+        waits = (self.wait, self.longest_wait)
+        if min(counts) < 1 or min(waits) < 0 or self.timeout <= 0:
+            raise ValueError(
+                "expected concurrency, attempts and tries of at least 1, waits of at least 0 and a "
+                f"timeout above 0; got {self}."
+            )
+        if not 0 <= self.max_failures <= 1:
+            raise ValueError(f"max_failures is a share in [0, 1]; got {self.max_failures}.")
+        if (self.price_in is None) != (self.price_out is None):
+            raise ValueError("expected both price_in and price_out; got one. Give the other too.")
+
+
+class Trouble(Exception):  # noqa: N818  (the server's, mostly not an error of ours)
+    """No reply: what the server said instead.
+
+    Args:
+        note: one line.
+        is_passing: whether the same request may succeed later.
+        is_refused: whether it is the request that the server does not take (400, 422).
+    """
+
+    def __init__(self, note: str, *, is_passing: bool = False, is_refused: bool = False) -> None:
+        super().__init__(note)
+        self.is_passing, self.is_refused = is_passing, is_refused
+
+
+@contextlib.asynccontextmanager
+async def connected(judge: Judge, asking: Asking) -> AsyncIterator[Connection]:
+    """Open the way to a judge's server, and close it.
+
+    Args:
+        judge: whom to ask.
+        asking: timeout, tries, waits.
+
+    Yields:
+        Connection: for any number of requests at the same time.
+
+    Raises:
+        ValueError: the packages openai and tenacity are missing.
+
+    Source: ours.
+    """
+    try:
+        import openai
+        import tenacity  # noqa: F401  (better now than at the first error)
+    except ImportError as error:
+        raise ValueError(
+            f"expected the packages that ask a judge; got {error}. Install them: "
+            'pip install "codit[eval]"'
+        ) from error
+    key = os.environ.get("OPENAI_API_KEY") or PLACEHOLDER_KEY
+    async with openai.AsyncOpenAI(
+        api_key=key, base_url=judge.base_url, max_retries=0, timeout=asking.timeout
+    ) as client:
+        yield Connection(client, key, judge, asking)
+
+
+class Connection:
+    """The way to a judge; `connected` makes it. It learns what its server does not take."""
+
+    def __init__(self, client: Any, key: str, judge: Judge, asking: Asking) -> None:
+        self._client, self._key = client, key
+        self._judge, self._asking = judge, asking
+        self.calls = 0  # requests sent, those without a reply included
+        self._takes_schema, self._budget = True, "max_tokens"
+        self._not_before = 0.0
+
+    async def reply(self, template: Template, prompt: str, *, seed: int) -> tuple[Reading, bool]:
+        """Ask once, trying again while the server does not reply.
+
+        Args:
+            template: whose schema is asked for, unless the server has rejected one.
+            prompt: the user's turn.
+            seed: of the sampling.
+
+        Returns:
+            tuple: what the reply says, and whether a schema was asked for.
+
+        Raises:
+            Trouble: there is no reply after `tries` requests, or trying again is of no use.
+            ValueError: the server refuses the key or does not know the model: no question can
+                succeed.
+
+        Source: ours.
+        """
+        import tenacity
+
+        trying = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception(lambda e: isinstance(e, Trouble) and e.is_passing),
+            stop=tenacity.stop_after_attempt(self._asking.tries),
+            wait=tenacity.wait_exponential_jitter(
+                multiplier=self._asking.wait,
+                max=self._asking.longest_wait,
+                jitter=self._asking.wait,
+            ),
+            reraise=True,
+        )
+        answer: tuple[Reading, bool] = await trying(self._adapted, template, prompt, seed)
+        return answer
+
+    async def _adapted(self, template: Template, prompt: str, seed: int) -> tuple[Reading, bool]:
+        """Send a request; what the server refuses to take is left out or renamed."""
+        with_schema, budget = self._takes_schema, self._budget
+        while True:
+            request: dict[str, Any] = {budget: self._judge.max_tokens, "seed": seed}
+            if with_schema:
+                request["response_format"] = schema(template)
+            try:
+                reading = await self._send(template, prompt, request)
+            except Trouble as trouble:
+                if not trouble.is_refused:
+                    raise
+                if budget == "max_tokens" and "max_completion_tokens" in str(trouble):
+                    budget = "max_completion_tokens"  # OpenAI's reasoning models take this name
+                elif with_schema:
+                    with_schema = False
+                else:
+                    raise
+            else:
+                # Only now is it known that the request failed for these and not for its prompt.
+                self._takes_schema, self._budget = self._takes_schema and with_schema, budget
+                return reading, with_schema
+
+    async def _send(self, template: Template, prompt: str, request: dict[str, Any]) -> Reading:
+        """Send one request and read the reply."""
+        import openai
+
+        while (left := self._not_before - time.monotonic()) > 0:
+            await asyncio.sleep(left)
+        if self._judge.reasoning_effort is not None:
+            request = {**request, "reasoning_effort": self._judge.reasoning_effort}
+        self.calls += 1
+        try:
+            # The client's timeout counts from byte to byte: a slow drip never ends it.
+            async with asyncio.timeout(self._asking.timeout):
+                raw = await self._client.chat.completions.with_raw_response.create(
+                    model=self._judge.model,
+                    messages=[{"role": "user", "content": prompt}],
+                    temperature=self._judge.temperature,
+                    **request,
+                )
+            return read(json.loads(raw.text), template)
+        except (TimeoutError, openai.APITimeoutError):
+            note = f"no whole reply within {self._asking.timeout:g} s"
+            raise Trouble(note, is_passing=True) from None
+        except openai.APIStatusError as error:
+            raise self._trouble(error.status_code, error.response.headers, error.message) from None
+        except openai.APIError as error:
+            note = self._said(f"{error} {error.__cause__ or ''}")
+            raise Trouble(note, is_passing=True) from None
+        except (ValueError, RecursionError) as error:
+            note = f"the reply is no chat completion: {self._said(error)}"
+            raise Trouble(note, is_passing=True) from None
+
+    def _trouble(self, status: int, headers: Any, message: str) -> Trouble:
+        """Return what an HTTP error means; where no question can succeed, raise."""
+        note = f"HTTP {status}: {self._said(message)}"
+        if status in FATAL:
+            raise ValueError(f"{note}. {FATAL[status]}.") from None
+        after = retry_after(headers)
+        if after is not None and after > self._asking.timeout:
+            return Trouble(f"{note} (it asks to wait {after:.0f} s)")
+        if after is not None:  # what it says to one question holds for all
+            self._not_before = max(self._not_before, time.monotonic() + after)
+        is_passing = status in PASSING or status >= 500
+        return Trouble(note, is_passing=is_passing, is_refused=status in (400, 422))
+
+    def _said(self, error: object) -> str:
+        """Return a server's words in one short line, without the key."""
+        text = str(error)
+        if self._key != PLACEHOLDER_KEY:
+            text = text.replace(self._key, "***")
+        text = " ".join(text.split())
+        return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+def retry_after(headers: Any) -> float | None:
+    """Return how long a server asks to wait.
+
+    Args:
+        headers: of an HTTP reply, by lower-case name: `retry-after-ms`, or `retry-after` in
+            seconds or as a date.
+
+    Returns:
+        float | None: seconds, at least 0; None where it says nothing that can be read.
+
+    Source: RFC 9110, section 10.2.3; milliseconds as the openai client reads them.
+    """
+    with contextlib.suppress(KeyError, ValueError):
+        return max(0.0, float(headers["retry-after-ms"]) / 1000)
+    said = headers.get("retry-after")
+    if said is None:
+        return None
+    with contextlib.suppress(ValueError):
+        seconds = float(said)
+        return max(0.0, seconds) if math.isfinite(seconds) else None
+    try:
+        date = parsedate_to_datetime(said)
+    except ValueError:
+        return None
+    if date.tzinfo is None:
+        date = date.replace(tzinfo=UTC)
+    return max(0.0, (date - datetime.now(UTC)).total_seconds())

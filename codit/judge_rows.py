@@ -1,0 +1,221 @@
+"""What is judged: rows with a prompt and a response, two arms of them, two-turn conversations."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from codit import input_row, judge_prompts
+from codit.judge_prompts import Template
+
+Rows: TypeAlias = str | Path | Iterable[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """A prompt and the response to it.
+
+    Args:
+        id: the row's, or its place where it has none.
+        sample: which of several responses to the prompt, from the row's `sample`, else 0.
+        instruction: what the judge is shown as the instruction: all turns where there are several.
+        response: the text to judge.
+        row: as it was given.
+    """
+
+    id: str
+    sample: int
+    instruction: str
+    response: str
+    row: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """One turn of a conversation, ready to be asked about.
+
+    Args:
+        id: the conversation's.
+        category: as the benchmark names it.
+        turn: 1 or 2.
+        template: with a reference or without.
+        prompt: the template filled in.
+    """
+
+    id: str
+    category: str
+    turn: int
+    template: Template
+    prompt: str
+
+
+def read(rows: Rows) -> list[Mapping[str, Any]]:
+    """Return rows in memory.
+
+    Args:
+        rows: dicts, or the path of a file of JSON lines.
+
+    Returns:
+        list: of the file, as `dataset_file.read` types them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not made of JSON objects, or there is no row.
+
+    Source: ours.
+    """
+    if isinstance(rows, (str, Path)):
+        from codit import dataset_file  # reads through pyarrow, which takes a second to import
+
+        found: list[Mapping[str, Any]] = list(dataset_file.read(rows))
+    else:
+        found = list(rows)
+    if not found:
+        raise ValueError("expected at least one row to judge; got none.")
+    return found
+
+
+def answered(rows: Rows) -> list[Answered]:
+    """Check rows that hold a prompt and a response.
+
+    Args:
+        rows: with `instruction` or `messages`, and `response`; where there is none, the last turn
+            of `messages`, an assistant's, is the response.
+
+    Returns:
+        list[Answered]: in the given order.
+
+    Raises:
+        ValueError: a row lacks one of the two, or (id, sample) repeats: nothing is asked then.
+
+    Source: ours; the paper's judge sees the query and the response.
+    """
+    found = [_answered(row, place) for place, row in enumerate(read(rows), start=1)]
+    counted = Counter((row.id, row.sample) for row in found)
+    if repeated := [name for name, count in counted.items() if count > 1]:
+        raise ValueError(
+            f"expected every id and sample once; {len(repeated)} occur more than once, the first: "
+            f"{repeated[0]}. Number the responses to a prompt with `sample`."
+        )
+    return found
+
+
+def pairs(
+    first: Sequence[Answered], second: Sequence[Answered]
+) -> tuple[list[tuple[Answered, Answered]], int]:
+    """Match two arms' responses to the same prompts.
+
+    Args:
+        first: of an arm.
+        second: of the other.
+
+    Returns:
+        tuple: pairs of equal id and sample, in the first arm's order; how many rows of both arms
+        have no partner.
+
+    Raises:
+        ValueError: no row has a partner, or two prompts under one id differ.
+
+    Source: ours.
+    """
+    others = {(row.id, row.sample): row for row in second}
+    found = [(row, others[row.id, row.sample]) for row in first if (row.id, row.sample) in others]
+    if not found:
+        raise ValueError(
+            f"expected rows with common ids; none of {len(first)} is among {len(second)}. Give two "
+            "datasets made from the same prompts."
+        )
+    for one, other in found:
+        if one.instruction != other.instruction:
+            raise ValueError(f"row {one.id!r}: the two arms were asked different things.")
+    return found, len(first) + len(second) - 2 * len(found)
+
+
+def turns(rows: Rows, *, reference_categories: Collection[str]) -> list[Turn]:
+    """Return what to ask about conversations of two turns.
+
+    Args:
+        rows: with `id` or `question_id`, `turns` (two texts), `responses` (two texts), and
+            optionally `category` and `reference` (two texts), as MT-Bench's files name them.
+        reference_categories: categories that are judged with their reference.
+
+    Returns:
+        list[Turn]: first and second turn of each row; the second turn's prompt holds the whole
+        conversation.
+
+    Raises:
+        ValueError: a row is not of this form, ids repeat, or a reference is missing: nothing is
+            asked then.
+
+    Source: two turns, references of some categories: MT-Bench (arXiv 2306.05685); wording: ours.
+    """
+    found = []
+    for place, row in enumerate(read(rows), start=1):
+        name = input_row.name_of({"id": row.get("id", row.get("question_id"))}) or f"row {place}"
+        questions, answers = (_two(row.get(key), name, key) for key in ("turns", "responses"))
+        category = str(row.get("category") or "")
+        first = {"instruction": questions[0], "response": answers[0]}
+        second = {f"question_{n}": text for n, text in enumerate(questions, start=1)}
+        second |= {f"answer_{n}": text for n, text in enumerate(answers, start=1)}
+        templates = (judge_prompts.SINGLE, judge_prompts.SECOND_TURN)
+        if category in reference_categories:
+            reference = _two(row.get("reference"), name, "reference")
+            first["reference"] = reference[0]
+            second |= {f"reference_{n}": text for n, text in enumerate(reference, start=1)}
+            templates = (judge_prompts.SINGLE_REFERENCE, judge_prompts.SECOND_TURN_REFERENCE)
+        for turn, (template, values) in enumerate(
+            zip(templates, (first, second), strict=True), start=1
+        ):
+            prompt = judge_prompts.fill(template, values)
+            found.append(
+                Turn(id=name, category=category, turn=turn, template=template, prompt=prompt)
+            )
+    if repeated := [name for name, n in Counter(turn.id for turn in found).items() if n > 2]:
+        raise ValueError(f"expected every id once; {repeated[0]!r} occurs more than once.")
+    return found
+
+
+def _answered(row: Mapping[str, Any], place: int) -> Answered:
+    if not isinstance(row, Mapping):
+        raise ValueError(f"row {place}: expected an object; got {type(row).__name__}.")
+    name = input_row.name_of(row) or f"row {place}"
+    messages, response = row.get("messages"), row.get("response")
+    if messages is not None and len(messages) and messages[-1].get("role") == "assistant":
+        response = messages[-1].get("content") if response is None else response
+        messages = messages[:-1]
+    prompt = {"instruction": row.get("instruction")} if messages is None else {"messages": messages}
+    try:
+        conversation = input_row.messages_of(prompt)
+    except ValueError as error:
+        raise ValueError(f"row {name!r} has no prompt: {error}.") from None
+    if not isinstance(response, str):
+        raise ValueError(
+            f"row {name!r}: expected a text in `response`; got {type(response).__name__}. Leave "
+            "rows without a response out."
+        )
+    try:
+        response.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"row {name!r}: `response` holds half of a surrogate pair.") from None
+    sample = row.get("sample")
+    return Answered(
+        id=name,
+        sample=sample if isinstance(sample, int) and not isinstance(sample, bool) else 0,
+        instruction=judge_prompts.conversation(conversation),
+        response=response,
+        row=row,
+    )
+
+
+def _two(value: Any, name: str, key: str) -> list[str]:
+    """Return two texts, or say what is wrong with a conversation."""
+    texts = list(value) if isinstance(value, (list, tuple)) else []
+    if len(texts) != 2 or not all(isinstance(text, str) for text in texts):
+        raise ValueError(
+            f"row {name!r}: expected two texts in `{key}`; got {value!r:.60}. "
+            "MT-Bench has two turns; a category judged with its reference needs one for each."
+        )
+    return texts

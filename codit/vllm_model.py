@@ -1,0 +1,295 @@
+"""The pair as an ordinary vLLM model: both models in one engine, whatever their architecture.
+
+vLLM asks a model for hidden states, picks the last position of each request, and asks for logits.
+Here a hidden state is the expert's and the amateur's side by side, and logits are log q. So its
+scheduler, paged cache, sampler and server serve a pair as they serve any model, unpatched:
+
+    vllm serve EXPERT --hf-overrides '{"architectures": ["ContrastivePairForCausalLM"],
+        "codit": {"amateur": AMATEUR, "strength": 1.0, "plausibility": 0.01}}'
+
+`codit.vllm_pair.overrides` writes that JSON and checks the two models first. Needs codit[vllm].
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+from vllm.compilation.backends import set_model_tag
+from vllm.config import VllmConfig
+from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
+from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+from vllm.model_executor.models.utils import init_vllm_registered_model, maybe_prefix
+from vllm.transformers_utils.config import get_config
+
+from codit.candidates import Candidates, candidates, contrast_candidates
+from codit.contrast import contrast, strength_per_id
+from codit.head_rows import is_large
+from codit.vllm_settings import Settings
+
+BELOW = 1e4
+"""Nats between the best id and the implausible ones, which keep the expert's order. (ours)
+
+Their probability is 0 in float32. They are not -inf, because a grammar or a list of forbidden ids
+may leave none of the plausible ones: then the expert's best of the rest is taken, not NaN."""
+AMATEUR = "amateur."  # before the names of the amateur's weights
+
+
+class ContrastivePairForCausalLM(nn.Module):
+    """Expert and amateur of vLLM's own classes; logits are log q of `contrast.contrast`.
+
+    log q(v) = log p_E(v) - beta log p_A(v) + const for plausible v
+
+    Args:
+        vllm_config: of the expert, with `codit` among its `hf_overrides`: see `Settings`.
+        prefix: vLLM's name for this module.
+
+    Raises:
+        ValueError: settings that are missing or out of range, an expert that is no text model,
+            two classes of models, or features that a pair has not: see README.
+
+    Source: CoDIT (arXiv 2604.13538) for the distribution; the one model around it: ours.
+    """
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__()
+        model = vllm_config.model_config
+        self.settings = Settings.of(getattr(model.hf_config, "codit", None))
+        _refuse(vllm_config)
+        expert, own = _own_config(model)
+        self.expert = init_vllm_registered_model(
+            vllm_config, prefix=maybe_prefix(prefix, "expert"), hf_config=expert, architectures=own
+        )
+        self.width: int = expert.hidden_size
+        self.amateur: nn.Module | None = None
+        self.secondary_weights: list[Any] = []
+        widths = [expert.vocab_size]
+        if self.settings.needs_amateur:
+            amateur = _amateur_config(self.settings, model, expert)
+            # A tag of its own: the compiled halves differ in weights' names, not only in weights.
+            with set_model_tag("codit_amateur"):
+                self.amateur = init_vllm_registered_model(
+                    vllm_config,
+                    prefix=maybe_prefix(prefix, "amateur"),
+                    hf_config=amateur,
+                    architectures=own,
+                )
+            self.secondary_weights = [_source(self.settings)]
+            widths.append(amateur.vocab_size)
+        self.ids: int = min(self.settings.vocab_size or min(widths), *widths)
+        special = torch.tensor(list(self.settings.special_ids), dtype=torch.long)
+        self.strength = strength_per_id(
+            self.settings.strength,
+            self.settings.special_strength,
+            special_ids=special,
+            size=self.ids,
+        )
+        self.gathers: bool | None = None
+
+    def embed_input_ids(self, input_ids: Tensor) -> Tensor:
+        """Return the expert's embeddings; vLLM asks for the method, a pair reads ids."""
+        embedded: Tensor = self.expert.embed_input_ids(input_ids)
+        return embedded
+
+    def forward(
+        self,
+        input_ids: Tensor | None,
+        positions: Tensor,
+        intermediate_tensors: Any = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> Tensor:
+        """Run both models on the same ids.
+
+        Args:
+            input_ids: int [T], tokens of all requests of a step.
+            positions: int [T].
+            intermediate_tensors: of pipeline stages; a pair has none.
+            inputs_embeds: not used: each model embeds ids its own way.
+
+        Returns:
+            Tensor: [T, expert's width + amateur's width].
+        """
+        hidden: Tensor = self.expert(input_ids, positions)
+        if self.amateur is None:
+            return hidden
+        return torch.cat([hidden, self.amateur(input_ids, positions)], dim=-1)
+
+    def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
+        """Return log q of the next token.
+
+        Args:
+            hidden_states: [N, both widths], of the positions that are asked for.
+
+        Returns:
+            Tensor | None: float32 [N, V], nats: log q where an id is plausible, BELOW and less
+            elsewhere, -inf where an id is no token, NaN in a row without finite numbers. None on
+            the ranks of tensor parallelism that gather no logits.
+        """
+        expert = self.expert.compute_logits(hidden_states[:, : self.width])
+        theirs = hidden_states[:, self.width :]
+        cut = None if expert is None else expert[:, : self.ids].float()
+        found = None
+        if cut is not None and cut.device.type == "cpu" and not isinstance(self.strength, Tensor):
+            found = candidates(cut, plausibility=self.settings.plausibility)
+        at_ids = amateur = None
+        if found is not None and self.amateur is not None and self._can_gather():
+            at_ids = self._at_candidates(theirs, found)
+        elif self.amateur is not None:
+            amateur = self.amateur.compute_logits(theirs)  # on all ranks: it is a collective
+        if expert is None or cut is None:
+            return None
+        if found is not None and amateur is not None:
+            at_ids = amateur[:, : self.ids].gather(1, found.ids).float()
+            if at_ids.isneginf().any():  # the floor of `contrast` has to mend it
+                found = None
+        scores = cut - cut.amax(-1, keepdim=True) - BELOW
+        if found is not None and not isinstance(self.strength, Tensor):
+            kept = contrast_candidates(found, at_ids, strength=self.strength)
+            scores[kept.rows, kept.at(kept.ids)] = kept.at(kept.scores)
+            scores.masked_fill_(kept.scores[:, :1].isnan(), torch.nan)
+        else:
+            strength = self.strength
+            if isinstance(strength, Tensor):
+                strength = strength.to(cut.device)
+            theirs_cut = None if amateur is None else amateur[:, : self.ids]
+            plausibility = self.settings.plausibility
+            logq = contrast(cut, theirs_cut, strength=strength, plausibility=plausibility)
+            scores = torch.where(logq.isneginf(), scores, logq)
+        made = scores.new_full(expert.shape, -torch.inf)
+        made[:, : self.ids] = scores
+        return made
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        """Give each model its own weights.
+
+        Args:
+            weights: names and tensors, the expert's as its files name them, the amateur's behind
+                "amateur.".
+
+        Returns:
+            set[str]: names of the parameters that were loaded.
+        """
+        loaded: set[str] = set()
+        for theirs, group in itertools.groupby(weights, lambda one: one[0].startswith(AMATEUR)):
+            half, start = (self.amateur, len(AMATEUR)) if theirs else (self.expert, 0)
+            assert half is not None
+            found = half.load_weights((name[start:], tensor) for name, tensor in group)
+            loaded |= {f"{'amateur' if theirs else 'expert'}.{name}" for name in found or ()}
+        return loaded
+
+    def _can_gather(self) -> bool:
+        """Return whether the amateur's head may be computed for some ids, and pays; tried once."""
+        if self.gathers is None:
+            self.gathers = self._gathers()
+        return self.gathers
+
+    @torch.no_grad()
+    def _gathers(self) -> bool:
+        head: Any = getattr(self.amateur, "lm_head", None)
+        if getattr(head, "tp_size", 2) > 1 or not hasattr(head, "weight"):
+            return False
+        if type(getattr(head, "quant_method", None)) is not UnquantizedEmbeddingMethod:
+            return False
+        weight, bias = head.weight, getattr(head, "bias", None)
+        if weight.device.type != "cpu" or not is_large(weight) or bias is not None:
+            return False
+        assert self.amateur is not None
+        hidden = torch.linspace(-1, 1, weight.shape[1], dtype=weight.dtype).expand(2, -1)
+        ids = torch.tensor(sorted({0, self.ids // 2, self.ids - 1}))
+        expected = self.amateur.compute_logits(hidden)[:, ids].float()
+        with _rows(head, ids):
+            made = self.amateur.compute_logits(hidden).float()
+        near = 1e-4 if weight.dtype == torch.float32 else 0.02
+        limit = near * max(1.0, float(expected.abs().max()))
+        return made.shape == expected.shape and bool(((made - expected).abs() <= limit).all())
+
+    def _at_candidates(self, hidden: Tensor, found: Candidates) -> Tensor:
+        """Return z_A [N, K] at the plausible ids, from these rows of the amateur's head alone."""
+        assert self.amateur is not None
+        some, place = found.at(found.ids).unique(return_inverse=True)
+        with _rows(self.amateur.lm_head, some):
+            logits = self.amateur.compute_logits(hidden)
+        at_ids = torch.zeros_like(found.scores)
+        at_ids[found.rows, found.places] = logits[found.rows, place].float()
+        return at_ids
+
+
+class _Rows:
+    """What applies a head, for some of its rows."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+
+    def apply(self, layer: nn.Module, hidden: Tensor, bias: Tensor | None = None) -> Tensor:
+        return nn.functional.linear(hidden, self.weight, bias)
+
+
+@contextmanager
+def _rows(head: nn.Module, ids: Tensor) -> Iterator[None]:
+    before = head.quant_method
+    head.quant_method = _Rows(head.weight.index_select(0, ids))
+    try:
+        yield
+    finally:
+        head.quant_method = before
+
+
+def _own_config(model: Any) -> tuple[PretrainedConfig, list[str]]:
+    """Return the expert's config and its own architectures, which the overrides replaced."""
+    raw, _ = PretrainedConfig.get_config_dict(
+        model.model, revision=model.revision, trust_remote_code=model.trust_remote_code
+    )
+    if not raw.get("architectures"):
+        raise ValueError(
+            f"expected the expert's architecture in its config.json; got none in {model.model}. "
+            "Name the folder of a causal language model."
+        )
+    config = copy.deepcopy(model.hf_config)
+    del config.codit
+    return config, list(raw["architectures"])
+
+
+def _amateur_config(settings: Settings, model: Any, expert: PretrainedConfig) -> PretrainedConfig:
+    """Return the amateur's config, or refuse one that is not of the expert's kind."""
+    config = get_config(
+        settings.amateur,
+        trust_remote_code=model.trust_remote_code,
+        revision=settings.amateur_revision,
+    )
+    if config.model_type != expert.model_type:
+        raise ValueError(
+            "expert and amateur must have one architecture; got "
+            f"{expert.model_type} and {config.model_type}. Take the model that the expert was "
+            "trained from."
+        )
+    for name in ("head_dtype",):
+        if hasattr(expert, name):
+            setattr(config, name, getattr(expert, name))
+    return config
+
+
+def _source(settings: Settings) -> Any:
+    return DefaultModelLoader.Source(
+        settings.amateur, revision=settings.amateur_revision, prefix=AMATEUR
+    )
+
+
+def _refuse(vllm_config: VllmConfig) -> None:
+    """Raise ValueError for what a pair cannot do; LoRA and pipeline stages vLLM refuses itself."""
+    if vllm_config.speculative_config is not None:
+        raise ValueError(
+            "a pair drafts no tokens: its hidden states are two models'. Leave speculative "
+            "decoding out."
+        )
+    model = vllm_config.model_config
+    if model.hf_config is not model.hf_text_config:
+        raise ValueError(
+            f"expected a text model; got {model.hf_config.model_type}, which reads more than text. "
+            "Save its language model alone and name that folder."
+        )

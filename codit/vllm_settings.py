@@ -1,0 +1,91 @@
+"""What a pair inside vLLM is made with: the field `codit` of the expert's config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Numbers and names that the expert's own config does not hold.
+
+    Args:
+        amateur: Hub name or folder of the expert's pre-trained counterpart. Empty is allowed where
+            no strength reads it.
+        amateur_revision: its commit, tag or branch.
+        strength: beta, at least 0.
+        plausibility: alpha in [0, 1].
+        special_strength: strength of `special_ids`. None: the same as `strength`.
+        special_ids: ids that take `special_strength`.
+        vocab_size: number of ids that are tokens, len(tokenizer). None: as many as the narrower
+            model has logits.
+
+    Raises:
+        ValueError: a number out of range, or no amateur where one is read.
+
+    Source: CoDIT (arXiv 2604.13538) for strength and plausibility; the rest: ours.
+    """
+
+    amateur: str = ""
+    amateur_revision: str | None = None
+    strength: float = 1.0
+    plausibility: float = 0.01
+    special_strength: float | None = None
+    special_ids: tuple[int, ...] = ()
+    vocab_size: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("strength", "special_strength"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ValueError(f"{name} must be at least 0; got {value}. 0 leaves it out.")
+        if not 0 <= self.plausibility <= 1:
+            raise ValueError(f"plausibility must lie in [0, 1]; got {self.plausibility}.")
+        if self.needs_amateur and not self.amateur:
+            raise ValueError(
+                f'expected the name of an amateur at strength {self.strength}; got "". Name the '
+                "expert's pre-trained counterpart, or take strength 0."
+            )
+
+    @property
+    def needs_amateur(self) -> bool:
+        """Whether the strengths read the amateur at all."""
+        return self.strength != 0 or self.special_strength not in (None, 0)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any] | None) -> Settings:
+        """Read the field `codit` of a config.
+
+        Args:
+            values: the field; lists in place of tuples are accepted.
+
+        Returns:
+            Settings: checked.
+
+        Raises:
+            ValueError: no such field, an unknown name in it, or a value that cannot be used.
+
+        Source: ours.
+        """
+        if not isinstance(values, Mapping):
+            raise ValueError(
+                'expected hf_overrides with {"codit": {"amateur": ...}}; got '
+                f"{values!r}. codit.vllm_pair.overrides writes them."
+            )
+        names = [field.name for field in fields(cls)]
+        if unknown := ", ".join(sorted(set(values) - set(names))):
+            raise ValueError(
+                f"expected {', '.join(names)} in hf_overrides' codit; got {unknown}. Name these "
+                "only."
+            )
+        given = dict(values)
+        if "special_ids" in given:
+            given["special_ids"] = tuple(given["special_ids"])
+        return cls(**given)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the values that say something, as JSON can hold them."""
+        plain = asdict(self) | {"special_ids": list(self.special_ids)}
+        return {name: value for name, value in plain.items() if value not in ("", None, [])}

@@ -1,0 +1,162 @@
+"""Agreement between judges against values computed by hand and by scipy."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from codit.judge_agreement import Agreement, agreement, cohens_kappa, spearman
+
+SCORES = st.lists(st.tuples(st.integers(1, 10), st.integers(1, 10)), min_size=2, max_size=40)
+
+
+def judge(scores: list[float], **columns: Any) -> pd.DataFrame:
+    return pd.DataFrame({"id": [f"p{k}" for k in range(len(scores))], "score": scores, **columns})
+
+
+def agree(first: pd.DataFrame, second: pd.DataFrame, **how: Any) -> Agreement:
+    return agreement(first, second, **{"kind": "scores", "resamples": 200, **how})
+
+
+def test_kappa_of_a_table_worked_out_by_hand() -> None:
+    # 20 both yes, 5 and 10 apart, 15 both no: p_o = .7, p_e = .5 * .6 + .5 * .4 = .5, kappa = .4.
+    x = np.repeat([1.0, 1.0, 0.0, 0.0], [20, 5, 10, 15])
+    y = np.repeat([1.0, 0.0, 1.0, 0.0], [20, 5, 10, 15])
+    assert cohens_kappa(x, y, weighted=False) == pytest.approx(0.4)
+    assert cohens_kappa(x, y, weighted=True) == pytest.approx(0.4), "two categories: the same"
+
+
+def test_weighted_kappa_worked_out_by_hand() -> None:
+    # Differences 0, 1, 2: mean of squares 5/3. All nine pairs of {1, 2, 3} and {1, 3, 5}:
+    # squares 0 4 16, 1 1 9, 4 0 4 = 39/9. kappa = 1 - (5/3) / (39/9) = 8/13.
+    x, y = np.array([1.0, 2.0, 3.0]), np.array([1.0, 3.0, 5.0])
+    assert cohens_kappa(x, y, weighted=True) == pytest.approx(8 / 13)
+
+
+@settings(deadline=None)
+@given(SCORES)
+def test_kappa_is_that_of_the_table_of_counts(pairs: list[tuple[int, int]]) -> None:
+    x, y = (np.array(values, dtype=float) for values in zip(*pairs, strict=True))
+    observed = np.zeros((10, 10))
+    for a, b in pairs:
+        observed[a - 1, b - 1] += 1 / len(pairs)
+    expected = np.outer(observed.sum(axis=1), observed.sum(axis=0))
+    grid = np.subtract.outer(np.arange(10), np.arange(10)) ** 2
+    for weighted, weights in ((True, grid / 81), (False, (grid > 0).astype(float))):
+        by_chance = (weights * expected).sum()
+        found = cohens_kappa(x, y, weighted=weighted)
+        if by_chance < 1e-12:
+            assert math.isnan(found)
+        else:
+            assert found == pytest.approx(1 - (weights * observed).sum() / by_chance, abs=1e-9)
+
+
+@settings(deadline=None)
+@given(SCORES)
+def test_spearman_is_scipys(pairs: list[tuple[int, int]]) -> None:
+    x, y = (np.array(values, dtype=float) for values in zip(*pairs, strict=True))
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        assert math.isnan(spearman(x, y))
+    else:
+        assert spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-9)
+
+
+def test_a_judge_agrees_with_itself_and_disagrees_with_its_opposite() -> None:
+    scores = [1.0, 4.0, 6.5, 9.0, 10.0, 3.0]
+    same = agree(judge(scores), judge(scores).sample(frac=1, random_state=0))
+    assert same.spearman.estimate == same.kappa.estimate == same.equal == 1
+    turned = agree(judge(scores), judge([11 - score for score in scores]))
+    assert turned.spearman.estimate == pytest.approx(-1)
+    assert turned.kappa.estimate < 0
+    assert turned.equal == 0
+
+
+def test_a_stricter_judge_ranks_alike_but_agrees_less() -> None:
+    scores = [4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0]
+    found = agree(judge(scores), judge([score - 3 for score in scores]))
+    assert found.spearman.estimate == pytest.approx(1)
+    assert found.kappa.estimate == pytest.approx(1 - 9 / (4 + 4 + 9))
+
+
+def test_rows_that_either_judge_could_not_judge_are_counted_not_filled() -> None:
+    first = judge([1, 2, 3, 4, math.nan, math.nan, 7])
+    second = judge([1, 2, 3, math.nan, 5, None]).astype({"score": "float64"})
+    found = agree(first, second)
+    counts = (found.n_both, found.n_first, found.n_second, found.n_neither)
+    assert counts == (3, 2, 1, 1)
+    assert found.share_both == pytest.approx(3 / 7)
+    assert found.spearman.estimate == pytest.approx(1)
+
+
+def test_preferences_are_compared_by_who_wins() -> None:
+    first = pd.DataFrame({"id": [1, 2, 3, 4], "preference": [0.9, 0.2, 0.5, 0.6]})
+    second = pd.DataFrame({"id": [1, 2, 3, 4], "preference": [0.6, 0.1, 0.5, 0.4]})
+    found = agree(first, second, kind="preferences")
+    # Winners 1 -1 0 1 and 1 -1 0 -1: p_o = 3/4, p_e = (2 * 1 + 1 * 2 + 1 * 1) / 16 = 5/16.
+    assert found.equal == 0.75
+    assert found.kappa.estimate == pytest.approx(1 - (1 / 4) / (11 / 16))
+
+
+def test_the_column_of_another_table_can_be_named() -> None:
+    wins = pd.DataFrame({"id": [1, 2, 3], "win": [0.0, 1.0, 0.5]})
+    assert agree(wins, wins, kind="preferences", column="win").kappa.estimate == 1
+
+
+def test_several_responses_of_a_prompt_are_resampled_together() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.integers(1, 11, 60).astype(float)
+    other = np.clip(scores + rng.integers(-3, 4, 60), 1, 10)
+    keys = {"id": np.repeat(np.arange(6), 10), "sample": np.tile(np.arange(10), 6)}
+    one = pd.DataFrame({**keys, "score": scores})
+    two = pd.DataFrame({**keys, "score": other})
+    assert agree(one, two).spearman.n == 6
+    assert agree(one, two).n_both == 60
+    apart = agree(one.assign(id=range(60)), two.assign(id=range(60)))
+    assert apart.spearman.n == 60
+    assert apart.spearman.estimate == agree(one, two).spearman.estimate
+
+
+def test_the_interval_covers_the_true_correlation_about_as_often_as_it_says() -> None:
+    rng, covered = np.random.default_rng(5), 0
+    true = 6 / math.pi * math.asin(0.6 / 2)  # Spearman's of a normal pair correlated by .6
+    for _ in range(60):
+        x = rng.normal(size=80)
+        y = 0.6 * x + 0.8 * rng.normal(size=80)
+        found = agree(judge(list(x)), judge(list(y))).spearman
+        covered += found.low <= true <= found.high
+    assert covered >= 50  # of 60; binomial .95 falls below with probability .0002
+
+
+def test_a_judge_that_always_says_the_same_has_no_correlation() -> None:
+    found = agree(judge([5, 5, 5]), judge([1, 2, 3]))
+    assert math.isnan(found.spearman.estimate)
+    assert found.kappa.estimate == pytest.approx(0)
+
+
+@pytest.mark.parametrize(
+    ("second", "kind", "message"),
+    [
+        (judge([1, 2, 3]).drop(columns="score"), "scores", "missing \\['score'\\]"),
+        (judge([1, 2, 3]).assign(id="p0"), "scores", "some repeat"),
+        (judge([1, 2, 3]).assign(id=["x", "y", "z"]), "scores", "got 0 of 6"),
+        (judge([1, 2, 3]), "preferences", "missing"),
+    ],
+)
+def test_tables_that_cannot_be_compared_say_why(
+    second: pd.DataFrame, kind: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        agree(judge([1, 2, 3]), second, kind=kind)
+
+
+def test_preferences_outside_their_range_are_an_error() -> None:
+    table = pd.DataFrame({"id": [1, 2], "preference": [1.0, 2.0]})
+    with pytest.raises(ValueError, match=r"\[0, 1\]"):
+        agree(table, table, kind="preferences")
