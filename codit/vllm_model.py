@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 from vllm.compilation.backends import set_model_tag
 from vllm.config import VllmConfig
+from vllm.config.utils import replace
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.models.utils import init_vllm_registered_model, maybe_prefix
@@ -38,6 +39,7 @@ BELOW = 1e4
 
 Their probability is 0 in float32. They are not -inf, because a grammar or a list of forbidden ids
 may leave none of the plausible ones: then the expert's best of the rest is taken, not NaN."""
+TAG = "codit_amateur"  # of the amateur's compiled code
 AMATEUR = "amateur."  # before the names of the amateur's weights
 
 
@@ -72,10 +74,12 @@ class ContrastivePairForCausalLM(nn.Module):
         widths = [expert.vocab_size]
         if self.settings.needs_amateur:
             amateur = _amateur_config(self.settings, model, expert)
-            # A tag of its own: the compiled halves differ in weights' names, not only in weights.
-            with set_model_tag("codit_amateur"):
+            # Two caches of compiled code. The names of a half's attention layers, and so its part
+            # of the key-value cache, are in it, and the engine tells files apart by tag or by hash
+            # of the config, which is one where both halves have one shape.
+            with set_model_tag(TAG):
                 self.amateur = init_vllm_registered_model(
-                    vllm_config,
+                    _marked(vllm_config),
                     prefix=maybe_prefix(prefix, "amateur"),
                     hf_config=amateur,
                     architectures=own,
@@ -272,6 +276,16 @@ def _amateur_config(settings: Settings, model: Any, expert: PretrainedConfig) ->
         if hasattr(expert, name):
             setattr(config, name, getattr(expert, name))
     return config
+
+
+def _marked(vllm_config: VllmConfig) -> VllmConfig:
+    """Return the same config with a hash of its own."""
+    more = vllm_config.additional_config
+    if not isinstance(more, dict):
+        raise ValueError(
+            f"expected additional_config as a dict; got a {type(more).__name__}. Give a dict."
+        )
+    return replace(vllm_config, additional_config={**more, "codit": TAG})
 
 
 def _source(settings: Settings) -> Any:

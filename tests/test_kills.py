@@ -197,11 +197,16 @@ def test_two_workers_killed_at_random_moments_are_completed_to_the_same_bytes(
 def test_two_workers_killed_twenty_times_are_completed_to_the_same_bytes(
     server: kills.Server, shared: Whole, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    found = check_workers(server, shared, tmp_path, range(101, 121))
+    found: list[tuple[Kill | None, list[str]]] = []
+    for number in range(101, 161):
+        found += check_workers(server, shared, tmp_path, [number])
+        if sum(kill is not None for kill, _ in found) == 20:  # the others had ended before
+            break
     kind = request.node.callspec.params["shared"]
     at_work = [(kill, wrong) for kill, wrong in found if kill is not None]
     TABLE.with_name(f"kills_{kind}.md").write_text(written(at_work, how=WORKERS[kind]))
-    assert [wrong for _, wrong in found] == [[]] * 20
+    assert len(at_work) == 20
+    assert [wrong for _, wrong in found if wrong] == []
 
 
 # ---- the table

@@ -36,6 +36,17 @@ def oracles(saved):
     return made
 
 
+def test_the_halves_share_no_compiled_code(saved):
+    """Their names of layers are compiled in: one file for both would mix up their caches."""
+    with started(*saved("llama"), GREEDY) as pair:
+        (hashes,) = pair.engine.apply_model(
+            lambda model: [
+                half.model.vllm_config.compute_hash() for half in (model.expert, model.amateur)
+            ]
+        )
+    assert hashes[0] != hashes[1]
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_greedy_answers_and_their_logprobs_are_the_librarys(architecture, saved, oracles):
     with started(*saved(architecture), GREEDY) as pair:

@@ -22,6 +22,7 @@ USED = {  # object -> parameters, fields or attributes that are used
         "stop_token_ids", "detokenize",
     },
     "vllm.config:VllmConfig": {"model_config", "speculative_config"},
+    "vllm.config.utils:replace": {"dataclass_instance"},
     "vllm.config:ModelConfig": {"hf_config", "hf_text_config", "revision", "trust_remote_code"},
     "vllm.compilation.backends:set_model_tag": {"tag"},
     "vllm.model_executor.models.utils:init_vllm_registered_model": {
