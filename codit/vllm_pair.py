@@ -178,8 +178,7 @@ class VllmPair:
         tokenizer = load_tokenizer(expert, revision=expert_revision, **trust)
         self.generation_config = _generation_config(expert, revision=expert_revision, **trust)
         self.stops = stop_ids(tokenizer, self.generation_config)
-        plain = {"max_model_len": longest, "generation_config": "vllm", "skip_tokenizer_init": True}
-        engine = plain | engine
+        engine = {"max_model_len": longest, "generation_config": "vllm"} | engine
         self.engine = _started(
             model=str(expert),
             revision=expert_revision,

@@ -48,13 +48,21 @@ def test_the_halves_share_no_compiled_code(saved):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_greedy_answers_and_their_logprobs_are_the_librarys(architecture, saved, oracles):
+def test_greedy_answers_and_their_logprobs_are_the_librarys(
+    architecture, saved, oracles, capsys
+):
     with started(*saved(architecture), GREEDY) as pair:
         made = decode.generate(pair, tiny.tokenizer(), CHATS, GREEDY, progress=False)
     expected = oracles[architecture]
     assert len({tuple(one.token_ids) for one in expected}) > 1, "the texts differ"
     assert [one.token_ids for one in made] == [one.token_ids for one in expected]
     assert [one.is_completed for one in made] == [one.is_completed for one in expected]
+    apart = 0.0
     for one, other in zip(made, expected, strict=True):
-        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
         assert one.text == other.text
+        pairs = zip(one.logprobs, other.logprobs, strict=True)
+        apart = max(apart, *(abs(a - b) for a, b in pairs))
+    with capsys.disabled():
+        tokens = sum(len(one.token_ids) for one in made)
+        print(f"\n{architecture}: {tokens} tokens equal, log q within {apart:.1e} nats")
+    assert apart <= 1e-4

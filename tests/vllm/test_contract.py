@@ -12,8 +12,8 @@ import inspect
 import pytest
 
 USED = {  # object -> parameters, fields or attributes that are used
-    "vllm:LLM.__init__": {"model", "hf_overrides", "skip_tokenizer_init", "dtype"},
-    "vllm:EngineArgs": {"tensor_parallel_size", "max_model_len", "max_num_seqs", "hf_overrides"},
+    "vllm:LLM.__init__": {"model", "hf_overrides", "dtype"},
+    "vllm:EngineArgs": {"generation_config", "tensor_parallel_size", "max_model_len", "max_num_seqs", "hf_overrides"},
     "vllm:TokensPrompt": {"prompt_token_ids"},
     "vllm:ModelRegistry.register_model": {"model_arch", "model_cls"},
     "vllm:ModelRegistry.get_supported_archs": set(),

@@ -13,7 +13,7 @@ def test_the_experts_best_of_what_a_grammar_leaves_is_taken(saved):
     from vllm.sampling_params import StructuredOutputsParams
 
     how = Decoding(plausibility=0.05)
-    with started(*saved("llama"), how, skip_tokenizer_init=False) as pair:
+    with started(*saved("llama"), how) as pair:
         grammar = StructuredOutputsParams(regex="(yes|no) it is")
         params = SamplingParams(
             temperature=0.0, max_tokens=20, structured_outputs=grammar, logprobs=0
