@@ -272,9 +272,14 @@ def _amateur_config(settings: Settings, model: Any, expert: PretrainedConfig) ->
             f"{expert.model_type} and {config.model_type}. Take the model that the expert was "
             "trained from."
         )
-    for name in ("head_dtype",):
-        if hasattr(expert, name):
-            setattr(config, name, getattr(expert, name))
+    ways = [getattr(one, "quantization_config", None) for one in (expert, config)]
+    if ways[0] != ways[1]:  # the engine has one way for all its layers
+        raise ValueError(
+            f"expert and amateur must be quantised alike; got {ways[0]} and {ways[1]}. Take both "
+            "as they were published, or let vLLM quantise both (--quantization)."
+        )
+    if hasattr(expert, "head_dtype"):
+        config.head_dtype = expert.head_dtype
     return config
 
 

@@ -48,9 +48,7 @@ def test_the_halves_share_no_compiled_code(saved):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_greedy_answers_and_their_logprobs_are_the_librarys(
-    architecture, saved, oracles, capsys
-):
+def test_greedy_answers_and_their_logprobs_are_the_librarys(architecture, saved, oracles, capsys):
     with started(*saved(architecture), GREEDY) as pair:
         made = decode.generate(pair, tiny.tokenizer(), CHATS, GREEDY, progress=False)
     expected = oracles[architecture]

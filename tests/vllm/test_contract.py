@@ -13,7 +13,10 @@ import pytest
 
 USED = {  # object -> parameters, fields or attributes that are used
     "vllm:LLM.__init__": {"model", "hf_overrides", "dtype"},
-    "vllm:EngineArgs": {"generation_config", "tensor_parallel_size", "max_model_len", "max_num_seqs", "hf_overrides"},
+    "vllm:EngineArgs": {
+        "generation_config", "tensor_parallel_size", "max_model_len", "max_num_seqs",
+        "hf_overrides",
+    },
     "vllm:TokensPrompt": {"prompt_token_ids"},
     "vllm:ModelRegistry.register_model": {"model_arch", "model_cls"},
     "vllm:ModelRegistry.get_supported_archs": set(),
