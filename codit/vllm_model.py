@@ -204,6 +204,9 @@ class ContrastivePairForCausalLM(nn.Module):
         if weight.device.type != "cpu" or not is_large(weight) or bias is not None:
             return False
         assert self.amateur is not None
+        processor = getattr(self.amateur, "logits_processor", None)
+        if getattr(processor, "head_dtype", weight.dtype) not in (None, weight.dtype):
+            return False  # a float32 head of bfloat16 weights reads the whole of them
         hidden = torch.linspace(-1, 1, weight.shape[1], dtype=weight.dtype).expand(2, -1)
         ids = torch.tensor(sorted({0, self.ids // 2, self.ids - 1}))
         expected = self.amateur.compute_logits(hidden)[:, ids].float()

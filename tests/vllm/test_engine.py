@@ -212,3 +212,15 @@ def test_a_row_without_numbers_is_an_error_of_its_own(saved, tmp_path):
     assert made[3].error is not None
     assert made[3].error.startswith("bad logits: ")
     assert [one.error for one in made[:3] + made[4:]].count(None) >= 5
+
+
+def test_two_bfloat16_models_are_contrasted_in_float32(saved, library, monkeypatch):
+    """And the amateur's head is not gathered then: its rows would be bfloat16."""
+    monkeypatch.setattr(head_rows, "LEAST_NUMBERS", 1)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)  # no stand-ins for it
+    one = replace(RANDOM, temperature=0.0, max_new_tokens=1, plausibility=0.05)
+    with started(*saved("llama"), one, dtype="bfloat16") as pair:
+        made = decode.generate(pair, tiny.tokenizer(), CHATS, one, **QUIET)
+    expected = decode.generate(library, tiny.tokenizer(), CHATS, one, **QUIET)
+    same = [a.token_ids == b.token_ids for a, b in zip(made, expected, strict=True)]
+    assert sum(same) >= 0.7 * len(same), "weights in bfloat16 move a few"
