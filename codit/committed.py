@@ -15,6 +15,7 @@ import tyro
 
 from codit import (
     alignment,
+    engine_study,
     experiments,
     figures,
     store,
@@ -47,6 +48,7 @@ def tables(chosen: Scale) -> dict[str, Made]:
     named["transfer"] = (transfer.recipe(chosen), transfer.study)
     # A measurement of a machine, not of a scale's models: one is kept.
     named["throughput"] = (throughput.recipe(figures.COMMITTED), throughput.study)
+    named["engines"] = (engine_study.recipe(figures.COMMITTED), engine_study.study)
     return named
 
 
