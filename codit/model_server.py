@@ -1,0 +1,110 @@
+"""A model folder behind an OpenAI-compatible server on this machine: `transformers serve`."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from importlib import util
+from pathlib import Path
+
+import psutil
+
+LOOPBACK = "127.0.0.1"
+DEADLINE = 120.0  # seconds until a server must answer (ours)
+PATIENCE = 10.0  # seconds until a server that was told to end is killed (ours)
+POLL = 0.1
+SHOWN = 800  # characters of a server's log in an error
+
+
+@contextlib.contextmanager
+def serve(folder: str | Path, *, deadline: float = DEADLINE) -> Iterator[str]:
+    """Run `transformers serve` on a model folder, on this machine alone and a free port.
+
+    The model's name in requests is the folder's own, without where it lies. The server ignores
+    `response_format`, draws only where the model's generation config says `do_sample`, and answers
+    one request at a time: asking for several at once gains little, and their seeds mix. For Qwen's
+    architectures it has a way of its own to read replies, meant for their own chat template.
+
+    Args:
+        folder: a model with tokenizer, chat template and generation config.
+        deadline: seconds until it must answer /health.
+
+    Yields:
+        str: the base URL, which ends in /v1.
+
+    Raises:
+        ValueError: the packages that serve are missing, `folder` is no folder, or the server
+            ended or did not answer in time; the message holds its last words.
+
+    Source: ours.
+    """
+    folder = Path(folder).absolute()
+    if not folder.is_dir():
+        raise ValueError(f"expected the folder of a model; got {folder}. Train or save one first.")
+    if missing := [name for name in ("fastapi", "uvicorn", "openai") if not util.find_spec(name)]:
+        raise ValueError(
+            f"expected the packages that serve a model; missing {missing}. Install them: "
+            'pip install "codit[serve]"'
+        )
+    # The name is looked up where the server starts: it must not hold a machine's folders. -P: what
+    # lies beside the model must not be imported.
+    command = [sys.executable, "-P", "-m", "transformers.cli.transformers", "serve", folder.name]
+    command += ["--host", LOOPBACK, "--port", "0", "--device", "cpu"]
+    offline = os.environ | {"HF_HUB_OFFLINE": "1"}
+    with tempfile.TemporaryFile("w+", errors="replace") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=folder.parent,
+            env=offline,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+        try:
+            if (address := _answering(process, deadline)) is None:
+                _stop(process)
+                log.seek(0)
+                raise ValueError(
+                    f"expected a server that answers within {deadline:g} s; its last words: "
+                    f"{log.read()[-SHOWN:].strip()!r}. Try the folder with `transformers serve`."
+                )
+            yield f"{address}/v1"
+        finally:
+            _stop(process)
+
+
+def _answering(process: subprocess.Popen[bytes], deadline: float) -> str | None:
+    """Return the address of a server once it answers; None if it ends or takes too long."""
+    end = time.monotonic() + deadline
+    while process.poll() is None and time.monotonic() < end:
+        with contextlib.suppress(OSError, psutil.Error):
+            for port in _ports(process.pid):
+                connection = http.client.HTTPConnection(LOOPBACK, port, timeout=POLL * 10)
+                with contextlib.closing(connection):
+                    connection.request("GET", "/health")
+                    if connection.getresponse().status == 200:
+                        return f"http://{LOOPBACK}:{port}"
+        time.sleep(POLL)
+    return None
+
+
+def _ports(pid: int) -> list[int]:
+    """Return the ports on which a process listens: asked for port 0, it takes a free one."""
+    found = psutil.Process(pid).net_connections(kind="tcp4")
+    return [at.laddr.port for at in found if at.status == psutil.CONN_LISTEN]
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End a server, by force where it does not go."""
+    process.terminate()
+    try:
+        process.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -1,0 +1,151 @@
+"""The world's judge: what it is taught, its tokenizer, its training, and its word over HTTP."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from transformers import GenerationConfig
+
+from codit import judge, judge_prompts, judge_replies, recipes, world, world_judge
+from codit.judge import Asking, Judge
+from codit.recipes import World, WorldPrompts
+from codit.vocabulary import load_tokenizer
+from codit.world_judge import WorldJudge
+from tests.judge_server import serve
+
+WORLD = World(people=32)
+TINY = WorldJudge(
+    prompts=WorldPrompts(world=WORLD, n=300, seed=4),
+    layers=1,
+    vocabulary=400,
+    epochs=8.0,
+    batch=16,
+    learning_rate=1e-2,
+)
+HELD_OUT = WorldPrompts(world=WORLD, split="dev", n=24)
+ASKING = Asking(timeout=60, tries=2, attempts=1, concurrency=2, max_failures=1.0, progress=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A judge made in seconds: it knows the form of a reply and little else."""
+    made = tmp_path_factory.mktemp("judge") / "tiny"
+    made.mkdir()
+    world_judge.make(TINY, made)
+    return made
+
+
+def test_a_judge_is_taught_the_verifiers_score_in_our_json() -> None:
+    rows = world_judge.graded(WorldPrompts(n=300))
+    asked = world.prompts(WorldPrompts(n=300))
+    for row, prompt in zip(rows, asked, strict=True):
+        assert row["instruction"] == prompt["instruction"]
+        assert row["score"] == world.verify(row["response"], prompt).score
+        shown = {name: row[name] for name in ("instruction", "response")}
+        assert row["prompt"] == judge_prompts.fill(judge_prompts.SINGLE, shown)
+        value, is_pure, _ = judge_replies.value_in(row["reply"], judge_prompts.SINGLE)
+        assert (value, is_pure) == (row["score"], True)
+
+
+def test_what_it_is_taught_has_every_quality_and_nearly_every_score() -> None:
+    table = pd.DataFrame(world_judge.graded(WorldPrompts(n=1000)))
+    assert set(table["quality"]) == set(world_judge.QUALITIES)
+    assert set(table["score"]) >= {1, 3, 4, 5, 6, 7, 8, 9, 10}
+    means = table.groupby("quality")["score"].mean()
+    assert means["empty"] == 1
+    assert means["ideal"] == 10
+    assert means["ideal"] > means["partial"] > means["wrong"]
+
+
+def test_a_reply_names_what_holds_and_what_does_not() -> None:
+    for row in world_judge.graded(WorldPrompts(n=200)):
+        said = json.loads(row["reply"])
+        assert list(said) == ["strengths", "weaknesses", "score"]
+        assert (said["score"] == 10) == (said["weaknesses"] == "none")
+
+
+def test_equal_seeds_give_equal_rows_and_fewer_are_a_prefix() -> None:
+    rows = world_judge.graded(WorldPrompts(n=40))
+    assert world_judge.graded(WorldPrompts(n=20)) == rows[:20]
+    assert world_judge.graded(WorldPrompts(n=40), seed=1) != rows
+
+
+def test_the_fixed_parts_of_the_prompt_cost_three_tokens() -> None:
+    rows = world_judge.graded(WorldPrompts(n=200))
+    tokenizer = world_judge.tokenizer(rows, vocabulary=400)
+    empty = judge_prompts.fill(judge_prompts.SINGLE, {"instruction": "", "response": ""})
+    assert len(tokenizer(empty).input_ids) == 3
+    for row in rows[:20]:
+        for text in (row["prompt"], row["reply"]):
+            assert tokenizer.decode(tokenizer(text).input_ids) == text
+
+
+def test_every_value_of_a_recipe_names_another_judge() -> None:
+    others = [replace(TINY, seed=1), replace(TINY, prompts=HELD_OUT), replace(TINY, epochs=1.0)]
+    assert len({recipes.key(recipe) for recipe in (TINY, *others)}) == 4
+
+
+def test_a_folder_holds_what_a_server_wants(folder: Path) -> None:
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {"model.safetensors", "chat_template.jinja", "generation_config.json"}
+    assert not {path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pkl")}
+    tokenizer = load_tokenizer(str(folder))
+    drawn = GenerationConfig.from_pretrained(folder)
+    assert drawn.do_sample is True
+    assert drawn.top_k == 0
+    assert drawn.eos_token_id == tokenizer.convert_tokens_to_ids("<|end|>")
+    log = json.loads((folder / "training_log.json").read_text())
+    assert log["losses"][-1]["loss"] < log["losses"][0]["loss"] / 4
+
+
+def test_equal_recipes_make_equal_weights(folder: Path, tmp_path: Path) -> None:
+    short = replace(TINY, prompts=replace(TINY.prompts, n=32), epochs=1.0)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        world_judge.make(short, tmp_path / name)
+    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("a", "b"))
+    assert first == second
+
+
+def test_a_judge_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CODIT_CACHE", str(tmp_path))
+    made = []
+
+    def make(recipe: WorldJudge, target: Path) -> None:
+        made.append(recipe)
+
+    monkeypatch.setattr(world_judge, "make", make)
+    assert world_judge.get(TINY) == world_judge.get(TINY)
+    assert made == [TINY]
+
+
+def test_reliability_counts_what_does_not_parse_and_never_scores_it() -> None:
+    table = pd.DataFrame(
+        {"id": list("abcd"), "score": [1.0, 5.0, float("nan"), 9.0], "verifier": [1, 6, 8, 9]}
+    )
+    found = world_judge.reliability(table)
+    assert found["parses"].estimate == 0.75
+    assert found["equal"].estimate == 0.5
+    assert found["spearman"].estimate == 1.0
+
+
+def test_a_judges_word_is_the_same_over_http_and_here(folder: Path, tmp_path: Path) -> None:
+    rows = world_judge.graded(HELD_OUT)
+    here = world_judge.judged(folder, rows)
+    assert here["score"].notna().mean() > 0.8
+    assert here["verifier"].tolist() == [row["score"] for row in rows]
+    with serve(folder) as url:
+        whom = Judge(model=folder.name, base_url=url, temperature=0, max_tokens=96)
+        first, second = (
+            judge.score(rows, whom, cache=tmp_path / "c.sqlite", asking=ASKING) for _ in range(2)
+        )
+    assert first.judgements["reply"].tolist() == here["reply"].tolist()
+    pd.testing.assert_series_equal(first.table["score"], here["score"])
+    # The server enforces no schema; the judge keeps to it by itself wherever it parses.
+    n_ok = int(here["score"].notna().sum())
+    assert first.tally.schema["honoured"] == first.tally.states["ok"] == n_ok
+    assert second.tally.calls == 0
