@@ -69,10 +69,13 @@ def killed(
 def test_a_run_killed_at_a_random_moment_is_completed_to_the_same_bytes(
     phase: str, number: int, server: kills.Server, whole: Whole, tmp_path: Path
 ) -> None:
-    moments = kills.moments(whole.events, phase, 1, seed=number)
-    out = tmp_path / "run" / "data.jsonl"
-    assert killed(server, whole, out, moments) != [None]
-    assert kills.faults(out, whole.files) == []
+    for moment in kills.moments(whole.events, phase, 20, seed=number):
+        out = tmp_path / f"{moment}" / "data.jsonl"
+        (kill,) = killed(server, whole, out, [moment])
+        assert kills.faults(out, whole.files) == []
+        if kill is not None:  # else a machine that others use was quicker: the run had ended
+            return
+    pytest.fail(f"expected a kill while {phase}; twenty runs had ended before")
 
 
 @pytest.mark.parametrize("seed", range(2))
