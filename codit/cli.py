@@ -14,7 +14,15 @@ from typing import Any
 import tyro
 
 import codit
-from codit import chat_vector_cli, judge_cli, overlap_cli, recipes, serve_cli, synthesis_cli
+from codit import (
+    chat_vector_cli,
+    ifeval_cli,
+    judge_cli,
+    overlap_cli,
+    recipes,
+    serve_cli,
+    synthesis_cli,
+)
 
 # Models, and with them torch, are imported by the command that needs them: help takes no seconds.
 
@@ -116,6 +124,7 @@ def _commands(first: Sequence[str]) -> dict[str, Callable[..., Any]]:
         "judge": judge_cli.judge,
         "serve": serve_cli.serve,
         "decontaminate": overlap_cli.decontaminate,
+        "ifeval": ifeval_cli.ifeval,
         "train": train,
         "chat-vector": chat_vector_cli.command,
     }
