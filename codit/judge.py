@@ -6,7 +6,6 @@ many of them fails, after everything else is stored.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,10 +13,11 @@ from typing import Any
 
 import pandas as pd
 
-from codit import judge_client, judge_prompts, judge_rows, judge_tables
-from codit.judge_client import Question, Tally
+from codit import judge_client, judge_prompts, judge_questions, judge_rows, judge_tables
+from codit.judge_client import Tally
+from codit.judge_questions import Asked
 from codit.judge_requests import Asking, Judge
-from codit.judge_rows import Answered, Rows
+from codit.judge_rows import Rows
 
 __all__ = [
     "Asking",
@@ -31,7 +31,7 @@ __all__ = [
     "score",
 ]
 
-REFERENCE_CATEGORIES = ("math", "reasoning", "coding")  # MT-Bench's
+REFERENCE_CATEGORIES = judge_prompts.REFERENCE_CATEGORIES
 PATIENT = Asking()
 
 
@@ -89,7 +89,8 @@ def score(
 
     Source: prompt, range, one judgement at temperature 1: the paper's code; the rest: ours.
     """
-    judgements, tally = _scores(judge_rows.answered(rows), judge, cache, samples, asking)
+    asked = judge_questions.of_rows(judge_rows.answered(rows))
+    judgements, tally = _ask(asked, judge, cache, samples, asking)
     table = judge_tables.means(judgements, ["id", "sample", "length"])
     summary = {
         "n": len(table),
@@ -133,15 +134,7 @@ def compare(
 
     Source: both orders, disagreement as a tie: MT-Bench (arXiv 2306.05685); the rest: ours.
     """
-    pairs, left_out = judge_rows.pairs(judge_rows.answered(first), judge_rows.answered(second))
-    asked = []
-    for one, other in pairs:
-        for order, (a, b) in (("forward", (one, other)), ("swapped", (other, one))):
-            values = {"instruction": a.instruction, "first": a.response, "second": b.response}
-            prompt = judge_prompts.fill(judge_prompts.PAIRWISE, values)
-            lengths = {"length": len(one.response), "length_baseline": len(other.response)}
-            label = {"id": one.id, "sample": one.sample, **lengths, "order": order}
-            asked.append((label, judge_prompts.PAIRWISE, prompt))
+    asked, left_out = judge_questions.of_arms(first, second)
     judgements, tally = _ask(asked, judge, cache, samples, asking)
     table = judge_tables.outcomes(judgements)
     summary = judge_tables.comparison(table, judgements) | {"left_out": left_out}
@@ -182,22 +175,11 @@ def best_of(
 
     Source: the baseline and its prompt: the paper; N, ties and failures: ours.
     """
-    groups: dict[str, list[Answered]] = defaultdict(list)
-    for row in judge_rows.answered(rows):
-        groups[row.id].append(row)
-    short = [name for name, group in groups.items() if len(group) < n]
-    if n < 1 or short:
-        raise ValueError(
-            f"expected n of at least 1 and as many responses to every id; got n = {n}, and "
-            f"{len(short)} ids with fewer{f', the first {short[0]!r}' if short else ''}. "
-            "Synthesize with --n-samples."
-        )
-    chosen = {k: sorted(group, key=lambda row: row.sample)[:n] for k, group in groups.items()}
-    asked = [row for group in chosen.values() for row in group] if n > 1 else []
-    judgements, tally = _scores(asked, judge, cache, samples, asking)
+    chosen, asked = judge_questions.of_first(rows, n=n)
+    judgements, tally = _ask(asked, judge, cache, samples, asking)
     means = judge_tables.means(judgements, ["id", "sample"]) if asked else None
     scores = {} if means is None else means.set_index(["id", "sample"])["score"].to_dict()
-    kept = [judge_tables.best(group, scores) for group in chosen.values()]
+    kept = [judge_tables.best(group, scores) for group in chosen]
     table = pd.DataFrame([labels for _, labels in kept])
     summary = {
         "n": len(table),
@@ -248,10 +230,7 @@ def conversations(
 
     Source: MT-Bench (arXiv 2306.05685); wording of the prompts: ours.
     """
-    asked = [
-        ({"id": turn.id, "category": turn.category, "turn": turn.turn}, turn.template, turn.prompt)
-        for turn in judge_rows.turns(rows, reference_categories=reference_categories)
-    ]
+    asked = judge_questions.of_conversations(rows, reference_categories=reference_categories)
     judgements, tally = _ask(asked, judge, cache, samples, asking)
     table = judge_tables.means(judgements, ["id", "category", "turn"])
     both = table.groupby("id", sort=False)["score"].agg(lambda turns: turns.mean(skipna=False))
@@ -268,40 +247,16 @@ def conversations(
     return _checked(judged, asking, cache)
 
 
-def _scores(
-    rows: Sequence[Answered], judge: Judge, cache: str | Path, samples: int, asking: Asking
-) -> tuple[pd.DataFrame, Tally]:
-    template = judge_prompts.SINGLE
-    asked = []
-    for row in rows:
-        values = {"instruction": row.instruction, "response": row.response}
-        label = {"id": row.id, "sample": row.sample, "length": len(row.response)}
-        asked.append((label, template, judge_prompts.fill(template, values)))
-    return _ask(asked, judge, cache, samples, asking)
-
-
 def _ask(
-    asked: Sequence[tuple[dict[str, Any], judge_prompts.Template, str]],
-    judge: Judge,
-    cache: str | Path,
-    samples: int,
-    asking: Asking,
+    asked: Sequence[Asked], judge: Judge, cache: str | Path, samples: int, asking: Asking
 ) -> tuple[pd.DataFrame, Tally]:
     """Ask k times each, and return a row for each judgement."""
-    if samples < 1 or (samples > 1 and judge.temperature == 0):
-        raise ValueError(
-            "samples must be at least 1, and 1 where the temperature is 0, as all would be equal; "
-            f"got {samples} at temperature {judge.temperature:g}."
-        )
-    drawn = [(*one, draw) for one in asked for draw in range(samples)]
-    questions = [
-        Question(template=template, prompt=prompt, sample=draw)
-        for _, template, prompt, draw in drawn
-    ]
+    drawn = judge_questions.drawn(asked, judge, samples=samples)
+    questions = [question for _, question in drawn]
     judgements, tally = judge_client.ask(questions, judge, cache=cache, asking=asking)
     records = [
-        {**label, "draw": draw, "template": template.name, **asdict(judgement)}
-        for (label, template, _, draw), judgement in zip(drawn, judgements, strict=True)
+        {**label, **asdict(judgement)}
+        for (label, _), judgement in zip(drawn, judgements, strict=True)
     ]
     return pd.DataFrame(records), tally
 

@@ -27,7 +27,10 @@ class Agreement:
 
     Args:
         spearman: rank correlation, in [-1, 1]; NaN where a judge says the same of every row.
-        kappa: Cohen's, at most 1; 0: as by chance. Quadratically weighted for scores.
+        plain_kappa: Cohen's of equal judgements, at most 1; 0: as by chance. Means of several draws
+            are seldom equal: read the other then.
+        weighted_kappa: Cohen's by squared distance; of preferences: of loss, tie and win.
+        kappa: the usual one: weighted for scores, plain for preferences.
         equal: share of rows with the same score or the same winner.
         n_both: rows that both judged.
         n_first: rows that only the first judged.
@@ -37,6 +40,8 @@ class Agreement:
     """
 
     spearman: Interval
+    plain_kappa: Interval
+    weighted_kappa: Interval
     kappa: Interval
     equal: float
     n_both: int
@@ -62,8 +67,8 @@ def agreement(
         first: a judge's table: `id`, `sample` where there are several responses to a prompt, and
             the judgement, NaN where it failed.
         second: the other judge's, in any order.
-        kind: "scores": numbers, as 1 to 10; kappa is weighted by squared distance. "preferences":
-            in [0, 1], of which kappa sees who wins (above .5), loses or ties.
+        kind: "scores": numbers, as 1 to 10. "preferences": in [0, 1], of which kappa sees who wins
+            (above .5), loses or ties.
         column: of the judgement. Default: `score`, or `preference`.
         level: coverage of the intervals, in (0, 1).
         resamples: bootstrap samples of ids, at least 100.
@@ -93,12 +98,18 @@ def agreement(
     over = judged.index.get_level_values("id")
     how: dict[str, Any] = {"level": level, "resamples": resamples, "seed": seed}
     a, b = (np.sign(v - 0.5) for v in (x, y)) if kind == "preferences" else (x, y)
-    weighted = kind == "scores"
+
+    def kappa(weighted: bool) -> Interval:
+        return resampling.interval(
+            lambda i: cohens_kappa(a[i], b[i], weighted=weighted), over, **how
+        )
+
+    plain, by_distance = kappa(False), kappa(True)
     return Agreement(
         spearman=resampling.interval(lambda i: spearman(x[i], y[i]), over, **how),
-        kappa=resampling.interval(
-            lambda i: cohens_kappa(a[i], b[i], weighted=weighted), over, **how
-        ),
+        plain_kappa=plain,
+        weighted_kappa=by_distance,
+        kappa=by_distance if kind == "scores" else plain,
         equal=float((a == b).mean()),
         n_both=len(judged),
         n_first=int((knows["first"] & ~knows["second"]).sum()),

@@ -237,10 +237,11 @@ class Cache:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
+                self._connection.execute("COMMIT")
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                if self._connection.in_transaction:  # SQLite ends one itself where room runs out
+                    self._connection.execute("ROLLBACK")
                 raise
-            self._connection.execute("COMMIT")
 
 
 def _final(attempts: list[Attempt], limit: int) -> Attempt | None:
@@ -278,7 +279,10 @@ def _is_alive(owner: str) -> bool:
     """Return whether the process that made a claim still runs; its number may be another's now."""
     number, created, _ = owner.split(" ")
     try:
-        return abs(psutil.Process(int(number)).create_time() - float(created)) < 1.0
+        process = psutil.Process(int(number))
+        is_same = abs(process.create_time() - float(created)) < 1.0
+        # Killed and not yet waited for; in a container without an init, for ever.
+        return is_same and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
     except psutil.AccessDenied:  # it exists, and is not ours to look at

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from codit.judge_prompts import REFERENCE_CATEGORIES
 from codit.judge_requests import Asking, Judge
 
 if TYPE_CHECKING:
+    from codit.dataset_file import Files
     from codit.judge import Judged, Tally
 
 JudgeFlags = Annotated[Judge, tyro.conf.arg(name="")]
@@ -31,8 +33,10 @@ def judge(
     against: Path | None = None,
     best_of: int | None = None,
     conversations: bool = False,
+    reference_categories: tuple[str, ...] = REFERENCE_CATEGORIES,
     samples: int = 1,
     cache: Path | None = None,
+    dry_run: bool = False,
     asking: AskingFlags = USUAL,
 ) -> int:
     """Let an LLM score the responses of a dataset from 1 to 10, or compare two datasets.
@@ -49,8 +53,12 @@ def judge(
             dataset of those that were kept.
         conversations: data holds conversations of two turns, as MT-Bench's: "question_id",
             "category", "turns", "responses", and "reference" for maths, reasoning and coding.
+        reference_categories: categories of conversations that are judged with their reference;
+            without any name none needs one.
         samples: judgements of each response; more than 1 only with a temperature above 0.
         cache: SQLite file of all replies; several runs may share one. Default: OUT.cache.sqlite.
+        dry_run: check the rows, show how many questions, tokens and what cost at most, and stop:
+            nothing is asked or written.
         asking: concurrency, waits, prices.
 
     Returns:
@@ -61,34 +69,85 @@ def judge(
     modes = (against is not None, best_of is not None, conversations)
     if sum(modes) > 1:
         raise ValueError("expected one of --against, --best-of and --conversations; got more.")
-    from codit import dataset_file, store
-    from codit import judge as judging
+    if not conversations and reference_categories != REFERENCE_CATEGORIES:
+        raise ValueError("--reference-categories are those of --conversations. Add it.")
+    from codit import dataset_file
 
     files = dataset_file.Files(out)
+    read = [data, *([] if against is None else [against])]
     cache = files.beside(".cache.sqlite") if cache is None else cache
+    _check_files(read, files, cache)
     how: dict[str, Any] = {"cache": cache, "samples": samples, "asking": asking}
-    for path in (data, against):
-        if path is not None and not path.is_file():
+    what: dict[str, Any] = {
+        "against": against,
+        "best_of": best_of,
+        "conversations": conversations,
+        "reference_categories": reference_categories,
+    }
+    if dry_run:
+        from codit import judge_plan
+
+        questions = judge_plan.questions(data, **what)
+        print(judge_plan.table(judge_plan.plan(questions, judge, **how)))
+        return 0
+    judged = _judged(data, judge, **what, **how)
+    if judged is None:
+        return 1
+    asked = {name: value for name, value in what.items() if name != "against"}
+    _write(files, judged, _manifest(judge, judged, read, samples=samples, **asked))
+    print(f"{out}: {summary_line(judged.summary)}\n{tally_line(judged.tally)}")
+    return 0
+
+
+def _check_files(read: list[Path], files: Files, cache: Path) -> None:
+    """Check that there is something to read, and that no file would take another's place."""
+    written = [path.resolve() for path in (files.out, files.beside(".manifest.json"))]
+    for path in read:
+        if not path.is_file():
             raise FileNotFoundError(f"expected a file of JSON lines at {path}; there is none.")
+        if path.resolve() in written:
+            raise ValueError(
+                f"expected an out that is none of the datasets; got {path}. Rename it."
+            )
+    if cache.resolve() in written:
+        raise ValueError(f"expected a cache that is no file of the result; got {cache}. Rename it.")
+
+
+def _judged(
+    data: Path,
+    judge: Judge,
+    *,
+    against: Path | None,
+    best_of: int | None,
+    conversations: bool,
+    reference_categories: tuple[str, ...],
+    **how: Any,
+) -> Judged | None:
+    """Return what the judge said; None, and why on stderr, where too much of it has no value."""
+    from codit import judge as judging
+
     try:
         if against is not None:
-            judged = judging.compare(data, against, judge, **how)
-        elif best_of is not None:
-            judged = judging.best_of(data, judge, n=best_of, **how)
-        elif conversations:
-            judged = judging.conversations(data, judge, **how)
-        else:
-            judged = judging.score(data, judge, **how)
+            return judging.compare(data, against, judge, **how)
+        if best_of is not None:
+            return judging.best_of(data, judge, n=best_of, **how)
+        if conversations:
+            how |= {"reference_categories": reference_categories}
+            return judging.conversations(data, judge, **how)
+        return judging.score(data, judge, **how)
     except judging.TooManyFailures as error:
         print(tally_line(error.judged.tally))
         print(f"codit: {error}", file=sys.stderr)
-        return 1
-    with store.replacing(out) as stream:
+        return None
+
+
+def _write(files: Files, judged: Judged, manifest: dict[str, Any]) -> None:
+    """Write a result and, last, its manifest."""
+    from codit import store
+
+    with store.replacing(files.out) as stream:
         stream.writelines(_lines(judged))
-    manifest = _manifest(judge, judged, [data, *([against] if against else [])], samples)
     store.write_json(files.beside(".manifest.json"), manifest)
-    print(f"{out}: {summary_line(judged.summary)}\n{tally_line(judged.tally)}")
-    return 0
 
 
 def summary_line(summary: dict[str, Any]) -> str:
@@ -98,7 +157,9 @@ def summary_line(summary: dict[str, Any]) -> str:
         summary: of a `judge.Judged`.
 
     Returns:
-        str: how many have a value, mean and interval, flip rate of a comparison, share of failures.
+        str: how many have a value, mean and interval, share of failures; of a comparison how many
+        pairs flip with the order, and the share of verdicts, ties aside, for what stood first (50 %
+        without a bias).
 
     Source: ours.
     """
@@ -107,7 +168,8 @@ def summary_line(summary: dict[str, Any]) -> str:
         said = (
             f"{known} of {n} pairs decided: {summary['first']} for the first, {summary['tie']} "
             f"ties, {summary['second']} for the second, {summary['left_out']} rows without a "
-            f"partner; win rate {_interval(summary)}, flip rate {summary['flip_rate']:.1%}"
+            f"partner; win rate {_interval(summary)}, flip rate {_share(summary['flip_rate'])}, "
+            f"first-place rate {_share(summary['first_place_rate'])}"
         )
     else:
         said = f"{known} of {n} scored, mean {_interval(summary)}"
@@ -145,6 +207,10 @@ def tally_line(tally: Tally) -> str:
     return f"{line}; schema: {schema or 'no reply'}"
 
 
+def _share(value: float) -> str:
+    return "undefined" if math.isnan(value) else f"{value:.1%}"
+
+
 def _interval(summary: dict[str, Any]) -> str:
     if math.isnan(summary["low"]):
         return f"{summary['mean']:.3g}"
@@ -159,7 +225,7 @@ def _lines(judged: Judged) -> Iterable[bytes]:
     return (line_of(_plain(row)).encode() for row in rows)
 
 
-def _manifest(judge: Judge, judged: Judged, read: list[Path], samples: int) -> dict[str, Any]:
+def _manifest(judge: Judge, judged: Judged, read: list[Path], **asked: Any) -> dict[str, Any]:
     """Return what made a result: judge, prompts, files by content, counts and versions."""
     import hashlib
 
@@ -171,7 +237,7 @@ def _manifest(judge: Judge, judged: Judged, read: list[Path], samples: int) -> d
     return {
         "judge": {k: v for k, v in asdict(judge).items() if k != "base_url"},
         "model": sorted(set(judged.judgements["model"]) - {""}) if used else [],
-        "samples": samples,
+        **asked,
         "templates": {t.name: judge_prompts.template_hash(t) for t in templates if t.name in used},
         "data": [hashlib.sha256(path.read_bytes()).hexdigest() for path in read],
         "summary": _plain(judged.summary),

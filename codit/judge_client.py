@@ -117,7 +117,7 @@ async def _ask(
     questions: Sequence[Question], judge: Judge, path: Path, asking: Asking
 ) -> tuple[list[Judgement], Tally]:
     start = time.monotonic()
-    items = [_item(judge, question) for question in questions]
+    items = [item_of(judge, question) for question in questions]
     tally = Tally(questions=len(items), cost=None if asking.price_in is None else 0.0)
     known: dict[str, Judgement] = {}
     left: dict[str, Question] = {}
@@ -212,7 +212,7 @@ class _Run:
                 question.template, question.prompt, seed=seed
             )
         except Trouble as trouble:
-            self.silent += not trouble.is_refused
+            self.silent += trouble.refusal is None
             return trouble
         self.silent = 0
         seconds = round(time.monotonic() - start, 3)
@@ -232,9 +232,19 @@ class _Run:
             self.tally.cost = (self.tally.cost or 0.0) + used / 1e6
 
 
-def _item(judge: Judge, question: Question) -> str:
-    """Return the name of a question; the judge's address is no part of it."""
-    said = asdict(judge)
+def item_of(judge: Judge, question: Question) -> str:
+    """Return the name of a question in the cache.
+
+    Args:
+        judge: whom to ask; its address is no part of the name.
+        question: what to ask.
+
+    Returns:
+        str: 64 hexadecimal digits.
+
+    Source: ours.
+    """
+    said = asdict(judge) | {"temperature": float(judge.temperature)}  # 1 and 1.0 are one judge
     del said["base_url"]
     return item_key(
         **said,

@@ -16,6 +16,7 @@ from typing import Any, Literal
 PLACEHOLDER = re.compile(r"\{([a-z_0-9]+)\}")
 VERDICTS = ("first", "second", "tie")
 LOWEST, HIGHEST = 1, 10  # the paper's range
+REFERENCE_CATEGORIES = ("math", "reasoning", "coding")  # MT-Bench's: judged with a reference
 
 RUBRIC = """\
 Score it with one whole number from 1 to 10:

@@ -75,7 +75,7 @@ def read(body: Any, template: Template) -> Reading:
     text = _text(message.get("content"))
     known: dict[str, Any] = {
         "reply": text,
-        "model": body["model"] if isinstance(body.get("model"), str) else "",
+        "model": _whole(body["model"]) if isinstance(body.get("model"), str) else "",
         "prompt_tokens": _count(usage.get("prompt_tokens")),
         "completion_tokens": _count(usage.get("completion_tokens")),
     }
@@ -244,7 +244,8 @@ def _thought(message: dict[str, Any], usage: dict[str, Any], text: str) -> str:
 
 
 def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+    return value if is_count else None  # 2^63: what SQLite can hold
 
 
 def _whole(text: str) -> str:

@@ -9,15 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import math
 import os
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 
+from codit.judge_http import is_address, retry_after
 from codit.judge_prompts import Template, schema
 from codit.judge_replies import Reading, read
 
@@ -64,6 +62,10 @@ class Judge:
                 "expected a model's name, a temperature of at least 0 and max_tokens of at least "
                 f"1; got {self.model!r}, {self.temperature} and {self.max_tokens}."
             )
+        if self.base_url is not None and not is_address(self.base_url):
+            raise ValueError(
+                f"expected a base_url such as http://localhost:8000/v1; got {self.base_url!r}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +102,9 @@ class Asking:
 
     def __post_init__(self) -> None:
         counts = (self.concurrency, self.attempts, self.tries)
-        waits = (self.wait, self.longest_wait)
-        if min(counts) < 1 or min(waits) < 0 or self.timeout <= 0:
+        # Said of what is allowed: NaN is neither above nor below anything.
+        are_waits = self.wait >= 0 and self.longest_wait >= 0 and self.timeout > 0
+        if min(counts) < 1 or not are_waits:
             raise ValueError(
                 "expected concurrency, attempts and tries of at least 1, waits of at least 0 and a "
                 f"timeout above 0; got {self}."
@@ -110,6 +113,8 @@ class Asking:
             raise ValueError(f"max_failures is a share in [0, 1]; got {self.max_failures}.")
         if (self.price_in is None) != (self.price_out is None):
             raise ValueError("expected both price_in and price_out; got one. Give the other too.")
+        if not all(price is None or price >= 0 for price in (self.price_in, self.price_out)):
+            raise ValueError("expected prices of at least 0; got others.")
 
 
 class Trouble(Exception):  # noqa: N818  (the server's, mostly not an error of ours)
@@ -118,12 +123,12 @@ class Trouble(Exception):  # noqa: N818  (the server's, mostly not an error of o
     Args:
         note: one line.
         is_passing: whether the same request may succeed later.
-        is_refused: whether it is the request that the server does not take (400, 422).
+        refusal: where it is the request that the server does not take (400, 422), all it says.
     """
 
-    def __init__(self, note: str, *, is_passing: bool = False, is_refused: bool = False) -> None:
+    def __init__(self, note: str, *, is_passing: bool = False, refusal: str | None = None) -> None:
         super().__init__(note)
-        self.is_passing, self.is_refused = is_passing, is_refused
+        self.is_passing, self.refusal = is_passing, refusal
 
 
 @contextlib.asynccontextmanager
@@ -138,7 +143,8 @@ async def connected(judge: Judge, asking: Asking) -> AsyncIterator[Connection]:
         Connection: for any number of requests at the same time.
 
     Raises:
-        ValueError: the packages openai and tenacity are missing.
+        ValueError: the packages openai and tenacity are missing, or the environment's key or
+            address is none.
 
     Source: ours.
     """
@@ -150,7 +156,15 @@ async def connected(judge: Judge, asking: Asking) -> AsyncIterator[Connection]:
             f"expected the packages that ask a judge; got {error}. Install them: "
             'pip install "codit[eval]"'
         ) from error
-    key = os.environ.get("OPENAI_API_KEY") or PLACEHOLDER_KEY
+    key = os.environ.get("OPENAI_API_KEY", "").strip() or PLACEHOLDER_KEY
+    if not all("!" <= character <= "~" for character in key):  # never shown, not in an error either
+        raise ValueError(
+            "expected a key of ASCII letters, digits and signs in OPENAI_API_KEY; got other "
+            "characters or a gap. Set it again."
+        )
+    usual = os.environ.get("OPENAI_BASE_URL")  # the client's default, where it is set
+    if judge.base_url is None and usual and not is_address(usual):
+        raise ValueError(f"expected an address in OPENAI_BASE_URL; got {usual!r}. Set it again.")
     async with openai.AsyncOpenAI(
         api_key=key, base_url=judge.base_url, max_retries=0, timeout=asking.timeout
     ) as client:
@@ -210,9 +224,9 @@ class Connection:
             try:
                 reading = await self._send(template, prompt, request)
             except Trouble as trouble:
-                if not trouble.is_refused:
+                if trouble.refusal is None:
                     raise
-                if budget == "max_tokens" and "max_completion_tokens" in str(trouble):
+                if budget == "max_tokens" and "max_completion_tokens" in trouble.refusal:
                     budget = "max_completion_tokens"  # OpenAI's reasoning models take this name
                 elif with_schema:
                     with_schema = False
@@ -265,7 +279,8 @@ class Connection:
         if after is not None:  # what it says to one question holds for all
             self._not_before = max(self._not_before, time.monotonic() + after)
         is_passing = status in PASSING or status >= 500
-        return Trouble(note, is_passing=is_passing, is_refused=status in (400, 422))
+        refusal = message if status in (400, 422) else None
+        return Trouble(note, is_passing=is_passing, refusal=refusal)
 
     def _said(self, error: object) -> str:
         """Return a server's words in one short line, without the key."""
@@ -274,32 +289,3 @@ class Connection:
             text = text.replace(self._key, "***")
         text = " ".join(text.split())
         return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
-
-
-def retry_after(headers: Any) -> float | None:
-    """Return how long a server asks to wait.
-
-    Args:
-        headers: of an HTTP reply, by lower-case name: `retry-after-ms`, or `retry-after` in
-            seconds or as a date.
-
-    Returns:
-        float | None: seconds, at least 0; None where it says nothing that can be read.
-
-    Source: RFC 9110, section 10.2.3; milliseconds as the openai client reads them.
-    """
-    with contextlib.suppress(KeyError, ValueError):
-        return max(0.0, float(headers["retry-after-ms"]) / 1000)
-    said = headers.get("retry-after")
-    if said is None:
-        return None
-    with contextlib.suppress(ValueError):
-        seconds = float(said)
-        return max(0.0, seconds) if math.isfinite(seconds) else None
-    try:
-        date = parsedate_to_datetime(said)
-    except ValueError:
-        return None
-    if date.tzinfo is None:
-        date = date.replace(tzinfo=UTC)
-    return max(0.0, (date - datetime.now(UTC)).total_seconds())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ def read(rows: Rows) -> list[Mapping[str, Any]]:
         rows: dicts, or the path of a file of JSON lines.
 
     Returns:
-        list: of the file, as `dataset_file.read` types them.
+        list: of the file, as they stand there: no date is made of a text.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -67,12 +68,7 @@ def read(rows: Rows) -> list[Mapping[str, Any]]:
 
     Source: ours.
     """
-    if isinstance(rows, (str, Path)):
-        from codit import dataset_file  # reads through pyarrow, which takes a second to import
-
-        found: list[Mapping[str, Any]] = list(dataset_file.read(rows))
-    else:
-        found = list(rows)
+    found = _lines(Path(rows)) if isinstance(rows, (str, Path)) else list(rows)
     if not found:
         raise ValueError("expected at least one row to judge; got none.")
     return found
@@ -154,7 +150,10 @@ def turns(rows: Rows, *, reference_categories: Collection[str]) -> list[Turn]:
     """
     found = []
     for place, row in enumerate(read(rows), start=1):
-        name = input_row.name_of({"id": row.get("id", row.get("question_id"))}) or f"row {place}"
+        if not isinstance(row, Mapping):
+            raise ValueError(f"row {place}: expected an object; got {type(row).__name__}.")
+        given = row.get("question_id") if row.get("id") is None else row["id"]
+        name = input_row.name_of({"id": given}) or f"row {place}"
         questions, answers = (_two(row.get(key), name, key) for key in ("turns", "responses"))
         category = str(row.get("category") or "")
         first = {"instruction": questions[0], "response": answers[0]}
@@ -182,9 +181,11 @@ def _answered(row: Mapping[str, Any], place: int) -> Answered:
     if not isinstance(row, Mapping):
         raise ValueError(f"row {place}: expected an object; got {type(row).__name__}.")
     name = input_row.name_of(row) or f"row {place}"
-    messages, response = row.get("messages"), row.get("response")
-    if messages is not None and len(messages) and messages[-1].get("role") == "assistant":
-        response = messages[-1].get("content") if response is None else response
+    messages: Any = row.get("messages")
+    response = row.get("response")
+    last = messages[-1] if isinstance(messages, (list, tuple)) and messages else None
+    if isinstance(last, Mapping) and last.get("role") == "assistant":
+        response = last.get("content") if response is None else response
         messages = messages[:-1]
     prompt = {"instruction": row.get("instruction")} if messages is None else {"messages": messages}
     try:
@@ -196,10 +197,7 @@ def _answered(row: Mapping[str, Any], place: int) -> Answered:
             f"row {name!r}: expected a text in `response`; got {type(response).__name__}. Leave "
             "rows without a response out."
         )
-    try:
-        response.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"row {name!r}: `response` holds half of a surrogate pair.") from None
+    _check_text(response, name, "response")
     sample = row.get("sample")
     return Answered(
         id=name,
@@ -218,4 +216,38 @@ def _two(value: Any, name: str, key: str) -> list[str]:
             f"row {name!r}: expected two texts in `{key}`; got {value!r:.60}. "
             "MT-Bench has two turns; a category judged with its reference needs one for each."
         )
+    for text in texts:
+        _check_text(text, name, key)
     return texts
+
+
+def _check_text(text: str, name: str, key: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"row {name!r}: `{key}` holds half of a surrogate pair.") from None
+
+
+def _lines(path: Path) -> list[Mapping[str, Any]]:
+    """Return the objects of a file of JSON lines."""
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a file of JSON lines at {path}; there is none.")
+    found: list[Mapping[str, Any]] = []
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line, parse_constant=_no_constant)
+                if not isinstance(row, dict):
+                    raise ValueError(f"it holds a {type(row).__name__}")
+            except (ValueError, RecursionError) as error:
+                raise ValueError(
+                    f"expected JSON objects, one a line, in {path}; line {number}: {error}."
+                ) from None
+            found.append(row)
+    return found
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from codit import judge, judge_client, judge_prompts, judge_requests, judge_rows
+from codit import judge, judge_client, judge_http, judge_prompts, judge_rows
 from codit.judge import Asking, Judge, Judged, TooManyFailures
 from tests.fault_server import (
     FAULTS,
@@ -36,12 +36,7 @@ from tests.fault_server import (
     scored,
     serving,
 )
-
-QUICK = Asking(
-    timeout=20, tries=2, attempts=2, wait=0.01, longest_wait=0.02, max_failures=1.0, progress=False
-)
-ONE = [{"id": "a", "instruction": "Say hi.", "response": "Hi."}]
-MANY = [{"id": n, "instruction": f"Say {n}.", "response": f"{n}!"} for n in range(12)]
+from tests.fault_table import KILLED, MANY, ONE, QUICK
 
 # What each fault ends in, and how many requests and paid replies it takes with 2 tries, 2 attempts.
 STATES: dict[str, tuple[str, int, int]] = {
@@ -171,6 +166,50 @@ def test_a_key_in_an_error_message_is_not_kept(
     assert "the key *** may not" in judged.judgements["note"][0]
 
 
+def test_a_key_is_sent_without_the_line_break_of_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret\n")
+    with serving(said(TEXT)) as server:
+        assert score(server, ONE, tmp_path / "c").tally.states == {"ok": 1}
+    assert server.keys == ["Bearer sk-secret"]
+
+
+@pytest.mark.parametrize("key", ["sk-se\ncret", "sk-s\u00e9cret", "sk secret"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with serving(said(TEXT)) as server:
+        with pytest.raises(ValueError, match="OPENAI_API_KEY") as refused:
+            score(server, ONE, tmp_path / "c")
+        assert server.requests == []
+    assert "cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kept"),
+    [("model", "\ud800", "?"), ("prompt_tokens", 10**30, None), ("prompt_tokens", -1, None)],
+)
+def test_what_no_database_holds_ends_no_run(
+    name: str, value: Any, kept: Any, tmp_path: Path
+) -> None:
+    body = json.loads(said(TEXT).body)
+    (body if name in body else body["usage"])[name] = value
+    with serving(Sent(body=json.dumps(body).encode())) as server:
+        judged = score(server, ONE, tmp_path / "c")
+    assert judged.judgements["state"][0] == "ok"
+    assert judged.judgements[name][0] == kept
+    assert judged.tally.unmetered == (kept is None)
+
+
+def test_one_and_one_point_nought_are_the_same_temperature(tmp_path: Path) -> None:
+    with serving(said(TEXT)) as server:
+        score(server, ONE, tmp_path / "c", temperature=1)
+        assert score(server, ONE, tmp_path / "c", temperature=1.0).tally.cached == 1
+        assert len(server.requests) == 1
+
+
 def test_a_failed_reply_is_asked_again_with_another_seed_and_a_missing_one_with_the_same(
     tmp_path: Path,
 ) -> None:
@@ -226,13 +265,16 @@ def test_a_wait_asked_of_one_question_holds_for_all(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_read_as_a_wait_is_none() -> None:
-    read = judge_requests.retry_after
+    read = judge_http.retry_after
     assert read({"retry-after": "7"}) == 7
     assert read({"retry-after": "-7"}) == 0
     assert read({"retry-after-ms": "1500", "retry-after": "7"}) == 1.5
     assert read({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
-    for nothing in ({}, {"retry-after": "soon"}, {"retry-after": "nan"}, {"retry-after": ""}):
-        assert read(nothing) is None
+    huge = "99999999999999999999"
+    dates = [f"Wed, 21 Oct {huge} 07:28:00 GMT", f"Wed, 21 Oct 2015 07:28:00 +{huge}"]
+    for said_so in ("soon", "nan", "", *dates):
+        assert read({"retry-after": said_so}) is None
+    assert read({}) is None
 
 
 def test_a_server_without_schemas_is_asked_without_and_that_is_recorded(tmp_path: Path) -> None:
@@ -259,12 +301,13 @@ def test_one_long_prompt_does_not_end_schemas_for_the_rest(tmp_path: Path) -> No
     assert sum("response_format" not in request for request in server.requests) == 1
 
 
+@pytest.mark.parametrize("before", ["", "proxy: " * 40])
 def test_the_newer_name_of_the_token_budget_is_used_where_the_server_wants_it(
-    tmp_path: Path,
+    before: str, tmp_path: Path
 ) -> None:
     def answer(request: dict[str, Any], number: int) -> Sent:
         if "max_tokens" in request:
-            return failed(400, "max_tokens is not supported: use max_completion_tokens")
+            return failed(400, f"{before} max_tokens is not supported: use max_completion_tokens")
         return said(TEXT)
 
     with serving(answer) as server:
@@ -394,15 +437,6 @@ def test_two_runs_that_share_a_cache_pay_once(tmp_path: Path) -> None:
     assert both[0].table.equals(both[1].table)
 
 
-KILLED = """
-import json, sys
-from codit import judge
-url, cache, rows = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-whom = judge.Judge(model="a-judge", base_url=url)
-judge.score(rows, whom, cache=cache, asking=judge.Asking(concurrency=2, progress=False))
-"""
-
-
 def test_a_run_killed_in_the_middle_goes_on_and_pays_nothing_stored_twice(tmp_path: Path) -> None:
     cache = tmp_path / "c"
 
@@ -422,7 +456,7 @@ def test_a_run_killed_in_the_middle_goes_on_and_pays_nothing_stored_twice(tmp_pa
             connection.close()
 
     with serving(answer) as server:
-        command = [sys.executable, "-c", KILLED, server.url, str(cache), json.dumps(MANY)]
+        command = [sys.executable, "-c", KILLED, server.url, str(cache), json.dumps(MANY), "2"]
         with subprocess.Popen(command) as process:
             deadline = time.monotonic() + 60
             while stored() < 4:
@@ -699,6 +733,9 @@ def test_a_maths_question_without_reference_is_refused_unless_none_is_wanted() -
         ({"id": "i", "instruction": " ", "response": "x"}, "row 'i' has no prompt"),
         ({"instruction": "x", "response": "\ud800"}, "surrogate"),
         (["x"], "expected an object"),
+        ({"messages": "x", "response": "y"}, "row 'row 1' has no prompt: messages"),
+        ({"messages": 5, "response": "y"}, "row 'row 1' has no prompt: messages"),
+        ({"messages": ["x"], "response": "y"}, "row 'row 1' has no prompt: messages"),
     ],
 )
 def test_a_row_that_cannot_be_judged_is_named_before_anything_is_asked(
@@ -707,6 +744,41 @@ def test_a_row_that_cannot_be_judged_is_named_before_anything_is_asked(
     with pytest.raises(ValueError, match=message):
         judge.score([row], Judge(model="m"), cache=tmp_path / "c")
     assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (["x"], "row 1: expected an object"),
+        ({**MT_BENCH[0], "turns": ["a"]}, "row '81': expected two texts in `turns`"),
+        ({**MT_BENCH[0], "responses": ["a", "\ud800"]}, "row '81': `responses` holds half"),
+    ],
+)
+def test_a_conversation_that_cannot_be_judged_is_named(row: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        judge_rows.turns([row], reference_categories=())
+
+
+def test_a_conversation_is_named_by_its_question_where_its_id_is_null() -> None:
+    (first, _) = judge_rows.turns([{**MT_BENCH[0], "id": None}], reference_categories=())
+    assert first.id == "81"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("{", "line 3: "), ("[1]", "line 3: it holds a list"), ('{"a": NaN}', "NaN is not JSON")],
+)
+def test_a_line_that_is_no_object_is_named(line: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"{json.dumps(ONE[0])}\n\n{line}\n")
+    with pytest.raises(ValueError, match=message):
+        judge_rows.read(path)
+
+
+def test_rows_of_a_file_are_what_stands_there(tmp_path: Path) -> None:
+    rows = [{**ONE[0], "id": 7, "made": "2024-05-01"}, {**ONE[0], "more": [1, None]}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert judge_rows.read(tmp_path / "rows.jsonl") == rows
 
 
 def test_a_conversation_s_last_answer_is_judged_after_all_its_turns() -> None:
@@ -722,7 +794,9 @@ def test_a_conversation_s_last_answer_is_judged_after_all_its_turns() -> None:
 @pytest.mark.parametrize(
     "settings",
     [{"concurrency": 0}, {"attempts": 0}, {"tries": 0}, {"timeout": 0}, {"wait": -1},
-     {"max_failures": 1.1}, {"price_in": 1.0}, {"price_out": 1.0}],
+     {"max_failures": 1.1}, {"price_in": 1.0}, {"price_out": 1.0}, {"timeout": math.nan},
+     {"wait": math.nan}, {"longest_wait": math.nan}, {"max_failures": math.nan},
+     {"price_in": -1.0, "price_out": 1.0}, {"price_in": 1.0, "price_out": math.nan}],
 )  # fmt: skip
 def test_settings_out_of_their_range_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"expected|share"):
@@ -733,6 +807,31 @@ def test_settings_out_of_their_range_are_refused(settings: dict[str, Any]) -> No
 def test_a_judge_out_of_its_range_is_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="expected a model's name"):
         Judge(**{"model": "m", **settings})
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "localhost:8000/v1", "ftp://a/v1", "http://", "http://[", "http://a:x/v1",
+     "http://a:99999/v1", "http://a:0", "http://a b/v1"],
+)  # fmt: skip
+def test_an_address_that_is_none_is_refused_before_it_is_tried(url: str) -> None:
+    with pytest.raises(ValueError, match="expected a base_url such as"):
+        Judge(model="m", base_url=url)
+
+
+def test_an_address_of_the_environment_that_is_none_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:abc/v1")
+    with pytest.raises(ValueError, match="in OPENAI_BASE_URL; got 'http://localhost:abc/v1'"):
+        judge.score(ONE, Judge(model="m"), cache=tmp_path / "c", asking=QUICK)
+    with serving(said(TEXT)) as server:  # one that is given counts
+        assert score(server, ONE, tmp_path / "c").tally.states == {"ok": 1}
+
+
+@pytest.mark.parametrize("url", ["http://[::1]:8000/v1", "https://a.b", "http://u:p@a:1/x?y=z"])
+def test_an_address_may_have_every_part_that_addresses_have(url: str) -> None:
+    assert Judge(model="m", base_url=url).base_url == url
 
 
 def test_a_missing_client_is_named_with_the_extra_that_brings_it(

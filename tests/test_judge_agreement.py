@@ -82,7 +82,10 @@ def test_a_stricter_judge_ranks_alike_but_agrees_less() -> None:
     scores = [4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0]
     found = agree(judge(scores), judge([score - 3 for score in scores]))
     assert found.spearman.estimate == pytest.approx(1)
+    assert found.weighted_kappa == found.kappa
     assert found.kappa.estimate == pytest.approx(1 - 9 / (4 + 4 + 9))
+    # Never equal; by chance 4 of 49: both say 4, 5, 6 or 7 once.
+    assert found.plain_kappa.estimate == pytest.approx(1 - 1 / (1 - 4 / 49))
 
 
 def test_rows_that_either_judge_could_not_judge_are_counted_not_filled() -> None:
@@ -101,7 +104,10 @@ def test_preferences_are_compared_by_who_wins() -> None:
     found = agree(first, second, kind="preferences")
     # Winners 1 -1 0 1 and 1 -1 0 -1: p_o = 3/4, p_e = (2 * 1 + 1 * 2 + 1 * 1) / 16 = 5/16.
     assert found.equal == 0.75
+    assert found.plain_kappa == found.kappa
     assert found.kappa.estimate == pytest.approx(1 - (1 / 4) / (11 / 16))
+    # Squares 0 0 0 4; variances 11/16 each (means 1/4 and -1/4), their difference 1/2.
+    assert found.weighted_kappa.estimate == pytest.approx(1 - 1 / (11 / 16 + 11 / 16 + 1 / 4))
 
 
 def test_the_column_of_another_table_can_be_named() -> None:

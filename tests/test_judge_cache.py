@@ -70,7 +70,10 @@ def test_claims_end_with_their_run(tmp_path: Path) -> None:
         assert other.claim("a", limit=3) == 0
 
 
-def test_the_claim_of_a_killed_process_counts_no_longer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_waited_for", [True, False])
+def test_the_claim_of_a_killed_process_counts_no_longer(
+    is_waited_for: bool, tmp_path: Path
+) -> None:
     code = (
         "import sys, time\nfrom codit.judge_cache import opened\n"
         "with opened(sys.argv[1]) as cache:\n"
@@ -83,7 +86,10 @@ def test_the_claim_of_a_killed_process_counts_no_longer(tmp_path: Path) -> None:
         with opened(tmp_path / "c") as cache:
             assert cache.claim("a", limit=3) is None
             os.kill(process.pid, signal.SIGKILL)
-            process.wait()
+            if is_waited_for:
+                process.wait()
+            else:  # as in a container whose first process waits for nobody
+                os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
             assert cache.claim("a", limit=3) == 0
 
 
@@ -161,3 +167,18 @@ def test_a_folder_or_a_locked_file_is_an_error_that_says_what_to_do(tmp_path: Pa
     assert 0.1 <= time.monotonic() - start < 2
     connection.execute("ROLLBACK")
     connection.close()
+
+
+def test_where_room_runs_out_the_error_says_so_and_what_was_stored_is_kept(tmp_path: Path) -> None:
+    with opened(tmp_path / "c") as cache:
+        cache.claim("a", limit=3)
+        cache.store("a", OK)
+        (pages,) = cache._connection.execute("PRAGMA page_count").fetchone()
+        cache._connection.execute(f"PRAGMA max_page_count = {pages}")
+        cache.claim("b", limit=3)
+        with pytest.raises(OSError, match=r"full\. Make room"):
+            cache.store("b", replace(OK, reply="x" * 200_000))
+        assert cache.final("a", limit=3) == OK
+        cache.release("b")
+        with opened(tmp_path / "c") as other:
+            assert other.claim("b", limit=3) == 0

@@ -75,6 +75,7 @@ def test_scores_are_written_and_a_second_run_asks_nothing(
     assert "base_url" not in manifest["judge"]
     assert manifest["model"] == ["a-judge"]
     assert list(manifest["templates"]) == ["single"]
+    assert (manifest["samples"], manifest["best_of"]) == (1, None)
     assert str(place) not in json.dumps(manifest)
     names = {path.name for path in place.iterdir()}
     assert names == {
@@ -89,9 +90,17 @@ def test_a_comparison_prints_its_flip_rate(place: Path, capsys: pytest.CaptureFi
         assert len(server.requests) == 12
     shown = capsys.readouterr().out
     assert "6 of 6 pairs decided: 0 for the first, 6 ties, 0 for the second" in shown
-    assert "win rate 0.5 [0.5, 0.5], flip rate 100.0%" in shown
+    assert "win rate 0.5 [0.5, 0.5], flip rate 100.0%, first-place rate 100.0%; 0.0%" in shown
     assert [row["preference"] for row in lines(place / "out.jsonl")] == [0.5] * 6
     assert len(json.loads((place / "out.manifest.json").read_text())["data"]) == 2
+
+
+def test_a_comparison_of_ties_alone_has_no_first_place(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(decided("tie")) as server:
+        assert run(place, server, "--against", str(place / "other.jsonl")) == 0
+    assert "flip rate 0.0%, first-place rate undefined; " in capsys.readouterr().out
 
 
 def test_best_of_n_writes_the_kept_rows_whole(
@@ -101,6 +110,7 @@ def test_best_of_n_writes_the_kept_rows_whole(
         assert run(place, server, "--best-of", "2", "--cache", str(place / "c.sqlite")) == 0
     assert "mean 6 [" in capsys.readouterr().out
     assert lines(place / "out.jsonl") == ROWS[1::2]
+    assert json.loads((place / "out.manifest.json").read_text())["best_of"] == 2
     assert (place / "c.sqlite").exists()
     assert not (place / "out.cache.sqlite").exists()
     assert run(place, None, "--best-of", "1") == 0
@@ -115,6 +125,48 @@ def test_conversations_are_scored_turn_by_turn(
         assert run(place, server, *flags, data="talk.jsonl") == 0
     assert "turn 1 8.00, turn 2 7.00" in capsys.readouterr().out
     assert [row["score"] for row in lines(place / "out.jsonl")] == [8, 7]
+
+
+MATHS = {"id": 1, "category": "math", "turns": ["a", "b"], "responses": ["c", "d"]}
+
+
+@pytest.mark.parametrize(
+    ("categories", "status", "shown"),
+    [
+        (None, 2, []),
+        (["math", "logic"], 2, []),
+        ([], 0, [False, False]),
+        (["logic"], 0, [False, False]),
+    ],
+)
+def test_categories_that_need_a_reference_can_be_named(
+    categories: list[str] | None, status: int, shown: list[bool], place: Path
+) -> None:
+    (place / "talk.jsonl").write_text(json.dumps(MATHS) + "\n")
+    more = [] if categories is None else ["--reference-categories", *categories]
+    with serving(scored(5)) as server:
+        assert run(place, server, "--conversations", *more, data="talk.jsonl") == status
+        prompts = [request["messages"][0]["content"] for request in server.requests]
+    assert ["eference" in prompt for prompt in prompts] == shown
+
+
+def test_a_category_that_is_named_is_judged_with_its_reference(place: Path) -> None:
+    talk = {**MATHS, "category": "logic", "reference": ["it is c", "it is d"]}
+    (place / "talk.jsonl").write_text(json.dumps(talk) + "\n")
+    with serving(scored(5)) as server:
+        more = ("--conversations", "--reference-categories", "logic")
+        assert run(place, server, *more, data="talk.jsonl") == 0
+        prompts = [request["messages"][0]["content"] for request in server.requests]
+    assert ["it is c" in prompt for prompt in prompts] == [True, True]
+
+
+def test_best_of_n_keeps_a_date_as_the_text_that_it_was(place: Path) -> None:
+    rows = [{**row, "made": "2024-05-01"} for row in ROWS]
+    rows[1]["only here"] = 1
+    (place / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with serving(grade) as server:
+        assert run(place, server, "--best-of", "2") == 0
+    assert lines(place / "out.jsonl") == rows[1::2]
 
 
 def test_what_has_no_score_is_null_in_the_file(place: Path) -> None:
@@ -150,6 +202,10 @@ def test_too_many_failures_are_status_one_and_nothing_looks_finished(
         (("--price-in", "1"), "both price_in and price_out"),
         (("--concurrency", "0"), "concurrency"),
         (("--conversations",), "expected two texts in `turns`"),
+        (("--reference-categories", "math"), "--conversations. Add it"),
+        (("--base-url", "localhost:8000"), "expected a base_url"),
+        (("--price-in", "-1", "--price-out", "1"), "prices of at least 0"),
+        (("--timeout", "nan"), "a timeout above 0"),
     ],
 )
 def test_what_a_user_can_mend_is_one_line_and_status_two(
@@ -203,5 +259,6 @@ def test_help_names_the_flags_and_loads_neither_torch_nor_the_client() -> None:
     done = subprocess.run([sys.executable, "-c", lean], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
     for flag in ("--data", "--model", "--base-url", "--against", "--best-of", "--samples",
-                 "--cache", "--concurrency", "--max-failures", "--price-in"):  # fmt: skip
+                 "--cache", "--concurrency", "--max-failures", "--price-in", "--dry-run",
+                 "--reference-categories"):  # fmt: skip
         assert flag in done.stdout
