@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -178,7 +179,7 @@ class Connection:
         self._client, self._key = client, key
         self._judge, self._asking = judge, asking
         self.calls = 0  # requests sent, those without a reply included
-        self._takes_schema, self._budget = True, "max_tokens"
+        self._takes_schema, self._takes_seed, self._budget = True, True, "max_tokens"
         self._not_before = 0.0
 
     async def reply(self, template: Template, prompt: str, *, seed: int) -> tuple[Reading, bool]:
@@ -216,9 +217,11 @@ class Connection:
 
     async def _adapted(self, template: Template, prompt: str, seed: int) -> tuple[Reading, bool]:
         """Send a request; what the server refuses to take is left out or renamed."""
-        with_schema, budget = self._takes_schema, self._budget
+        with_schema, with_seed, budget = self._takes_schema, self._takes_seed, self._budget
         while True:
-            request: dict[str, Any] = {budget: self._judge.max_tokens, "seed": seed}
+            request: dict[str, Any] = {budget: self._judge.max_tokens}
+            if with_seed:
+                request["seed"] = seed
             if with_schema:
                 request["response_format"] = schema(template)
             try:
@@ -228,6 +231,8 @@ class Connection:
                     raise
                 if budget == "max_tokens" and "max_completion_tokens" in trouble.refusal:
                     budget = "max_completion_tokens"  # OpenAI's reasoning models take this name
+                elif with_seed and re.search(r"\bseed\b", trouble.refusal):
+                    with_seed = False  # some servers know another name for it, or none
                 elif with_schema:
                     with_schema = False
                 else:
@@ -235,6 +240,7 @@ class Connection:
             else:
                 # Only now is it known that the request failed for these and not for its prompt.
                 self._takes_schema, self._budget = self._takes_schema and with_schema, budget
+                self._takes_seed = self._takes_seed and with_seed
                 return reading, with_schema
 
     async def _send(self, template: Template, prompt: str, request: dict[str, Any]) -> Reading:

@@ -317,6 +317,19 @@ def test_the_newer_name_of_the_token_budget_is_used_where_the_server_wants_it(
     assert server.requests[-1]["max_completion_tokens"] == 8192
 
 
+def test_a_server_that_knows_no_seed_is_asked_without_one(tmp_path: Path) -> None:
+    def answer(request: dict[str, Any], number: int) -> Sent:
+        if "seed" in request:
+            return failed(422, "extra fields not permitted: body.seed")
+        return said(TEXT)
+
+    with serving(answer) as server:
+        judged = score(server, MANY, tmp_path / "c", asking=replace(QUICK, concurrency=1))
+    assert judged.tally.states == {"ok": 12}
+    assert judged.tally.schema == {"honoured": 12}  # the schema is asked for all the same
+    assert len(server.requests) == 13
+
+
 @pytest.mark.parametrize(("status", "remedy"), [(401, "OPENAI_API_KEY"), (404, "base_url")])
 def test_what_no_question_can_survive_ends_the_run_at_once(
     status: int, remedy: str, tmp_path: Path
