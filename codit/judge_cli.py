@@ -157,9 +157,9 @@ def summary_line(summary: dict[str, Any]) -> str:
         summary: of a `judge.Judged`.
 
     Returns:
-        str: how many have a value, mean and interval, share of failures; of a comparison how many
-        pairs flip with the order, and the share of verdicts, ties aside, for what stood first (50 %
-        without a bias).
+        str: how many have a value, mean and interval, share of failures; of a comparison both win
+        rates, raw and length-controlled, how many pairs flip with the order, and the share of
+        verdicts, ties aside, for what stood first (50 % without a bias).
 
     Source: ours.
     """
@@ -168,7 +168,8 @@ def summary_line(summary: dict[str, Any]) -> str:
         said = (
             f"{known} of {n} pairs decided: {summary['first']} for the first, {summary['tie']} "
             f"ties, {summary['second']} for the second, {summary['left_out']} rows without a "
-            f"partner; win rate {_interval(summary)}, flip rate {_share(summary['flip_rate'])}, "
+            f"partner; win rate {_interval(summary)}, length-controlled {_controlled(summary)}; "
+            f"flip rate {_share(summary['flip_rate'])}, "
             f"first-place rate {_share(summary['first_place_rate'])}"
         )
     else:
@@ -209,6 +210,17 @@ def tally_line(tally: Tally) -> str:
 
 def _share(value: float) -> str:
     return "undefined" if math.isnan(value) else f"{value:.1%}"
+
+
+def _controlled(summary: dict[str, Any]) -> str:
+    """Return the length-controlled win rate, or why there is none."""
+    names = ("length_controlled", "lc_low", "lc_high")
+    value, low, high = (summary[name] for name in names)
+    return (
+        f"undefined ({summary['lc_note'].rstrip('.')})"
+        if math.isnan(value)
+        else f"{value:.3g} [{low:.3g}, {high:.3g}]"
+    )
 
 
 def _interval(summary: dict[str, Any]) -> str:

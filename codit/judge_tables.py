@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from codit import statistics
+from codit import statistics, win_rates
 from codit.judge_rows import Answered
 
 EXACT = 5_000  # rows; BCa's work grows with their square, and the normal interval is then as good
@@ -97,7 +97,8 @@ def comparison(table: pd.DataFrame, judgements: pd.DataFrame) -> dict[str, Any]:
         judgements: what it was made from.
 
     Returns:
-        dict: `n`, `n_ok`, `mean` (win rate of the first arm), `low`, `high`; `first`, `tie`,
+        dict: `n`, `n_ok`, `mean` (raw win rate of the first arm), `low`, `high`; see
+        `length_controlled`; `first`, `tie`,
         `second` (pairs); `flip_rate` (share of draws whose two orders disagree);
         `first_place_rate` (share of the verdicts for what stood first, ties aside: .5 without a
         bias); `failed` (share of judgements).
@@ -109,6 +110,7 @@ def comparison(table: pd.DataFrame, judgements: pd.DataFrame) -> dict[str, Any]:
     return {
         "n": len(table),
         **mean(table["preference"], table["id"]),
+        **length_controlled(table),
         "first": int((wins > 0.5).sum()),
         "tie": int((wins == 0.5).sum()),
         "second": int((wins < 0.5).sum()),
@@ -116,6 +118,30 @@ def comparison(table: pd.DataFrame, judgements: pd.DataFrame) -> dict[str, Any]:
         "first_place_rate": float((named == "first").mean()) if len(named) else math.nan,
         "failed": failed(judgements),
     }
+
+
+def length_controlled(table: pd.DataFrame) -> dict[str, Any]:
+    """Return the win rate that the first arm would have at equal lengths; AlpacaEval 2's.
+
+    Args:
+        table: from `outcomes`; several pairs of a prompt are averaged first.
+
+    Returns:
+        dict: `length_controlled` and its `lc_low`, `lc_high`, 95 % over prompts; `lc_note`: which
+        published variant was fitted, or why none could be: then the three are NaN.
+
+    Source: Dubois et al. 2024 (arXiv 2404.04475); see `win_rates.win_rates`.
+    """
+    columns = ["preference", "length", "length_baseline"]
+    averaged = table.dropna(subset="preference").groupby("id", sort=False)[columns].mean()
+    try:
+        found = win_rates.win_rates(averaged.reset_index())
+    except ValueError as error:
+        nothing = dict.fromkeys(("length_controlled", "lc_low", "lc_high"), math.nan)
+        return {**nothing, "lc_note": str(error)}
+    lc = found.length_controlled
+    ends = {"length_controlled": lc.estimate, "lc_low": lc.low, "lc_high": lc.high}
+    return {**ends, "lc_note": found.note}
 
 
 def best(

@@ -90,9 +90,37 @@ def test_a_comparison_prints_its_flip_rate(place: Path, capsys: pytest.CaptureFi
         assert len(server.requests) == 12
     shown = capsys.readouterr().out
     assert "6 of 6 pairs decided: 0 for the first, 6 ties, 0 for the second" in shown
-    assert "win rate 0.5 [0.5, 0.5], flip rate 100.0%, first-place rate 100.0%; 0.0%" in shown
+    assert "; flip rate 100.0%, first-place rate 100.0%; 0.0%" in shown
+    # Three prompts are too few for the other rate, which is said and never left out.
+    assert "win rate 0.5 [0.5, 0.5], length-controlled undefined (expected at least 5" in shown
     assert [row["preference"] for row in lines(place / "out.jsonl")] == [0.5] * 6
     assert len(json.loads((place / "out.manifest.json").read_text())["data"]) == 2
+
+
+def test_both_win_rates_are_shown_and_length_explains_what_it_can(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def longer(request: dict[str, Any], number: int) -> Sent:
+        first, second = re.findall(r"answer(x*)", request["messages"][0]["content"])
+        return decided("first" if len(first) > len(second) else "second")
+
+    # The first arm is longer in three of four prompts: so often it wins, and for no other reason.
+    arms: dict[str, list[dict[str, Any]]] = {"one": [], "two": []}
+    for n in range(40):
+        for name, is_long in (("one", n % 4 != 0), ("two", n % 4 == 0)):
+            text = "answer" + "x" * (10 + n % 7 if is_long else 1)
+            arms[name].append({"id": f"p{n}", "instruction": f"ask {n}", "response": text})
+    for name, rows in arms.items():
+        (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with serving(longer) as server:
+        assert run(place, server, "--against", str(place / "two.jsonl"), data="one.jsonl") == 0
+    summary = json.loads((place / "out.manifest.json").read_text())["summary"]
+    assert summary["mean"] == 0.75
+    assert summary["length_controlled"] < 0.6
+    assert summary["lc_low"] <= summary["length_controlled"] <= summary["lc_high"]
+    assert re.search(
+        r"win rate 0\.75 \[\S+, \S+\], length-controlled 0\.\d+ \[", capsys.readouterr().out
+    )
 
 
 def test_a_comparison_of_ties_alone_has_no_first_place(
