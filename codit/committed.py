@@ -18,6 +18,8 @@ from codit import (
     engine_study,
     experiments,
     figures,
+    judge_students,
+    judge_study,
     store,
     studies,
     throughput,
@@ -46,6 +48,10 @@ def tables(chosen: Scale) -> dict[str, Made]:
     named["alignment"] = (alignment.recipe(chosen), alignment.study)
     named["tokens"] = (token_evidence.recipe(chosen), token_evidence.study)
     named["transfer"] = (transfer.recipe(chosen), transfer.study)
+    judged = judge_study.recipes(chosen) if chosen.judging.judges else {}
+    named |= {f"judged-{k}": (recipe, judge_study.study) for k, recipe in judged.items()}
+    if judged:
+        named["judged-students"] = (judge_students.recipe(chosen), verdicts.study)
     # A measurement of a machine, not of a scale's models: one is kept.
     named["throughput"] = (throughput.recipe(figures.COMMITTED), throughput.study)
     named["engines"] = (engine_study.recipe(figures.COMMITTED), engine_study.study)

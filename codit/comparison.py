@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from codit.judge_recipes import JudgedArm, JudgedBest
 from codit.recipes import (
     Answers,
     BestOf,
@@ -88,7 +89,7 @@ class ResponseStudy:
     pair: Pair
     prompts: WorldPrompts | HubPrompts | File
     decoding: Decoding
-    arms: tuple[Arm, ...]
+    arms: tuple[Arm | JudgedArm, ...]
     seeds: tuple[int, ...] = (0,)
     version: ClassVar[int] = 1
 
@@ -129,11 +130,11 @@ def model_label(model: Model | Pretraining | Training) -> str:
     return f"{model.architecture}-{model.tokenizer}"
 
 
-def decoding(arm: Arm, base: Decoding) -> Decoding:
+def decoding(arm: Arm | JudgedArm, base: Decoding) -> Decoding:
     """Return how an arm draws tokens: `base` but for strength, plausibility and temperature.
 
     Args:
-        arm: any but the world's own answers; best-of-n draws like direct.
+        arm: any but the world's own answers; best-of-n draws like direct, whoever judges.
         base: CoDIT's.
 
     Returns:
@@ -144,6 +145,8 @@ def decoding(arm: Arm, base: Decoding) -> Decoding:
 
     Source: direct and codit: CoDIT (arXiv 2604.13538); the others ours.
     """
+    if isinstance(arm, JudgedArm):
+        return replace(base, strength=0.0, plausibility=0.0)
     plausibility = base.plausibility if arm.plausibility is None else arm.plausibility
     strength = base.strength if arm.strength is None else arm.strength
     if arm.role in ("direct", "best-of-n"):
@@ -159,7 +162,9 @@ def decoding(arm: Arm, base: Decoding) -> Decoding:
     )
 
 
-def data(study: ResponseStudy, arm: Arm, seed: int = 0) -> Synthesis | BestOf | Answers | Shuffled:
+def data(
+    study: ResponseStudy, arm: Arm | JudgedArm, seed: int = 0
+) -> Synthesis | BestOf | JudgedBest | Answers | Shuffled:
     """Return the recipe of an arm's dataset.
 
     Args:
@@ -168,7 +173,8 @@ def data(study: ResponseStudy, arm: Arm, seed: int = 0) -> Synthesis | BestOf | 
         seed: of the noise.
 
     Returns:
-        Synthesis | BestOf | Answers | Shuffled: `study.prompts`, answered as the arm says.
+        Synthesis | BestOf | JudgedBest | Answers | Shuffled: `study.prompts`, answered as the arm
+        says.
 
     Raises:
         ValueError: the world's own answers to prompts that are not the world's.
@@ -185,9 +191,11 @@ def data(study: ResponseStudy, arm: Arm, seed: int = 0) -> Synthesis | BestOf | 
         own = Answers(prompts=study.prompts, ideal_share=share, seed=0 if share else seed)
         return Shuffled(answers=own, seed=seed) if arm.role == "unrelated" else own
     how = decoding(arm, replace(study.decoding, seed=seed))
-    if arm.role != "best-of-n":
+    if arm.role not in ("best-of-n", JudgedArm.role):
         return Synthesis(pair=study.pair, prompts=study.prompts, decoding=how)
     pool = Synthesis(pair=study.pair, prompts=study.prompts, decoding=how, n_samples=POOL)
+    if isinstance(arm, JudgedArm):
+        return JudgedBest(pool=pool, judge=arm.judge, n=arm.n)
     return BestOf(pool=pool, n=arm.n)
 
 
@@ -195,7 +203,10 @@ POOL = 4  # samples that best-of-n chooses from; best-of-2 among the first two o
 
 
 def training(
-    study: StudentStudy, base: Model | Pretraining | Training, arm: Arm, seed: int = 0
+    study: StudentStudy,
+    base: Model | Pretraining | Training,
+    arm: Arm | JudgedArm,
+    seed: int = 0,
 ) -> Training:
     """Return the recipe of a student: a base trained on an arm's dataset.
 
@@ -213,7 +224,7 @@ def training(
 
     Source: ours; the paper's settings were not found.
     """
-    made = data(study.responses, arm, seed)
+    made: Any = data(study.responses, arm, seed)  # `recipes` cannot name those of judges
     return Training(base=base, data=made, seed=seed, **dict(study.training))
 
 
@@ -241,7 +252,7 @@ def evaluations(
                     yield {**told, "split": split}, evaluation
 
 
-def columns(arm: Arm) -> dict[str, Any]:
+def columns(arm: Arm | JudgedArm) -> dict[str, Any]:
     """Return an arm as columns of a table: arm (its label), role, plausibility, strength, n.
 
     Args:
@@ -252,14 +263,9 @@ def columns(arm: Arm) -> dict[str, Any]:
 
     Source: ours.
     """
-    nan = float("nan")
-    return {
-        "arm": arm.label,
-        "role": arm.role,
-        "plausibility": nan if arm.plausibility is None else arm.plausibility,
-        "strength": nan if arm.strength is None else arm.strength,
-        "n": arm.n,
-    }
+    numbers = {name: getattr(arm, name, None) for name in ("plausibility", "strength")}
+    told = {name: float("nan") if value is None else value for name, value in numbers.items()}
+    return {"arm": arm.label, "role": arm.role, **told, "n": arm.n}
 
 
 def greedy_decoding(max_new_tokens: int) -> Decoding:

@@ -10,14 +10,27 @@ import itertools
 import json
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeAlias
 
 import torch
 import tyro
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import AutoModelForCausalLM
 
-from codit import comparison, evidence, experiments, results, store, student, verdicts, world
+from codit import (
+    comparison,
+    evidence,
+    experiments,
+    judge_recipes,
+    results,
+    store,
+    student,
+    verdicts,
+    world,
+    world_judge,
+    world_lessons,
+)
+from codit.judge_recipes import WorldJudge
 from codit.pretraining import encoded
 from codit.recipes import Model, Pretraining, Training, WorldPrompts
 from codit.vocabulary import load_tokenizer
@@ -26,9 +39,13 @@ HELD_OUT_TEXT = 1_000_000  # seed of documents that no recipe trains on (ours)
 DOCUMENTS = 100
 PROMPTS = 100
 GREEDY_TOKENS = 96
+JUDGED = 200
 
 
-def models() -> dict[str, Pretraining | Training]:
+Recipe: TypeAlias = Pretraining | Training | WorldJudge
+
+
+def models() -> dict[str, Recipe]:
     """Return the recipe of every embedded model by the name of its folder.
 
     Returns:
@@ -39,7 +56,8 @@ def models() -> dict[str, Pretraining | Training]:
     bases = experiments.bases()
     base = bases["amateur"]
     experts = {"expert": experiments.expert(base), "expert-b": experiments.second_expert(base)}
-    return {**bases, **experts}
+    judges = dict(zip(("judge", "judge-b"), judge_recipes.JUDGES, strict=True))
+    return {**bases, **experts, **judges}
 
 
 def folder(name: str) -> Path:
@@ -78,7 +96,12 @@ def embed(name: str, *, fresh: bool = False) -> Path:
     """
     target = folder(name)
     recipe = models()[name]
-    make = results.make_base if isinstance(recipe, Pretraining) else results.make_student
+    makers: dict[type, Any] = {
+        Pretraining: results.make_base,
+        Training: results.make_student,
+        WorldJudge: world_judge.make,
+    }
+    make = makers[type(recipe)]
     staged = target.with_name(f".{name}.new")
     shutil.rmtree(staged, ignore_errors=True)  # of a killed try, which the store might find
     made = store.get(recipe, make, fresh=fresh)
@@ -94,19 +117,24 @@ def embed(name: str, *, fresh: bool = False) -> Path:
     return target
 
 
-def evaluate(folder: Path, recipe: Pretraining | Training) -> dict[str, float]:
+def evaluate(folder: Path, recipe: Recipe) -> dict[str, float]:
     """Return what is recorded of an embedded model, so that a test can tell that it is the same.
 
     Args:
         folder: model and tokenizer.
-        recipe: a base is measured on text, a fine-tuned model on dev prompts too.
+        recipe: a base is measured on text, a fine-tuned model on dev prompts too, a judge on
+            graded responses to dev prompts and on pairs of them.
 
     Returns:
         dict: `text_loss` (nats per token of held-out documents); for a fine-tuned model `strict`,
-        `correct` and `is_completed` of greedy answers to dev prompts (shares).
+        `correct` and `is_completed` of greedy answers to dev prompts (shares). For a judge
+        `equal` (share of scores that are the verifier's), `spearman`, `verdicts` (share of pairs
+        on which it says what the verifier's scores say), `parses` (share of all replies).
 
     Source: ours.
     """
+    if isinstance(recipe, WorldJudge):
+        return _judged(folder, recipe)
     base = recipe.base if isinstance(recipe, Training) else recipe
     assert isinstance(base, Pretraining)
     found = {"text_loss": round(text_loss(folder, base), 5)}
@@ -118,6 +146,20 @@ def evaluate(folder: Path, recipe: Pretraining | Training) -> dict[str, float]:
         table = student.evaluate(model, tokenizer, asked, verdicts.verdict, greedy)
         found |= {m: float(table[m].mean()) for m in ("strict", "correct", "is_completed")}
     return found
+
+
+def _judged(folder: Path, recipe: WorldJudge) -> dict[str, float]:
+    prompts = WorldPrompts(world=recipe.prompts.world, split="dev", n=JUDGED)
+    scores = world_judge.judged(folder, world_lessons.graded(prompts))
+    pairs = world_judge.judged(folder, world_lessons.compared(prompts))
+    found = world_judge.reliability(scores)
+    replies = [*scores["said"], *pairs["said"]]
+    return {
+        "equal": found["equal"].estimate,
+        "spearman": round(found["spearman"].estimate, 4),
+        "verdicts": float((pairs["said"] == pairs["value"]).mean()),
+        "parses": sum(value is not None for value in replies) / len(replies),
+    }
 
 
 @torch.no_grad()
@@ -144,7 +186,7 @@ def text_loss(folder: Path, recipe: Pretraining) -> float:
     return total / count
 
 
-def card(name: str, recipe: Pretraining | Training, folder: Path) -> ModelCard:
+def card(name: str, recipe: Recipe, folder: Path) -> ModelCard:
     """Return the model card of an embedded model.
 
     Args:

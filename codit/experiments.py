@@ -12,6 +12,7 @@ from typing import Any
 
 from codit import comparison
 from codit.comparison import Arm
+from codit.judge_recipes import JUDGES, NOBODY, Judging, LLMJudge
 from codit.recipes import (
     Answers,
     Decoding,
@@ -46,7 +47,8 @@ class Scale:
         strengths: tried at the decoding's plausibility; 0 is truncation.
         students: base models that are trained.
         training: how; `base` and `data` are filled in per student and arm.
-        evaluations: what scores a response; "verifier" needs the micro world.
+        evaluations: what scores a response: "verifier" (of the micro world) and "judge".
+        judging: who judges, and how much.
         seeds: how often an experiment is repeated; a seed moves synthesis and training alike.
         example: an instruction to look at token by token.
     """
@@ -66,6 +68,7 @@ class Scale:
     evaluations: tuple[str, ...]
     seeds: tuple[int, ...]
     example: str
+    judging: Judging = NOBODY
 
     @property
     def teachers(self) -> dict[str, Pair]:
@@ -143,6 +146,7 @@ MICRO_TRAINING: dict[str, Any] = {  # all ours
     "max_length": 512,
     "warmup": 0.03,
 }
+BUDGETS = (24, 25, 26, 27, 28, 30)  # tokens of a reply that needs about 26 (ours)
 
 
 def scales() -> dict[str, Scale]:
@@ -173,7 +177,8 @@ def scales() -> dict[str, Scale]:
         strengths=(0.0, 1.0, 2.0),
         students=(base, llama),
         training=MICRO_TRAINING,
-        evaluations=("verifier",),
+        evaluations=("verifier", "judge"),
+        judging=Judging(judges=JUDGES, n_prompts=60, budgets=(25, 27)),
         seeds=(0, 1),
         example="Write a sentence: name = Savo; work = miller; town = Orrin. "
         "Answer in JSON. End with the word wagon.",
@@ -189,6 +194,7 @@ def scales() -> dict[str, Scale]:
         plausibilities=(0.01, 0.03, 0.1, 0.3, 0.6, 0.9),
         strengths=(0.0, 0.25, 0.5, 1.0, 1.5, 2.0),
         students=(base, neox, llama),
+        judging=Judging(judges=JUDGES, n_prompts=1500, budgets=BUDGETS, seeds=(0, 1, 2, 3, 4)),
         seeds=(0, 1, 2, 3, 4),
     )
     laptop = hub_scale(
@@ -222,6 +228,7 @@ def hub_scale(post: str, pre: str, prompts: HubPrompts, max_new_tokens: int) -> 
         students=(Model(name=pre),),
         training={"template": Model(name=post)},
         evaluations=("judge",),
+        judging=Judging(judges=(LLMJudge(model="openai/gpt-oss-120b"),)),
         seeds=(0,),
         example="Name three rivers of Europe, in capitals, as a numbered list.",
     )

@@ -19,28 +19,35 @@ LOOPBACK = "127.0.0.1"
 DEADLINE = 120.0  # seconds until a server must answer (ours)
 PATIENCE = 10.0  # seconds until a server that was told to end is killed (ours)
 POLL = 0.1
+BLOCK = 32  # tokens of a block of a paged cache (ours)
+BATCH_TOKENS = 1024  # read in one step of a paged cache, of all requests together (ours)
 SHOWN = 800  # characters of a server's log in an error
 
 
 @contextlib.contextmanager
-def serve(folder: str | Path, *, deadline: float = DEADLINE) -> Iterator[str]:
+def serve(
+    folder: str | Path, *, cache_tokens: int | None = None, deadline: float = DEADLINE
+) -> Iterator[str]:
     """Run `transformers serve` on a model folder, on this machine alone and a free port.
 
     The model's name in requests is the folder's own, without where it lies. The server ignores
-    `response_format`, draws only where the model's generation config says `do_sample`, and answers
-    one request at a time: asking for several at once gains little, and their seeds mix. For Qwen's
-    architectures it has a way of its own to read replies, meant for their own chat template.
+    `response_format` and draws only where the model's generation config says `do_sample`. For
+    Qwen's architectures it has a way of its own to read replies, meant for their own template.
 
     Args:
         folder: a model with tokenizer, chat template and generation config.
+        cache_tokens: of one paged cache, from which all requests are answered at the same time;
+            each must fit with its reply. None: one request after another, so that asking for
+            several at once gains little. Either way seeds of requests that overlap mix.
         deadline: seconds until it must answer /health.
 
     Yields:
         str: the base URL, which ends in /v1.
 
     Raises:
-        ValueError: the packages that serve are missing, `folder` is no folder, or the server
-            ended or did not answer in time; the message holds its last words.
+        ValueError: the packages that serve are missing, `folder` is no folder, a cache of less
+            than a block, or the server ended or did not answer in time; the message holds its
+            last words.
 
     Source: ours.
     """
@@ -56,6 +63,12 @@ def serve(folder: str | Path, *, deadline: float = DEADLINE) -> Iterator[str]:
     # lies beside the model must not be imported.
     command = [sys.executable, "-P", "-m", "transformers.cli.transformers", "serve", folder.name]
     command += ["--host", LOOPBACK, "--port", "0", "--device", "cpu"]
+    if cache_tokens is not None:
+        if cache_tokens < BLOCK:
+            raise ValueError(f"cache_tokens must be at least {BLOCK}; got {cache_tokens}.")
+        command += ["--continuous-batching", "--cb-block-size", str(BLOCK)]
+        command += ["--cb-num-blocks", str(cache_tokens // BLOCK)]
+        command += ["--cb-max-batch-tokens", str(BATCH_TOKENS)]
     offline = os.environ | {"HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         process = subprocess.Popen(

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from codit import (
     chat_vector,
     dataset_file,
+    judging,
     pretraining,
     recipes,
     store,
@@ -24,6 +25,7 @@ from codit import (
     synthesis,
     world,
 )
+from codit.judge_recipes import JudgedBest
 from codit.pair import ContrastivePair, load_tokenizer
 from codit.recipes import (
     Addition,
@@ -37,6 +39,9 @@ from codit.recipes import (
     Training,
     WorldPrompts,
 )
+from codit.record_lines import line_of
+
+REPLIES = "judgements.sqlite"  # of every judge that a recipe asks
 
 
 def model_path(recipe: Model | Pretraining | Training | Addition) -> str:
@@ -100,12 +105,14 @@ def make_addition(recipe: Addition, folder: Path) -> None:
     chat_vector.add(model_path(recipe.target), vector, folder, scale=recipe.scale)
 
 
-def dataset(recipe: Synthesis | BestOf | Answers | Shuffled | recipes.File) -> Dataset:
+def dataset(
+    recipe: Synthesis | BestOf | JudgedBest | Answers | Shuffled | recipes.File,
+) -> Dataset:
     """Return the rows that a recipe names; responses that do not exist yet are made.
 
     Args:
-        recipe: a teacher's responses, the best of several, the world's own answers as they are or
-            dealt out anew, or a file of JSON lines.
+        recipe: a teacher's responses, the best of several by verifier or judge, the world's own
+            answers as they are or dealt out anew, or a file of JSON lines.
 
     Returns:
         Dataset: rows with `messages`, ready for `student.train`.
@@ -116,6 +123,8 @@ def dataset(recipe: Synthesis | BestOf | Answers | Shuffled | recipes.File) -> D
         return responses(recipe)
     if isinstance(recipe, BestOf):
         return Dataset.from_list(best_of(recipe))
+    if isinstance(recipe, JudgedBest):
+        return judged_best(recipe)
     if isinstance(recipe, Answers):
         return Dataset.from_list(world.answers(recipe))
     if isinstance(recipe, Shuffled):
@@ -204,6 +213,32 @@ def best_of(recipe: BestOf) -> list[dict[str, Any]]:
         if row["id"] not in best or found.score > best[row["id"]][0]:
             best[row["id"]] = (found.score, row)
     return [row for _, row in best.values()]
+
+
+def judged_best(recipe: JudgedBest) -> Dataset:
+    """Return, for each prompt, that of the first n responses which a judge scores highest.
+
+    Args:
+        recipe: the pool of responses, the judge, n.
+
+    Returns:
+        Dataset: rows of the pool; of equal scores the first sample. Every reply is kept in the
+        store's `judgements.sqlite` and paid for once, whichever recipe asks.
+
+    Raises:
+        ValueError: see `judging.best_of`.
+
+    Source: Best-of-N is a baseline of CoDIT (arXiv 2604.13538); N and ties: ours.
+    """
+
+    def make(recipe: JudgedBest, folder: Path) -> None:
+        pool = list(responses(recipe.pool))
+        rows, summary = judging.best_of(recipe, pool, cache=store.cache() / REPLIES)
+        with store.replacing(folder / "responses.jsonl") as stream:
+            stream.writelines(line_of(row).encode() for row in rows)
+        store.write_json(folder / "summary.json", summary)
+
+    return dataset_file.read(store.get(recipe, make) / "responses.jsonl")
 
 
 @functools.lru_cache(maxsize=2)

@@ -19,6 +19,7 @@ from codit.chat import prompt_ids
 from codit.comparison import Arm, ResponseStudy
 from codit.contrast import strength_per_id
 from codit.experiments import Scale
+from codit.judge_recipes import JudgedArm
 from codit.pair import ContrastivePair, load_tokenizer
 from codit.recipes import Pair, WorldPrompts
 from codit.token_classes import id_classes, step_table, teacher_forced
@@ -167,7 +168,7 @@ def _told(table: pd.DataFrame, **told: Any) -> pd.DataFrame:
     return pd.concat([pd.DataFrame(told, index=kept.index), kept], axis=1)
 
 
-def _columns(arm: Arm) -> dict[str, Any]:
+def _columns(arm: Arm | JudgedArm) -> dict[str, Any]:
     found = comparison.columns(arm)
     strength = 0.0 if arm.role == "truncated" else found["strength"]
     return {name: found[name] for name in ("arm", "role", "plausibility")} | {"strength": strength}

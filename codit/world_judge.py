@@ -1,22 +1,16 @@
-"""The world's judge: a micro model that scores responses in our JSON.
+"""The world's judge: a micro model that scores and compares responses in our JSON.
 
 It learns from what the world's verifier says, so that a judgement through a real server means
-something. Its score is the verifier's rubric, 1 to 10, of the response as it reads:
-
-1 + 3 if it is correct + 4 times the share of constraints that hold + 1 for form + 1 for not
-repeating itself, rounded; 1 for an empty response. Strengths and weaknesses name these parts.
+something. What it is taught: `codit.world_lessons`.
 """
 
 from __future__ import annotations
 
-import json
-import random
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,55 +29,16 @@ from codit import (
     statistics,
     store,
     student,
-    world,
+    world_lessons,
 )
+from codit.judge_recipes import WorldJudge as WorldJudge
 from codit.model_server import serve as serve  # a judge of ours is served from here
-from codit.recipes import WorldPrompts
 from codit.statistics import Interval
 from codit.vocabulary import load_tokenizer
-from codit.world import constraints, facts, instructions, tasks
-from codit.world.instructions import Instruction
 from codit.world.tokens import ASSISTANT, CHAT_TEMPLATE, END, END_OF_TEXT, SYSTEM, USER
 
-QUALITIES = {  # how a response was written -> its share (ours)
-    "ideal": 0.20,
-    "careless": 0.20,  # as on the world's pages: right and heedless
-    "partial": 0.18,  # right, heeds most of what was asked
-    "wrong": 0.26,
-    "cut": 0.06,
-    "again": 0.04,  # said twice, asked or not
-    "furnished": 0.03,  # shows the furniture of a page
-    "empty": 0.03,
-}
-HEEDED = 0.6  # share of constraints that all but ideal and careless responses try to obey (ours)
-EMPTY = ("", " ", "\n", "...", '""')
-LABELS = {"one_word": "one word", "max_words": "few words"}  # else the constraint's kind
-PROMPTS = WorldPrompts(n=20_000, seed=4)
-REPLY_TOKENS = 96  # a reply is about 25 tokens
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorldJudge:
-    """The recipe of a judge, trained from nothing on graded responses. All values ours.
-
-    Args:
-        prompts: of the split "train": what held-out judgements are compared on was never read.
-        architecture: as in `recipes.Pretraining`; not Qwen's, see `model_server.serve`.
-        vocabulary: tokens of its own tokenizer, the fixed parts of the prompt not counted.
-        epochs: passes over one response to each prompt.
-        batch: rows in a step.
-    """
-
-    prompts: WorldPrompts = PROMPTS
-    architecture: str = "llama"
-    hidden_size: int = 64
-    layers: int = 4
-    vocabulary: int = 1024
-    learning_rate: float = 4e-3
-    epochs: float = 2.0
-    batch: int = 32
-    seed: int = 0
-    version: ClassVar[int] = 1
+REPLY_TOKENS = 96  # a reply is about 25 tokens, a comparison 60
+TEMPLATES = {template.name: template for template in world_lessons.SHARES}
 
 
 def get(recipe: WorldJudge) -> Path:
@@ -108,11 +63,11 @@ def make(recipe: WorldJudge, folder: Path) -> None:
         folder: where it goes.
 
     Raises:
-        ValueError: see `graded`, `pretraining.build` and `student.train`.
+        ValueError: see `world_lessons.lessons`, `pretraining.build` and `student.train`.
 
     Source: ours.
     """
-    rows = graded(recipe.prompts, seed=recipe.seed)
+    rows = world_lessons.lessons(recipe.prompts, seed=recipe.seed)
     words = tokenizer(rows, vocabulary=recipe.vocabulary)
     shape = recipes.Pretraining(
         architecture=recipe.architecture, hidden_size=recipe.hidden_size, layers=recipe.layers
@@ -145,85 +100,6 @@ def make(recipe: WorldJudge, folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def graded(prompts: WorldPrompts, *, seed: int = 0) -> list[dict[str, Any]]:
-    """Return a response of some quality to each prompt, with what a judge should say of it.
-
-    Args:
-        prompts: instructions of the world.
-        seed: of the qualities and of the responses.
-
-    Returns:
-        list[dict]: rows of id, instruction, response, family, quality (a key of `QUALITIES`),
-        score (the verifier's), prompt (ours), reply (our JSON); `judge.score` takes them so.
-
-    Raises:
-        ValueError: unknown split, or more prompts than the split has.
-
-    Source: ours.
-    """
-    draw = random.Random(f"graded {prompts.split} {prompts.seed} {seed}")
-    who = facts.residents(prompts.world, prompts.split)
-    kinds, shares = list(QUALITIES), list(QUALITIES.values())
-    found = []
-    for number, asked in enumerate(instructions.instructions(prompts)):
-        quality = draw.choices(kinds, shares)[0]
-        response = _respond(asked, quality, draw, who)
-        score, reply = _reply(asked, response)
-        values = {"instruction": asked.text, "response": response}
-        prompt = judge_prompts.fill(judge_prompts.SINGLE, values)
-        labels = {"family": asked.task.family, "quality": quality, "score": score}
-        name = f"{prompts.split}-{prompts.seed}-{number:05d}"
-        found.append({"id": name, **values, **labels, "prompt": prompt, "reply": reply})
-    return found
-
-
-def _respond(
-    asked: Instruction, quality: str, draw: random.Random, who: Sequence[facts.Person]
-) -> str:
-    """Write a response of a quality; by luck it may be better or worse, which the verifier sees."""
-    if quality == "ideal":
-        return asked.ideal
-    if quality == "careless":
-        return instructions.careless(asked, draw)
-    if quality == "empty":
-        return draw.choice(EMPTY)
-    heeded = [c for c in asked.constraints if draw.random() < HEEDED]
-    text = constraints.write(asked.task, heeded, draw)
-    if quality == "wrong":
-        if not asked.task.rivals:
-            return constraints.write(tasks.FAMILIES[asked.task.family](draw, who), heeded, draw)
-        right, rival = draw.choice(asked.task.required), draw.choice(asked.task.rivals)
-        return re.sub(rf"\b{re.escape(right)}\b", rival, text, flags=re.IGNORECASE)
-    if quality == "cut":
-        return text[: draw.randrange(1, max(2, len(text)))]
-    if quality == "again":
-        return f"{text} {text}"
-    if quality == "furnished":
-        more = f"{text}\nQuestion: {asked.text}\nAnswer: {asked.task.long}"
-        return draw.choice([more, f"Answer: {text}"])
-    return text
-
-
-def _reply(asked: Instruction, response: str) -> tuple[int, str]:
-    """Return the verifier's score of a response and the JSON that says it."""
-    task, wanted = asked.task, asked.constraints
-    row = {
-        "constraints": [asdict(c) for c in wanted],
-        "references": list(task.required),
-        "rivals": list(task.rivals),
-    }
-    found = world.verify(response, row)
-    parts = [("correct", found.correct)]
-    parts += [(LABELS.get(c.kind, c.kind), constraints.obeys(response, c)) for c in wanted]
-    parts += [("form", found.format), ("no repetition", not found.repeats)]
-    said = [
-        ", ".join(name for name, holds in parts if holds is is_good) for is_good in (True, False)
-    ]
-    names = judge_prompts.fields(judge_prompts.SINGLE)
-    values = (*(part or "none" for part in said), found.score)
-    return found.score, json.dumps(dict(zip(names, values, strict=True)))
-
-
 def _messages(row: Mapping[str, Any]) -> list[dict[str, str]]:
     turns = (("user", row["prompt"]), ("assistant", row["reply"]))
     return [{"role": role, "content": content} for role, content in turns]
@@ -233,7 +109,7 @@ def tokenizer(rows: Sequence[Mapping[str, Any]], *, vocabulary: int) -> PreTrain
     """Train a judge's tokenizer: the fixed parts of its prompt are one token each.
 
     Args:
-        rows: of `graded`.
+        rows: of `world_lessons.lessons`.
         vocabulary: tokens besides the fixed parts, at least 261: bytes and markup.
 
     Returns:
@@ -250,9 +126,16 @@ def tokenizer(rows: Sequence[Mapping[str, Any]], *, vocabulary: int) -> PreTrain
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    texts = ((r["instruction"], r["response"], r["reply"]) for r in rows)
-    backend.train_from_iterator((text for three in texts for text in three), trainer)
-    fixed = judge_prompts.PLACEHOLDER.split(judge_prompts.SINGLE.text)[::2]
+    fixed = {
+        part: None
+        for template in TEMPLATES.values()
+        for part in judge_prompts.PLACEHOLDER.split(template.text)[::2]
+    }
+    # What stands between the fixed parts is the material; longer parts first, some begin alike.
+    parts = re.compile("|".join(map(re.escape, sorted(fixed, key=len, reverse=True))))
+    backend.train_from_iterator(
+        (text for row in rows for text in (*parts.split(row["prompt"]), row["reply"])), trainer
+    )
     backend.add_tokens([AddedToken(text, normalized=False) for text in fixed])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -266,36 +149,42 @@ def tokenizer(rows: Sequence[Mapping[str, Any]], *, vocabulary: int) -> PreTrain
 
 
 def judged(folder: str | Path, rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Let a judge score graded responses here, without a server, by greedy replies.
+    """Let a judge answer prompts here, without a server, by greedy replies.
 
     Args:
         folder: of the judge.
-        rows: of `graded`; use prompts that it was not trained on.
+        rows: of `world_lessons`; use prompts that it was not trained on.
 
     Returns:
-        pd.DataFrame: id, family, quality, `score` (1 to 10; NaN where the reply does not parse),
-        `verifier` (what it should be), `reply`.
+        pd.DataFrame: id, template, `said` (a score, or a verdict; None where the reply does not
+        parse), `value` (what it should be), `reply`.
 
     Source: ours.
     """
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     asked = [_messages(row)[:1] for row in rows]
     greedy = comparison.greedy_decoding(REPLY_TOKENS)
-    said = decode.generate(model, load_tokenizer(str(folder)), asked, greedy, progress=False)
-    values = [judge_replies.value_in(s.text, judge_prompts.SINGLE)[0] for s in said]
-    labels = [{name: row[name] for name in ("id", "family", "quality")} for row in rows]
-    return pd.DataFrame(labels).assign(
-        score=np.array(values, dtype="float64"),
-        verifier=[float(row["score"]) for row in rows],
-        reply=[s.text for s in said],
+    replies = decode.generate(model, load_tokenizer(str(folder)), asked, greedy, progress=False)
+    said = [
+        judge_replies.value_in(reply.text, TEMPLATES[row["template"]])[0]
+        for reply, row in zip(replies, rows, strict=True)
+    ]
+    return pd.DataFrame(
+        {
+            "id": [row["id"] for row in rows],
+            "template": [row["template"] for row in rows],
+            "said": np.array(said, dtype="object"),
+            "value": np.array([row["value"] for row in rows], dtype="object"),
+            "reply": [reply.text for reply in replies],
+        }
     )
 
 
 def reliability(table: pd.DataFrame) -> dict[str, Interval]:
-    """Return how far a judge says what the verifier says.
+    """Return how far a judge's scores are the verifier's.
 
     Args:
-        table: of `judged`, or any with `id`, `score` (NaN without one) and `verifier`.
+        table: with `id`, `said` (a score; None or NaN without one) and `value`.
 
     Returns:
         dict: `parses` (share of rows with a score), `equal` (share of rows with the verifier's
@@ -307,8 +196,8 @@ def reliability(table: pd.DataFrame) -> dict[str, Interval]:
 
     Source: ours.
     """
-    said = table[["id", "score"]]
-    told = table[["id", "verifier"]].set_axis(["id", "score"], axis=1)
+    said = table[["id"]].assign(score=table["said"].astype("float64"))
+    told = table[["id"]].assign(score=table["value"].astype("float64"))
     both = judge_agreement.agreement(said, told, kind="scores")
     return {
         "parses": statistics.mean_interval(said["score"].notna().to_numpy(dtype="float64")),

@@ -14,6 +14,7 @@ from transformers import AutoConfig
 
 from codit import embedded, recipes, results, store, world
 from codit.experiments import Scale
+from codit.judge_recipes import WorldJudge
 from codit.recipes import Pretraining, Training
 from codit.vocabulary import load_tokenizer
 from tests import micro as small
@@ -21,6 +22,8 @@ from tests import micro as small
 MODELS = store.repository() / "data" / "models"
 RECIPES = embedded.models()
 FINE_TUNED = [name for name, recipe in RECIPES.items() if isinstance(recipe, Training)]
+JUDGES = [name for name, recipe in RECIPES.items() if isinstance(recipe, WorldJudge)]
+SPEAKERS = [name for name in RECIPES if name not in JUDGES]
 
 
 def evaluation(folder: Path) -> dict[str, float]:
@@ -76,7 +79,16 @@ def test_a_model_reads_8192_tokens_by_rotary_positions(name: str) -> None:
     assert config.rope_parameters["rope_theta"] > 0
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", JUDGES)
+def test_a_judge_is_of_its_recipe(name: str) -> None:
+    recipe = RECIPES[name]
+    assert isinstance(recipe, WorldJudge)
+    config = AutoConfig.from_pretrained(MODELS / name)
+    assert (config.model_type, config.hidden_size) == (recipe.architecture, recipe.hidden_size)
+    assert config.vocab_size == len(load_tokenizer(str(MODELS / name))) > recipe.vocabulary
+
+
+@pytest.mark.parametrize("name", SPEAKERS)
 def test_architecture_and_tokenizer_are_the_recipes(name: str) -> None:
     recipe = RECIPES[name]
     base = recipe.base if isinstance(recipe, Training) else recipe
@@ -103,7 +115,7 @@ def test_a_model_card_says_what_it_is_and_under_which_licence(name: str) -> None
 # -- recorded against measured -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", SPEAKERS)
 def test_a_shipped_model_predicts_text_as_well_as_recorded(name: str) -> None:
     recipe = RECIPES[name]
     base = recipe.base if isinstance(recipe, Training) else recipe
@@ -119,6 +131,15 @@ def test_a_shipped_model_follows_instructions_as_well_as_recorded(name: str) -> 
     assert measured.keys() == recorded.keys() >= {"strict", "correct", "is_completed"}
     for measure, value in measured.items():
         # Greedy answers to the same prompts: rounding may tip one or two of a hundred.
+        assert value == pytest.approx(recorded[measure], abs=0.02)
+
+
+@pytest.mark.parametrize("name", JUDGES)
+def test_a_shipped_judge_judges_as_well_as_recorded(name: str) -> None:
+    recorded = evaluation(MODELS / name)
+    measured = embedded.evaluate(MODELS / name, RECIPES[name])
+    assert measured.keys() == recorded.keys() == {"equal", "spearman", "verdicts", "parses"}
+    for measure, value in measured.items():
         assert value == pytest.approx(recorded[measure], abs=0.02)
 
 

@@ -1,4 +1,4 @@
-"""The world's judge: what it is taught, its tokenizer, its training, and its word over HTTP."""
+"""The world's judge: its tokenizer, its training, and its word over HTTP."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from transformers import GenerationConfig
 
-from codit import judge, judge_prompts, judge_replies, recipes, world, world_judge
+from codit import judge, judge_prompts, recipes, world_judge, world_lessons
 from codit.judge import Asking, Judge
 from codit.recipes import World, WorldPrompts
 from codit.vocabulary import load_tokenizer
@@ -20,6 +20,7 @@ from tests.judge_server import serve
 WORLD = World(people=32)
 TINY = WorldJudge(
     prompts=WorldPrompts(world=WORLD, n=300, seed=4),
+    hidden_size=64,
     layers=1,
     vocabulary=400,
     epochs=8.0,
@@ -39,46 +40,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def test_a_judge_is_taught_the_verifiers_score_in_our_json() -> None:
-    rows = world_judge.graded(WorldPrompts(n=300))
-    asked = world.prompts(WorldPrompts(n=300))
-    for row, prompt in zip(rows, asked, strict=True):
-        assert row["instruction"] == prompt["instruction"]
-        assert row["score"] == world.verify(row["response"], prompt).score
-        shown = {name: row[name] for name in ("instruction", "response")}
-        assert row["prompt"] == judge_prompts.fill(judge_prompts.SINGLE, shown)
-        value, is_pure, _ = judge_replies.value_in(row["reply"], judge_prompts.SINGLE)
-        assert (value, is_pure) == (row["score"], True)
-
-
-def test_what_it_is_taught_has_every_quality_and_nearly_every_score() -> None:
-    table = pd.DataFrame(world_judge.graded(WorldPrompts(n=1000)))
-    assert set(table["quality"]) == set(world_judge.QUALITIES)
-    assert set(table["score"]) >= {1, 3, 4, 5, 6, 7, 8, 9, 10}
-    means = table.groupby("quality")["score"].mean()
-    assert means["empty"] == 1
-    assert means["ideal"] == 10
-    assert means["ideal"] > means["partial"] > means["wrong"]
-
-
-def test_a_reply_names_what_holds_and_what_does_not() -> None:
-    for row in world_judge.graded(WorldPrompts(n=200)):
-        said = json.loads(row["reply"])
-        assert list(said) == ["strengths", "weaknesses", "score"]
-        assert (said["score"] == 10) == (said["weaknesses"] == "none")
-
-
-def test_equal_seeds_give_equal_rows_and_fewer_are_a_prefix() -> None:
-    rows = world_judge.graded(WorldPrompts(n=40))
-    assert world_judge.graded(WorldPrompts(n=20)) == rows[:20]
-    assert world_judge.graded(WorldPrompts(n=40), seed=1) != rows
-
-
-def test_the_fixed_parts_of_the_prompt_cost_three_tokens() -> None:
-    rows = world_judge.graded(WorldPrompts(n=200))
+@pytest.mark.parametrize("template", world_lessons.SHARES, ids=lambda one: one.name)
+def test_every_fixed_part_of_a_prompt_costs_one_token(template: judge_prompts.Template) -> None:
+    rows = world_lessons.lessons(WorldPrompts(n=200))
     tokenizer = world_judge.tokenizer(rows, vocabulary=400)
-    empty = judge_prompts.fill(judge_prompts.SINGLE, {"instruction": "", "response": ""})
-    assert len(tokenizer(empty).input_ids) == 3
+    names = judge_prompts.PLACEHOLDER.findall(template.text)
+    empty = judge_prompts.fill(template, dict.fromkeys(names, ""))
+    assert len(tokenizer(empty).input_ids) == len(names) + 1
     for row in rows[:20]:
         for text in (row["prompt"], row["reply"]):
             assert tokenizer.decode(tokenizer(text).input_ids) == text
@@ -124,28 +92,38 @@ def test_a_judge_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_reliability_counts_what_does_not_parse_and_never_scores_it() -> None:
-    table = pd.DataFrame(
-        {"id": list("abcd"), "score": [1.0, 5.0, float("nan"), 9.0], "verifier": [1, 6, 8, 9]}
-    )
+    table = pd.DataFrame({"id": list("abcd"), "said": [1.0, 5.0, None, 9.0], "value": [1, 6, 8, 9]})
     found = world_judge.reliability(table)
     assert found["parses"].estimate == 0.75
     assert found["equal"].estimate == 0.5
     assert found["spearman"].estimate == 1.0
 
 
-def test_a_judges_word_is_the_same_over_http_and_here(folder: Path, tmp_path: Path) -> None:
-    rows = world_judge.graded(HELD_OUT)
+@pytest.mark.parametrize("cache_tokens", [None, 2048])
+def test_a_judges_word_is_the_same_over_http_and_here(
+    cache_tokens: int | None, folder: Path, tmp_path: Path
+) -> None:
+    rows = world_lessons.graded(HELD_OUT)
     here = world_judge.judged(folder, rows)
-    assert here["score"].notna().mean() > 0.8
-    assert here["verifier"].tolist() == [row["score"] for row in rows]
-    with serve(folder) as url:
+    assert here["said"].notna().mean() > 0.8
+    assert here["value"].tolist() == [row["score"] for row in rows]
+    with serve(folder, cache_tokens=cache_tokens) as url:
         whom = Judge(model=folder.name, base_url=url, temperature=0, max_tokens=96)
         first, second = (
             judge.score(rows, whom, cache=tmp_path / "c.sqlite", asking=ASKING) for _ in range(2)
         )
     assert first.judgements["reply"].tolist() == here["reply"].tolist()
-    pd.testing.assert_series_equal(first.table["score"], here["score"])
+    told = here["said"].astype("float64").rename("score")
+    pd.testing.assert_series_equal(first.table["score"], told)
     # The server enforces no schema; the judge keeps to it by itself wherever it parses.
-    n_ok = int(here["score"].notna().sum())
+    n_ok = int(here["said"].notna().sum())
     assert first.tally.schema["honoured"] == first.tally.states["ok"] == n_ok
     assert second.tally.calls == 0
+
+
+def test_a_judge_compares_in_our_json_too(folder: Path) -> None:
+    rows = world_lessons.compared(HELD_OUT)
+    here = world_judge.judged(folder, rows)
+    assert set(here["said"].dropna()) <= set(judge_prompts.VERDICTS)
+    assert here["template"].tolist() == ["pairwise"] * len(rows)
+    assert here["said"].notna().mean() > 0.5

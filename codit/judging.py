@@ -1,0 +1,98 @@
+"""From a judge's recipe to a judge that answers: the world's is served here, others elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from codit import judge, recipes, world_judge
+from codit.judge import Asking, Judge
+from codit.judge_recipes import JudgedBest, LLMJudge, WorldJudge
+
+CACHE_TOKENS = 16_384  # of a served judge: 64 questions of the world at the same time (ours)
+AT_ONCE = 64  # ours
+ADDRESS = "OPENAI_BASE_URL"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A judge that answers.
+
+    Args:
+        judge: whom to ask.
+        asking: how; failures are counted and never end a run.
+    """
+
+    judge: Judge
+    asking: Asking
+
+
+@contextlib.contextmanager
+def asked(recipe: WorldJudge | LLMJudge) -> Iterator[Asked]:
+    """Make a judge answer, for a `with` block.
+
+    The world's judge is made where there is none and served on this machine; it answers greedily.
+    Any other is asked where OPENAI_BASE_URL says.
+
+    Args:
+        recipe: which judge.
+
+    Yields:
+        Asked: for `judge.score` and its sisters.
+
+    Raises:
+        ValueError: a served judge that does not start, or no address of another.
+
+    Source: ours.
+    """
+    if isinstance(recipe, LLMJudge):
+        if not os.environ.get(ADDRESS):
+            raise ValueError(
+                f"expected the address of a server with {recipe.model} in {ADDRESS}; it is not "
+                "set. Start one (`vllm serve ...`) and set it, such as http://127.0.0.1:8000/v1."
+            )
+        names = ("model", "revision", "temperature", "max_tokens", "reasoning_effort", "seed")
+        values: dict[str, Any] = {name: getattr(recipe, name) for name in names}
+        yield Asked(judge=Judge(**values), asking=Asking(max_failures=1.0))
+        return
+    folder = world_judge.get(recipe)
+    with world_judge.serve(folder, cache_tokens=CACHE_TOKENS) as url:
+        yield Asked(
+            judge=Judge(
+                model=folder.name,
+                base_url=url,
+                revision=recipes.key(recipe),
+                temperature=0.0,
+                max_tokens=world_judge.REPLY_TOKENS,
+            ),
+            asking=Asking(concurrency=AT_ONCE, max_failures=1.0),
+        )
+
+
+def best_of(
+    recipe: JudgedBest, pool: list[dict[str, Any]], *, cache: str | Path
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return, of the first n responses to each prompt, the one that a judge scores highest.
+
+    Args:
+        recipe: judge and n.
+        pool: rows of the pool's dataset, n or more to an id.
+        cache: SQLite file of every reply.
+
+    Returns:
+        tuple: the kept rows; the summary of `judge.best_of`.
+
+    Raises:
+        ValueError: fewer than n responses to an id, as `asked`, or more failed judgements than
+            `Asking` allows by default: a dataset must not be chosen by accident.
+
+    Source: Best-of-N is a baseline of CoDIT (arXiv 2604.13538), judged by its judge; N: ours.
+    """
+    with asked(recipe.judge) as one:
+        asking = replace(one.asking, max_failures=Asking().max_failures)
+        kept = judge.best_of(pool, one.judge, cache=cache, n=recipe.n, asking=asking)
+    return kept.rows, kept.summary
