@@ -36,7 +36,7 @@ COLOURS: dict[str, str] = {
     "codit": "#0173b2",
     "greedy": "#7a4a1f",
     "best-of-n": "#cc78bc",
-    "best-of-n-judged": "#fbafe4",
+    "best-of-n-judged": "#c2187f",
     "expert": "#029e73",
     "amateur": "#b33f00",
     "ideal": "#56b4e9",

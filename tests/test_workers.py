@@ -298,10 +298,12 @@ def test_closing_early_ends_the_workers(fake: Any) -> None:
 
 
 INTERRUPTED = """
-import sys
+import signal, sys
 from codit import workers
 from tests import fake_workers
 if __name__ == "__main__":
+    # A shell that starts its commands in the background has them ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     workers._serve = fake_workers.end_with_driver
     try:
         print("begun", flush=True)

@@ -1,0 +1,288 @@
+"""Studies of judges: what is asked, the tables, going on after a death, Best-of-N's students."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from codit import experiments, judge_students, judge_study, judging, recipes, results, store, world
+from codit.comparison import Arm
+from codit.experiments import Scale
+from codit.judge_recipes import JUDGES, JudgedArm, JudgedBest, Judging, LLMJudge, WorldJudge
+from codit.judge_study import JudgeStudy
+from codit.recipes import File, WorldPrompts
+from tests.fault_server import Sent, decided, said, scored, serving
+
+A, B = LLMJudge(model="a", temperature=0.0), LLMJudge(model="b", temperature=0.0)
+TIGHT = 5  # a budget that the fake judge's reply exceeds
+
+
+def grade(request: dict[str, Any], number: int) -> Sent:
+    """A judge whose score follows from the response, and that prefers the longer of two."""
+    text = request["messages"][0]["content"]
+    if "first response begins" in text:
+        first, second = (_shown(text, f"{name} response") for name in ("first", "second"))
+        winner = "tie" if len(first) == len(second) else "first"
+        return decided(winner if len(first) >= len(second) else "second")
+    if request["max_tokens"] == TIGHT:
+        return said('{"strengths": "cl', finish="length")
+    return scored(1 + len(_shown(text, "response")) % 10)
+
+
+def _shown(text: str, name: str) -> str:
+    found = re.search(rf"{name} begins -----\n(.*)\n----- {name} ends", text, re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+@pytest.fixture
+def chosen(micro: Scale) -> Scale:
+    judging_of = Judging(judges=(A, B), n_prompts=8, budgets=(TIGHT,))
+    return replace(micro, judging=judging_of, evaluations=("verifier", "judge"))
+
+
+@pytest.fixture
+def recipe(chosen: Scale) -> JudgeStudy:
+    return judge_study.recipes(chosen)["known"]
+
+
+def made(
+    recipe: JudgeStudy, folder: Path, monkeypatch: pytest.MonkeyPatch, answer: Any = grade
+) -> tuple[dict[str, pd.DataFrame], list[dict[str, Any]]]:
+    """Make a study in a folder, and return its tables and the requests that it took."""
+    folder.mkdir(exist_ok=True)
+    with serving(answer) as server:
+        monkeypatch.setenv(judging.ADDRESS, server.url)
+        judge_study.make(recipe, folder)
+    tables = {n: pd.read_parquet(folder / f"{n}.parquet") for n in judge_study.TABLES}
+    return tables, server.requests
+
+
+ONCE: dict[str, Any] = {}  # made by the first test that asks, read by the others
+
+
+@pytest.fixture
+def study(
+    recipe: JudgeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[dict[str, pd.DataFrame], list[dict[str, Any]]]:
+    """The tables of the study and the requests that it took."""
+    if not ONCE:
+        ONCE["made"] = made(recipe, tmp_path / "s", monkeypatch)
+        assert not list((tmp_path / "s").glob("*sqlite*"))  # replies are kept while it is made
+    found: tuple[dict[str, pd.DataFrame], list[dict[str, Any]]] = ONCE["made"]
+    return found
+
+
+def asked_of(recipe: JudgeStudy) -> WorldPrompts:
+    assert isinstance(recipe.responses.prompts, WorldPrompts)
+    return recipe.responses.prompts
+
+
+def test_every_judge_scores_every_response_beside_the_verifier(
+    recipe: JudgeStudy, study: Any
+) -> None:
+    scores = study[0]["scores"]
+    n = asked_of(recipe).n
+    parts = scores.groupby(["judge", "part"], observed=True).size().to_dict()
+    for name in ("a", "b"):
+        assert parts[name, "arms"] == 3 * n
+        assert parts[name, "pool"] == 4 * n
+        assert parts[name, "budget"] == recipe.n_budget == 4
+    asked = {row["id"]: row for row in world.prompts(asked_of(recipe))}
+    responses = {
+        (role, row["id"]): row
+        for role in ("direct", "truncated", "codit")
+        for row in results.dataset(_data(recipe, role))
+    }
+    arms = scores[scores["part"] == "arms"]
+    for row in arms.to_dict("records"):
+        response = responses[row["arm"], row["id"]]
+        text, is_completed = response["response"], response["is_completed"]
+        assert row["score"] == 1 + len(text) % 10
+        assert row["length"] == len(text)
+        told = world.verify(text, asked[row["id"]], is_completed=is_completed)
+        assert row["verifier"] == told.score
+    assert set(arms["state"]) == {"ok"}
+
+
+def _data(recipe: JudgeStudy, role: str) -> Any:
+    from codit import comparison
+
+    arm = next(arm for arm in recipe.responses.arms if arm.role == role)
+    return comparison.data(recipe.responses, arm, 0)
+
+
+def test_pairs_are_compared_in_both_orders_and_one_arm_with_itself(
+    recipe: JudgeStudy, study: Any
+) -> None:
+    pairs = study[0]["comparisons"]
+    for (one, other), own in pairs.groupby(["one", "other"], observed=True):
+        assert len(own) == 2 * 2 * recipe.n_pairs  # judges, orders
+        assert set(own["part"]) == ({"itself"} if one == other else {"arms"})
+    assert set(zip(pairs["one"], pairs["other"], strict=True)) == {
+        ("codit", "direct"), ("codit", "truncated"), ("codit", "codit"),
+    }  # fmt: skip
+    assert set(pairs.loc[pairs["part"] == "itself", "value"]) == {"tie"}
+    forward = pairs[pairs["order"] == "forward"]
+    longer = forward["length_one"] > forward["length_other"]
+    assert (forward.loc[longer, "value"] == "first").all()
+    assert forward["verifier_one"].notna().all()
+
+
+def test_the_second_time_nothing_is_asked(study: Any) -> None:
+    tables, requests = study
+    costs = tables["costs"]
+    first, second = (costs[costs["run"] == run] for run in (1, 2))
+    assert second["calls"].sum() == 0
+    assert (second["cached"] == second["questions"]).all()
+    assert first["calls"].sum() == len(requests)
+
+
+def test_a_reply_that_is_cut_has_no_score(study: Any) -> None:
+    tables, requests = study
+    cut = tables["scores"][tables["scores"]["budget"] == TIGHT]
+    assert set(cut["state"]) == {"truncated"}
+    assert cut["score"].isna().all()
+    assert {request["max_tokens"] for request in requests} == {TIGHT, A.max_tokens}
+
+
+def test_a_study_that_died_goes_on_and_pays_nothing_twice(
+    recipe: JudgeStudy, study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, requests = study
+    real, calls = judge_study._ask, 0
+
+    def dies(*given: Any) -> Any:
+        nonlocal calls
+        for one in real(*given):
+            calls += 1
+            if calls == 5:
+                raise KeyboardInterrupt
+            yield one
+
+    with monkeypatch.context() as patch, serving(grade) as before:
+        patch.setenv(judging.ADDRESS, before.url)
+        patch.setattr(judge_study, "_ask", dies)
+        (tmp_path / "died").mkdir()
+        with pytest.raises(KeyboardInterrupt):
+            judge_study.make(recipe, tmp_path / "died")
+    assert (tmp_path / "died" / judge_study.REPLIES).exists()
+    again, after = made(recipe, tmp_path / "died", monkeypatch)
+    assert 0 < len(before.requests) < len(requests)
+    assert len(before.requests) + len(after) == len(requests)
+    for name in ("scores", "comparisons"):
+        pd.testing.assert_frame_equal(again[name], whole[name])
+
+
+def test_prompts_of_a_judges_lessons_are_left_out(
+    recipe: JudgeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = world.prompts(asked_of(recipe))
+    taught = WorldPrompts(world=asked_of(recipe).world, n=3, seed=2)
+    assert judge_study.lessons(recipe) == frozenset()
+    judges = (*recipe.judges, WorldJudge(prompts=taught))
+    seen = judge_study.lessons(replace(recipe, judges=judges))
+    assert seen == {row["instruction"] for row in asked[:3]}
+    monkeypatch.setattr(judge_study, "lessons", lambda recipe: seen)
+    scores = made(recipe, tmp_path / "s", monkeypatch)[0]["scores"]
+    assert set(scores["id"]) == {row["id"] for row in asked[3:]}
+
+
+def test_the_store_makes_a_study_once(chosen: Scale, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = judge_study.recipes(chosen)["unknown"]
+    assert recipe.budgets == ()
+    with serving(grade) as server:
+        monkeypatch.setenv(judging.ADDRESS, server.url)
+        first = judge_study.study(recipe)
+    monkeypatch.delenv(judging.ADDRESS)
+    second = judge_study.study(recipe)
+    for name in judge_study.TABLES:
+        pd.testing.assert_frame_equal(first[name], second[name])
+
+
+@pytest.mark.parametrize("name", ["micro", "full", "laptop", "paper"])
+def test_every_scale_asks_its_judges(name: str) -> None:
+    chosen = experiments.scale(name)
+    assert "judge" in chosen.evaluations
+    found = judge_study.recipes(chosen)
+    assert list(found) == (["known", "unknown"] if chosen.tests else ["known"])
+    for one in found.values():
+        assert one.judges == chosen.judging.judges
+        assert not isinstance(one.responses.prompts, File)
+        assert one.responses.prompts.n <= chosen.judging.n_prompts
+        assert 1 <= one.n_pairs <= chosen.judging.n_prompts
+    assert recipes.key(found["known"]) == recipes.key(judge_study.recipes(chosen)["known"])
+
+
+def test_a_scale_without_judges_is_refused(micro: Scale) -> None:
+    with pytest.raises(ValueError, match="a scale with judges"):
+        judge_study.recipes(micro)
+
+
+# -- Best-of-N as an arm -------------------------------------------------------------------------
+
+
+def test_judged_best_of_n_is_a_dataset_of_the_store(
+    recipe: JudgeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from codit import comparison
+
+    responses = recipe.responses
+    best = [comparison.data(responses, JudgedArm(judge=A, n=n), 1) for n in (4, 2)]
+    assert isinstance(best[0], JudgedBest)
+    with serving(grade) as server:
+        monkeypatch.setenv(judging.ADDRESS, server.url)
+        four = list(results.dataset(best[0]))
+        asked = len(server.requests)
+        two = list(results.dataset(best[1]))
+        assert len(server.requests) == asked  # the pool's replies are shared
+    assert 0 < asked <= 4 * asked_of(recipe).n
+    pool: dict[str, list[str]] = {}
+    for row in results.responses(best[0].pool):
+        pool.setdefault(row["id"], []).append(row["response"])
+    for rows, n in ((four, 4), (two, 2)):
+        assert [row["id"] for row in rows] == list(pool)
+        for row in rows:
+            lengths = [len(text) % 10 for text in pool[row["id"]][:n]]
+            assert row["response"] == pool[row["id"]][lengths.index(max(lengths))]
+            assert row["messages"][-1]["content"] == row["response"]
+    monkeypatch.delenv(judging.ADDRESS)
+    assert list(results.dataset(best[0])) == four
+    assert (store.cache() / results.REPLIES).exists()
+
+
+def test_students_of_judged_best_of_n_stand_beside_the_others(
+    chosen: Scale, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = judge_students.recipe(chosen)
+    labels = [arm.label for arm in study.responses.arms]
+    assert labels == ["Direct", "Best of 4", "Best of 4, a", "CoDIT .3"]
+    assert study.responses.seeds == chosen.judging.seeds
+    with serving(grade) as server:
+        monkeypatch.setenv(judging.ADDRESS, server.url)
+        table = judge_students.answers(chosen)
+    assert list(dict.fromkeys(table["arm"])) == labels
+    gains = judge_students.gains(table)
+    pairs = list(dict.fromkeys(zip(gains["one"], gains["other"], strict=True)))
+    assert pairs == [
+        ("Best of 4, a", "Direct"), ("Best of 4, a", "Best of 4"), ("CoDIT .3", "Best of 4, a"),
+    ]  # fmt: skip
+    means = table.groupby("arm")["strict"].mean()
+    (first,) = gains[(gains["measure"] == "strict") & (gains["other"] == "Direct")]["estimate"]
+    assert first == pytest.approx(means["Best of 4, a"] - means["Direct"])
+
+
+def test_without_a_verifier_there_are_no_students_to_compare(chosen: Scale) -> None:
+    table = judge_students.answers(replace(chosen, evaluations=("judge",)))
+    assert len(table) == 0
+    assert len(judge_students.gains(table)) == 0
+
+
+def test_the_judges_of_the_world_are_two_and_differ() -> None:
+    assert len({recipes.key(one) for one in JUDGES}) == 2
+    assert Arm(role="best-of-n", n=4).label != JudgedArm(judge=JUDGES[0]).label
