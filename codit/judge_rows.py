@@ -187,7 +187,10 @@ def _answered(row: Mapping[str, Any], place: int) -> Answered:
     if isinstance(last, Mapping) and last.get("role") == "assistant":
         response = last.get("content") if response is None else response
         messages = messages[:-1]
-    prompt = {"instruction": row.get("instruction")} if messages is None else {"messages": messages}
+    prompt: dict[str, Any] = {k: row[k] for k in row if k not in ("id", "messages")}
+    prompt |= {} if messages is None else {"messages": messages}
+    if "turns" in row and messages is None and row.get("instruction") is None:
+        raise ValueError(f"row {name!r} is a question of two turns. Use --conversations.")
     try:
         conversation = input_row.messages_of(prompt)
     except ValueError as error:
@@ -214,7 +217,7 @@ def _two(value: Any, name: str, key: str) -> list[str]:
     if len(texts) != 2 or not all(isinstance(text, str) for text in texts):
         raise ValueError(
             f"row {name!r}: expected two texts in `{key}`; got {value!r:.60}. "
-            "MT-Bench has two turns; a category judged with its reference needs one for each."
+            "`codit mt-bench` answers both turns; a category judged with its reference needs two."
         )
     for text in texts:
         _check_text(text, name, key)
