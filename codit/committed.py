@@ -52,6 +52,7 @@ def tables(chosen: Scale) -> dict[str, Made]:
     named |= {f"judged-{k}": (recipe, judge_study.study) for k, recipe in judged.items()}
     if judged:
         named["judged-students"] = (judge_students.recipe(chosen), verdicts.study)
+        named["judged-answers"] = (judge_students.judged_recipe(chosen), judge_students.study)
     # A measurement of a machine, not of a scale's models: one is kept.
     named["throughput"] = (throughput.recipe(figures.COMMITTED), throughput.study)
     named["engines"] = (engine_study.recipe(figures.COMMITTED), engine_study.study)

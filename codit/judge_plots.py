@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from codit import line_plots, plots
 
 INTERVAL = "95 % over prompts"
+INTERVAL_BOTH = "95 %, left over prompts and seeds, right over prompts"
 
 
 def draw_arms(axes: Axes, gaps: pd.DataFrame) -> None:
@@ -85,6 +86,22 @@ def draw_length(axes: Axes, length: pd.DataFrame, roles: Mapping[str, str]) -> N
     table = length.assign(role=length["who"].map(roles))
     table["arm"] = table["who"] + ": " + table["kind"] + ", " + table["set"]
     plots.forest(axes, table, interval=None, zero=True)
+
+
+def draw_students(axes: Axes, table: pd.DataFrame, *, zero: bool = True) -> None:
+    """Draw what each who scores says of students, a row for each arm.
+
+    Args:
+        axes: where to draw.
+        table: of `judge_students.score_gains`, or of one kind of `wins` with a column `role`.
+        zero: draw a line at 0, and name the intervals; False: a line at .5, of win rates.
+    """
+    if _is_empty(axes, table):
+        return
+    named = table.assign(arm=table["who"] + ": " + table["arm"])
+    plots.forest(axes, named, interval=INTERVAL_BOTH if zero else None, zero=zero)
+    if not zero:
+        axes.axvline(0.5, color="black", linewidth=0.8)
 
 
 def _is_empty(axes: Axes, table: pd.DataFrame) -> bool:

@@ -1,17 +1,48 @@
-"""Best-of-N as an arm of students: chosen by a judge, by the verifier, and not at all."""
+"""Students of judged Best-of-N, and students judged as the paper judges them.
+
+Best-of-N is chosen by a judge, by the verifier, and not at all. Students' answers are scored from 1
+to 10 (as WildBench's) and compared with those of direct sampling (as AlpacaEval's), beside the
+verifier's word on the same answers.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pandas as pd
 
-from codit import evidence, studies, verdicts
+from codit import comparison, evidence, judge, store, studies, verdicts, win_rates, world
 from codit.comparison import Arm, StudentStudy
 from codit.experiments import Scale
-from codit.judge_recipes import JudgedArm
+from codit.judge_recipes import JudgedArm, LLMJudge, WorldJudge, judge_label
+from codit.judge_study import REPLIES, write
+from codit.judging import Asked, asked
 
 MEASURES = ("strict", "correct")
+TABLES = ("scores", "comparisons")
+BASELINE = "direct"  # role of the arm that the others are compared with
+VERIFIER = "verifier"
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedStudents:
+    """Judges on students' answers to held-out prompts.
+
+    Args:
+        students: arms, seeds and the prompts of one held-out set.
+        judges: who is asked.
+        n_prompts: the first so many prompts are scored.
+        n_pairs: and so many compared with the answers of direct sampling, in both orders.
+    """
+
+    students: StudentStudy
+    judges: tuple[WorldJudge | LLMJudge, ...]
+    n_prompts: int
+    n_pairs: int
+    version: ClassVar[int] = 1
 
 
 def recipe(chosen: Scale) -> StudentStudy:
@@ -69,3 +100,195 @@ def gains(answers: pd.DataFrame) -> pd.DataFrame:
     judged = named[JudgedArm.role]
     pairs = [(judged, named["direct"]), (judged, named["best-of-n"]), (named["codit"], judged)]
     return evidence.differences(answers, pairs, list(MEASURES))[kept]
+
+
+def judged_recipe(chosen: Scale) -> JudgedStudents:
+    """Return the study of notebook 08's judged students.
+
+    Args:
+        chosen: the scale.
+
+    Returns:
+        JudgedStudents: the students of `recipe`, by the scale's judges.
+
+    Source: students on WildBench and AlpacaEval 2: CoDIT, results table; in this world: ours.
+    """
+    n = chosen.judging.n_prompts
+    return JudgedStudents(
+        students=recipe(chosen), judges=chosen.judging.judges, n_prompts=n, n_pairs=n // 2
+    )
+
+
+def judged(chosen: Scale) -> dict[str, pd.DataFrame]:
+    """Return what judges say of students' answers; whatever does not exist yet is made.
+
+    Args:
+        chosen: the scale.
+
+    Returns:
+        dict: "scores": judge, arm, role, seed, id, score (NaN without one), verifier;
+        "comparisons": judge, arm, seed, id, preference (for the arm over direct sampling; NaN
+        without one), verifier (its preference), length, length_baseline (characters). Without rows
+        where no verifier knows the prompts.
+
+    Source: ours.
+    """
+    if "verifier" not in chosen.evaluations:
+        return {
+            "scores": pd.DataFrame(columns=["judge", "arm", "seed", "id", "score", "verifier"]),
+            "comparisons": pd.DataFrame(columns=["judge", "arm", "seed", "id", "preference"]),
+        }
+    return study(judged_recipe(chosen))
+
+
+def study(recipe: JudgedStudents) -> dict[str, pd.DataFrame]:
+    """Return the tables of `judged`, made where they do not exist yet.
+
+    Args:
+        recipe: whose answers, who judges.
+
+    Returns:
+        dict: see `judged`.
+
+    Source: ours.
+    """
+    folder = store.get(recipe, make)
+    return {name: verdicts.read(folder / f"{name}.parquet") for name in TABLES}
+
+
+def make(recipe: JudgedStudents, folder: Path) -> None:
+    """Ask every judge about every student, and write the tables: what the store calls.
+
+    Args:
+        recipe: which study.
+        folder: gets the tables; killed, it holds every reply so far, which is not asked again.
+
+    Source: ours.
+    """
+    found: dict[str, list[pd.DataFrame]] = {name: [] for name in TABLES}
+    given = list(_answers(recipe))
+    for one in recipe.judges:
+        with asked(one) as whom:
+            for name, table in _ask(recipe, given, whom, folder / REPLIES):
+                found[name].append(table.assign(judge=judge_label(one)))
+    for name, tables in found.items():
+        write(pd.concat(tables, ignore_index=True), folder / f"{name}.parquet")
+    for path in folder.glob(f"{REPLIES}*"):
+        path.unlink()
+
+
+def _answers(recipe: JudgedStudents) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
+    """Yield each student and its answers, with the prompts' texts."""
+    ((_, prompts),) = recipe.students.tests
+    texts = {row["id"]: row["instruction"] for row in world.prompts(prompts)}
+    for told, evaluation in comparison.evaluations(recipe.students):
+        table = verdicts.answers(evaluation).iloc[: recipe.n_prompts]
+        named = {name: told[name] for name in ("arm", "role", "seed")}
+        yield named, table.assign(instruction=table["id"].map(texts))
+
+
+def _ask(
+    recipe: JudgedStudents,
+    given: list[tuple[dict[str, Any], pd.DataFrame]],
+    whom: Asked,
+    cache: Path,
+) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield a judge's scores, then its comparisons with direct sampling of the same seed."""
+    how: dict[str, Any] = {"cache": cache, "asking": whom.asking}
+    rows = [table[["id", "instruction", "response"]].to_dict("records") for _, table in given]
+    for (told, table), own in zip(given, rows, strict=True):
+        found = judge.score(own, whom.judge, **how).table
+        truth = table["score"].astype("float64").to_numpy()
+        yield "scores", found[["id", "score"]].assign(verifier=truth, **told)
+    baseline = {told["seed"]: k for k, (told, _) in enumerate(given) if told["role"] == BASELINE}
+    for (told, table), own in zip(given, rows, strict=True):
+        other = baseline[told["seed"]]
+        if told["role"] == BASELINE:
+            continue
+        few, base = (part[: recipe.n_pairs] for part in (own, rows[other]))
+        found = judge.compare(few, base, whom.judge, **how).table
+        gap = table["score"].astype("float64") - given[other][1]["score"].astype("float64")
+        truth = ((gap > 0) + 0.5 * (gap == 0)).to_numpy()[: recipe.n_pairs]
+        kept = found[["id", "preference", "length", "length_baseline"]]
+        yield "comparisons", kept.assign(verifier=truth, **told)
+
+
+def scores(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Return mean scores of students' answers by judge and by the verifier.
+
+    Args:
+        tables: of `judged`.
+
+    Returns:
+        DataFrame: who, arm, role, value, low, high: 95 % over prompts and seeds.
+
+    Source: ours.
+    """
+    parts = [
+        evidence.bar_table(own, ["score"], by=["arm"]).assign(who=who)
+        for who, own in _by(tables["scores"], "score")
+    ]
+    columns = ["who", "arm", "role", "value", "low", "high"]
+    return pd.concat(parts)[columns] if parts else pd.DataFrame(columns=columns)
+
+
+def score_gains(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Return what each arm's students gain in score over those of direct sampling.
+
+    Args:
+        tables: of `judged`.
+
+    Returns:
+        DataFrame: who, arm, role, value, low, high, text, holds (see `evidence.differences`).
+
+    Source: ours.
+    """
+    rows = []
+    for who, own in _by(tables["scores"], "score"):
+        roles = dict(zip(own["arm"], own["role"], strict=True))
+        (base,) = (arm for arm, role in roles.items() if role == BASELINE)
+        pairs = [(arm, base) for arm in roles if arm != base]
+        found = evidence.differences(own, pairs, ["score"]).assign(who=who)
+        rows.append(found.assign(role=found["one"].map(roles)))
+    columns = ["who", "arm", "role", "value", "low", "high", "text", "holds"]
+    if not rows:
+        return pd.DataFrame(columns=columns)
+    return pd.concat(rows).rename(columns={"one": "arm", "estimate": "value"})[columns]
+
+
+def wins(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Return win rates over direct sampling, raw and length-controlled, by judge and verifier.
+
+    Args:
+        tables: of `judged`. Seeds of a prompt are averaged first.
+
+    Returns:
+        DataFrame: who, arm, role, kind ("raw" or "length-controlled"), value, low, high, prompts.
+
+    Source: AlpacaEval 2 (arXiv 2404.04475), on this world's prompts: ours.
+    """
+    rows: list[dict[str, Any]] = []
+    for who, own in _by(tables["comparisons"], "preference"):
+        for arm, table in own.groupby("arm", sort=False):
+            numbers = ["preference", "length", "length_baseline"]
+            found = win_rates.win_rates(table.groupby("id")[numbers].mean().reset_index())
+            both = {"raw": found.raw, "length-controlled": found.length_controlled}
+            for kind, rate in both.items():
+                ends = {"value": rate.estimate, "low": rate.low, "high": rate.high}
+                told = {"who": who, "arm": arm, "role": table["role"].iloc[0], "kind": kind}
+                rows.append({**told, **ends, "prompts": table["id"].nunique()})
+    return pd.DataFrame(
+        rows, columns=["who", "arm", "role", "kind", "value", "low", "high", "prompts"]
+    )
+
+
+def _by(table: pd.DataFrame, column: str) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield the verifier's and each judge's values of a column.
+
+    What a judge could not judge in one seed or arm is left out of all: differences are paired.
+    """
+    names = list(dict.fromkeys(table["judge"]))
+    for who in [VERIFIER, *names] if names else []:
+        own = table[table["judge"] == (names[0] if who == VERIFIER else who)]
+        own = own.assign(**{column: own[VERIFIER]}) if who == VERIFIER else own
+        yield who, own[~own["id"].isin(own.loc[own[column].isna(), "id"])]

@@ -95,7 +95,7 @@ def study(recipe: JudgeStudy) -> dict[str, pd.DataFrame]:
         recipe: arms, judges, comparisons, budgets.
 
     Returns:
-        dict: "scores": judge, part ("arms", "pool" or "budget"), arm, role, id, sample, budget
+        dict: "scores": judge, part ("arms", "pool" or "budget"), arm (its role), id, sample, budget
         (tokens), length (characters), score (NaN without one), state, and of the verifier score,
         strict and correct as `verifier`, `strict`, `correct` (NaN where it knows nothing);
         "comparisons": judge, part ("arms" or "itself"), one, other, id, order, value, state,
@@ -134,10 +134,10 @@ def make(recipe: JudgeStudy, folder: Path) -> None:
     known = _verifier(recipe, arms, pool)
     scores = pd.concat(found["scores"], ignore_index=True).drop(columns="run")
     scores = scores.merge(known, on=["arm", "id", "sample"], how="left", validate="many_to_one")
-    _write(scores, folder / "scores.parquet")
+    write(scores, folder / "scores.parquet")
     pairs = _both(pd.concat(found["comparisons"], ignore_index=True).drop(columns="run"), known)
-    _write(pairs, folder / "comparisons.parquet")
-    _write(pd.concat(found["costs"], ignore_index=True), folder / "costs.parquet")
+    write(pairs, folder / "comparisons.parquet")
+    write(pd.concat(found["costs"], ignore_index=True), folder / "costs.parquet")
     for path in folder.glob(f"{REPLIES}*"):
         path.unlink()
 
@@ -238,8 +238,15 @@ def _both(pairs: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
     return pairs.rename(columns={"length": "length_one", "length_baseline": "length_other"})
 
 
-def _write(table: pd.DataFrame, path: Path) -> None:
-    """Write a table in little space; `verdicts.read` reads it."""
+def write(table: pd.DataFrame, path: Path) -> None:
+    """Write a table in little space; `verdicts.read` reads it.
+
+    Args:
+        table: any; texts become categories.
+        path: a Parquet file, replaced at once.
+
+    Source: ours.
+    """
     texts = [c for c in table if table[c].dtype in ("object", "str")]
     with store.replacing(path) as stream:
         kinds = dict.fromkeys(texts, "category")

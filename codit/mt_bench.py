@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from codit import decode
+from codit import decode, input_row
 from codit.recipes import Decoding
 
 # Of FastChat's `temperature_config`; a category that it does not name is asked at .7.
@@ -44,7 +44,8 @@ def read(path: str | Path) -> list[dict[str, Any]]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line is no such question, an id repeats, or there is none.
+        ValueError: a line is no such question or could not be written again, an id repeats, or
+            there is none.
 
     Source: the format: MT-Bench (arXiv 2306.05685).
     """
@@ -90,8 +91,8 @@ def answer(
 
     Returns:
         tuple: the questions that got both answers, in their order, with `responses` (two texts) and
-        `is_completed` (two truth values); and for each of the others `question_id`, `turn` (1 or 2)
-        and `error`.
+        `is_completed` (two truth values); and for each of the others `question_id`, `turn` (1 or
+        2), `error` and `reason`, as `codit synthesize` tells them.
 
     Raises:
         ValueError: see `decode.generate`.
@@ -119,8 +120,9 @@ def answer(
         for n in tuple(chats):
             last = given[n][-1]
             if last.error is not None:
+                error, _, reason = last.error.partition(": ")
                 told = {"question_id": questions[n]["question_id"], "turn": turn}
-                errors[n] = {**told, "error": last.error}
+                errors[n] = {**told, "error": error, "reason": reason or error}
                 del chats[n]
             elif turn < TURNS:
                 next_asked = str(questions[n]["turns"][turn])
@@ -158,17 +160,39 @@ def _question(line: bytes, where: str) -> dict[str, Any]:
     """Return a line as a question, or say what it lacks."""
     try:
         row = json.loads(line)
-    except ValueError as error:
+        # What the answers' file could not hold is said now, not when all is answered.
+        json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is no JSON: {error}. Write one object a line.") from None
     turns = row.get("turns") if isinstance(row, dict) else None
     texts = turns if isinstance(turns, list) else []
-    if len(texts) != TURNS or not all(isinstance(one, str) and one.strip() for one in texts):
+    if not _are_texts(texts) or not all(text.strip() for text in texts):
         raise ValueError(
             f"{where}: expected an object with `turns`, two texts; got {line[:60]!r}. "
             "Questions of one turn: codit synthesize."
         )
-    name = row.get("question_id")
-    if isinstance(name, bool) or not isinstance(name, (int, str)):
-        raise ValueError(f"{where}: expected a question_id, a number or a text; got {name!r}.")
+    name, category, reference = map(row.get, ("question_id", "category", "reference"))
+    if input_row.name_of({"id": name}) is None:
+        raise ValueError(
+            f"{where}: expected a question_id, a whole number or a text; got {name!r:.60}. "
+            "Number the questions."
+        )
+    if category is not None and not isinstance(category, str):
+        raise ValueError(
+            f"{where}: expected a text as category; got {category!r:.60}. Name one, or leave it "
+            "out."
+        )
+    # An empty text stands where a turn has no reference, as in MT-Bench's own file.
+    if reference is not None and not _are_texts(reference):
+        raise ValueError(
+            f"{where}: expected two texts as reference; got {reference!r:.60}. Give one for each "
+            "turn, or none."
+        )
     found: dict[str, Any] = row
     return found
+
+
+def _are_texts(value: Any) -> bool:
+    """Return whether a value is a text for each turn."""
+    is_list = isinstance(value, list) and len(value) == TURNS
+    return is_list and all(isinstance(text, str) for text in value)

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from codit import experiments, judge_students, judge_study, judging, recipes, results, store, world
+from codit import experiments, judge_study, judging, recipes, results, store, world
 from codit.comparison import Arm
 from codit.experiments import Scale
 from codit.judge_recipes import JUDGES, JudgedArm, JudgedBest, Judging, LLMJudge, WorldJudge
@@ -140,7 +140,8 @@ def test_the_second_time_nothing_is_asked(study: Any) -> None:
     first, second = (costs[costs["run"] == run] for run in (1, 2))
     assert second["calls"].sum() == 0
     assert (second["cached"] == second["questions"]).all()
-    assert first["calls"].sum() == len(requests)
+    # A call that never reached the server, on a busy machine, is made again and counted too.
+    assert first["replies"].sum() == len(requests) <= first["calls"].sum()
 
 
 def test_a_reply_that_is_cut_has_no_score(study: Any) -> None:
@@ -254,33 +255,6 @@ def test_judged_best_of_n_is_a_dataset_of_the_store(
     monkeypatch.delenv(judging.ADDRESS)
     assert list(results.dataset(best[0])) == four
     assert (store.cache() / results.REPLIES).exists()
-
-
-def test_students_of_judged_best_of_n_stand_beside_the_others(
-    chosen: Scale, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    study = judge_students.recipe(chosen)
-    labels = [arm.label for arm in study.responses.arms]
-    assert labels == ["Direct", "Best of 4", "Best of 4, a", "CoDIT .3"]
-    assert study.responses.seeds == chosen.judging.seeds
-    with serving(grade) as server:
-        monkeypatch.setenv(judging.ADDRESS, server.url)
-        table = judge_students.answers(chosen)
-    assert list(dict.fromkeys(table["arm"])) == labels
-    gains = judge_students.gains(table)
-    pairs = list(dict.fromkeys(zip(gains["one"], gains["other"], strict=True)))
-    assert pairs == [
-        ("Best of 4, a", "Direct"), ("Best of 4, a", "Best of 4"), ("CoDIT .3", "Best of 4, a"),
-    ]  # fmt: skip
-    means = table.groupby("arm")["strict"].mean()
-    (first,) = gains[(gains["measure"] == "strict") & (gains["other"] == "Direct")]["estimate"]
-    assert first == pytest.approx(means["Best of 4, a"] - means["Direct"])
-
-
-def test_without_a_verifier_there_are_no_students_to_compare(chosen: Scale) -> None:
-    table = judge_students.answers(replace(chosen, evaluations=("judge",)))
-    assert len(table) == 0
-    assert len(judge_students.gains(table)) == 0
 
 
 def test_the_judges_of_the_world_are_two_and_differ() -> None:

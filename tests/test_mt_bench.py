@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -114,12 +115,27 @@ def test_what_cannot_be_answered_is_told_apart_and_the_rest_goes_on() -> None:
     )
     assert [row["question_id"] for row in rows] == [81]
     assert [(error["question_id"], error["turn"]) for error in errors] == [(1, 1), (2, 2)]
-    assert all(error["error"] for error in errors)
+    for error in errors:  # told as `codit synthesize` tells it
+        assert error["error"] == "the prompt is too long"
+        assert error["reason"].startswith("expected at most 502 tokens")
+
+
+def test_an_error_without_a_reason_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def generate(*given: Any, ids: Any, **how: Any) -> list[decode.Response]:
+        return [decode.Response(id=name, error="no answer") for name in ids]
+
+    monkeypatch.setattr(decode, "generate", generate)
+    rows, errors = mt_bench.answer(None, None, QUESTIONS[:1], SINGLE)  # type: ignore[arg-type]
+    assert rows == []
+    assert errors == [{"question_id": 81, "turn": 1, "error": "no answer", "reason": "no answer"}]
 
 
 def test_a_file_is_read_as_it_stands(tmp_path: Path) -> None:
     path = write(tmp_path / "q.jsonl", QUESTIONS)
     assert mt_bench.read(path) == QUESTIONS
+    for lacking in (None, ["3", ""]):  # as MT-Bench's own file has the second
+        row = {**QUESTIONS[2], "reference": lacking}
+        assert mt_bench.read(write(tmp_path / "r.jsonl", [row])) == [row]
     path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n\r\n"))
     assert mt_bench.read(path) == QUESTIONS
 
@@ -128,12 +144,20 @@ def test_a_file_is_read_as_it_stands(tmp_path: Path) -> None:
     ("line", "reason"),
     [
         ("{", "is no JSON"),
+        ("[" * 100_000, "is no JSON"),
+        ('{"question_id": 1, "turns": ["a", "b"], "weight": NaN}', "is no JSON"),
+        ('{"question_id": 1, "turns": ["a", "b"], "weight": 1e999}', "is no JSON"),
+        ('{"question_id": 1, "turns": ["a", "\\ud800"]}', "is no JSON"),
         ("[1]", "`turns`, two texts"),
         ('{"question_id": 1, "turns": ["a"]}', "`turns`, two texts"),
         ('{"question_id": 1, "turns": ["a", 2]}', "`turns`, two texts"),
         ('{"question_id": 1, "turns": ["a", " "]}', "`turns`, two texts"),
         ('{"turns": ["a", "b"]}', "expected a question_id"),
         ('{"question_id": true, "turns": ["a", "b"]}', "expected a question_id"),
+        ('{"question_id": " ", "turns": ["a", "b"]}', "expected a question_id"),
+        ('{"question_id": 1, "category": ["math"], "turns": ["a", "b"]}', "a text as category"),
+        ('{"question_id": 1, "turns": ["a", "b"], "reference": "ab"}', "two texts as reference"),
+        ('{"question_id": 1, "turns": ["a", "b"], "reference": ["c"]}', "two texts as reference"),
         ('{"question_id": 81, "turns": ["a", "b"]}', "every question_id once; got '81' again"),
     ],
 )
@@ -150,15 +174,17 @@ def test_the_command_s_file_is_judged_as_it_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     expert, amateur = tiny.save_pair(tmp_path, "llama")
-    questions, out = write(tmp_path / "q.jsonl", QUESTIONS), tmp_path / "answers.jsonl"
+    questions, out = write(tmp_path / "q.jsonl", QUESTIONS), tmp_path / "new" / "answers.jsonl"
     given = ["mt-bench", "--model", str(expert), "--questions", str(questions), "--out", str(out)]
     given += ["--max-new-tokens", "8", "--seed", "3"]
     assert cli.main([*given, "--amateur", str(amateur), "--plausibility", "0.2"]) == 0
     assert "4 of 4 conversations" in capsys.readouterr().out
-    manifest = json.loads((tmp_path / "answers.manifest.json").read_text())
+    manifest = json.loads((out.parent / "answers.manifest.json").read_text())
     assert manifest["decoding"]["plausibility"] == 0.2
+    assert manifest["temperature"] == "by category"
+    assert manifest["data"] == [hashlib.sha256(questions.read_bytes()).hexdigest()]
     assert (manifest["answered"], manifest["errors"]) == (4, 0)
-    assert not (tmp_path / "answers.errors.jsonl").exists()
+    assert not (out.parent / "answers.errors.jsonl").exists()
     pair = out.read_text()
     assert cli.main(given) == 0
     assert out.read_text() != pair
@@ -170,6 +196,18 @@ def test_the_command_s_file_is_judged_as_it_is(
     assert "4 of 4 scored, mean 7" in shown
     assert "turn 1 7.00, turn 2 7.00" in shown
     assert len(server.requests) == 8
+
+
+def test_a_temperature_of_zero_is_recorded_as_what_it_is(
+    tmp_path: Path, asked: list[dict[str, Any]]
+) -> None:
+    expert, _ = tiny.save_pair(tmp_path, "llama")
+    questions, out = write(tmp_path / "q.jsonl", QUESTIONS), tmp_path / "a.jsonl"
+    given = ["mt-bench", "--model", str(expert), "--questions", str(questions), "--out", str(out)]
+    assert cli.main([*given, "--max-new-tokens", "4", "--temperature", "0"]) == 0
+    assert [call["decoding"].temperature for call in asked] == [0, 0]
+    manifest = json.loads((tmp_path / "a.manifest.json").read_text())
+    assert manifest["temperature"] == manifest["decoding"]["temperature"] == 0
 
 
 def test_a_failed_question_is_written_beside_the_others(
@@ -193,6 +231,7 @@ def test_bad_input_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFix
         ("none", tmp_path / "no.jsonl", tmp_path / "a.jsonl"),
         ("none", questions, questions),
         ("none", questions, tmp_path / "a.txt"),
+        ("none", write(tmp_path / "c.errors.jsonl", QUESTIONS), tmp_path / "c.jsonl"),
     ):
         given = ["--model", str(tmp_path / model), "--questions", str(file), "--out", str(out)]
         assert cli.main(["mt-bench", *given]) == 2
@@ -200,6 +239,17 @@ def test_bad_input_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFix
         assert said.startswith("codit: ")
         assert said.count("\n") == 1
     assert mt_bench.read(questions) == QUESTIONS
+    assert mt_bench.read(tmp_path / "c.errors.jsonl") == QUESTIONS
+
+
+def test_what_is_said_of_a_pair_is_not_passed_over_without_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    questions = write(tmp_path / "q.jsonl", QUESTIONS)
+    given = ["--model", "none", "--questions", str(questions), "--out", str(tmp_path / "a.jsonl")]
+    assert cli.main(["mt-bench", *given, "--strength", "2", "--amateur-revision", "main"]) == 2
+    said = capsys.readouterr().err
+    assert "expected --strength, --amateur-revision with a pair; got no amateur" in said
 
 
 def test_help_imports_no_model() -> None:
