@@ -90,6 +90,7 @@ def judge(
         questions = judge_plan.questions(data, **what)
         print(judge_plan.table(judge_plan.plan(questions, judge, **how)))
         return 0
+    out.parent.mkdir(parents=True, exist_ok=True)  # before anything is paid
     judged = _judged(data, judge, **what, **how)
     if judged is None:
         return 1

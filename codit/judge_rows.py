@@ -136,7 +136,8 @@ def turns(rows: Rows, *, reference_categories: Collection[str]) -> list[Turn]:
     Args:
         rows: with `id` or `question_id`, `turns` (two texts), `responses` (two texts), and
             optionally `category` and `reference` (two texts), as MT-Bench's files name them.
-        reference_categories: categories that are judged with their reference.
+        reference_categories: categories that are judged with their reference; a turn whose own
+            reference is blank, as some of MT-Bench's are, is judged without.
 
     Returns:
         list[Turn]: first and second turn of each row; the second turn's prompt holds the whole
@@ -156,18 +157,11 @@ def turns(rows: Rows, *, reference_categories: Collection[str]) -> list[Turn]:
         name = input_row.name_of({"id": given}) or f"row {place}"
         questions, answers = (_two(row.get(key), name, key) for key in ("turns", "responses"))
         category = str(row.get("category") or "")
-        first = {"instruction": questions[0], "response": answers[0]}
-        second = {f"question_{n}": text for n, text in enumerate(questions, start=1)}
-        second |= {f"answer_{n}": text for n, text in enumerate(answers, start=1)}
-        templates = (judge_prompts.SINGLE, judge_prompts.SECOND_TURN)
+        references = ["", ""]
         if category in reference_categories:
-            reference = _two(row.get("reference"), name, "reference")
-            first["reference"] = reference[0]
-            second |= {f"reference_{n}": text for n, text in enumerate(reference, start=1)}
-            templates = (judge_prompts.SINGLE_REFERENCE, judge_prompts.SECOND_TURN_REFERENCE)
-        for turn, (template, values) in enumerate(
-            zip(templates, (first, second), strict=True), start=1
-        ):
+            references = _two(row.get("reference"), name, "reference")
+        both = _turns(questions, answers, references)
+        for turn, (template, values) in enumerate(both, start=1):
             prompt = judge_prompts.fill(template, values)
             found.append(
                 Turn(id=name, category=category, turn=turn, template=template, prompt=prompt)
@@ -175,6 +169,23 @@ def turns(rows: Rows, *, reference_categories: Collection[str]) -> list[Turn]:
     if repeated := [name for name, n in Counter(turn.id for turn in found).items() if n > 2]:
         raise ValueError(f"expected every id once; {repeated[0]!r} occurs more than once.")
     return found
+
+
+def _turns(
+    questions: list[str], answers: list[str], references: list[str]
+) -> list[tuple[Template, dict[str, str]]]:
+    """Return the template of each turn and what is filled in."""
+    first = {"instruction": questions[0], "response": answers[0]}
+    second = {f"question_{n}": text for n, text in enumerate(questions, start=1)}
+    second |= {f"answer_{n}": text for n, text in enumerate(answers, start=1)}
+    templates = [judge_prompts.SINGLE, judge_prompts.SECOND_TURN]
+    if references[0].strip():
+        first["reference"] = references[0]
+        templates[0] = judge_prompts.SINGLE_REFERENCE
+    if references[1].strip():
+        second |= {f"reference_{n}": text for n, text in enumerate(references, start=1)}
+        templates[1] = judge_prompts.SECOND_TURN_REFERENCE
+    return list(zip(templates, (first, second), strict=True))
 
 
 def _answered(row: Mapping[str, Any], place: int) -> Answered:

@@ -730,6 +730,15 @@ def test_both_turns_are_scored_the_second_with_the_whole_conversation(tmp_path: 
     assert judged.summary["categories"] == {"writing": 7.5, "math": 7.5}
 
 
+def test_a_turn_with_a_blank_reference_is_judged_without() -> None:
+    rows = [{**MT_BENCH[1], "reference": ["It is 2.", " "]}]
+    found = judge_rows.turns(rows, reference_categories=judge.REFERENCE_CATEGORIES)
+    assert [turn.template for turn in found] == [
+        judge_prompts.SINGLE_REFERENCE, judge_prompts.SECOND_TURN,
+    ]  # fmt: skip
+    assert "eference" not in found[1].prompt
+
+
 def test_a_maths_question_without_reference_is_refused_unless_none_is_wanted() -> None:
     rows = [{**MT_BENCH[1], "reference": None}]
     with pytest.raises(ValueError, match="row '111': expected two texts in `reference`"):

@@ -97,6 +97,17 @@ def test_a_comparison_prints_its_flip_rate(place: Path, capsys: pytest.CaptureFi
     assert len(json.loads((place / "out.manifest.json").read_text())["data"]) == 2
 
 
+def test_the_folder_of_the_result_is_made_before_anything_is_paid(place: Path) -> None:
+    out, cache = place / "new" / "scores.jsonl", place / "kept.sqlite"
+    with serving(grade) as server:
+        given = ["judge", "--data", str(place / "data.jsonl"), "--model", "m", "--no-progress"]
+        given += ["--base-url", server.url, "--out", str(out), "--cache", str(cache)]
+        assert cli.main([*given, "--dry-run"]) == 0
+        assert not out.parent.exists()
+        assert cli.main(given) == 0
+    assert len(lines(out)) == 6
+
+
 def test_both_win_rates_are_shown_and_length_explains_what_it_can(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
