@@ -12,7 +12,7 @@ from typing import Any
 
 from codit import comparison
 from codit.comparison import Arm
-from codit.judge_recipes import JUDGES, NOBODY, Judging, LLMJudge
+from codit.judge_recipes import JUDGES, NOBODY, Judging, LLMJudge, judged_by
 from codit.recipes import (
     Answers,
     Decoding,
@@ -241,7 +241,7 @@ def scale(name: str, **changes: Any) -> Scale:
         name: "micro", "full", "laptop" or "paper".
         changes: fields of `Scale`, of its decoding (`plausibility`, `strength`, ...), or
             `n_prompts` and `n_test` (of dev and of each held-out set); None leaves the scale's
-            value. `students` may be their number: the first ones.
+            value. `students` may be their number, the first ones; `judging` names of models.
 
     Returns:
         Scale: the named one where nothing is changed.
@@ -262,9 +262,7 @@ def scale(name: str, **changes: Any) -> Scale:
     chosen = replace(chosen, decoding=replace(chosen.decoding, **decoding))
     if "n_prompts" in changes:
         if isinstance(chosen.prompts, File):
-            raise ValueError(
-                "n_prompts needs prompts that are drawn; got a File. Shorten the file."
-            )
+            raise ValueError("n_prompts needs drawn prompts; got a File. Shorten the file.")
         chosen = replace(chosen, prompts=replace(chosen.prompts, n=changes.pop("n_prompts")))
     if "n_test" in changes:
         n = changes.pop("n_test")
@@ -272,8 +270,9 @@ def scale(name: str, **changes: Any) -> Scale:
         chosen = replace(chosen, tests=tests, dev=chosen.dev and replace(chosen.dev, n=n))
     if isinstance(changes.get("students"), int):
         changes["students"] = chosen.students[: changes["students"]]
-    unknown = set(changes) - _names(Scale)
-    if unknown:
+    if isinstance(changes.get("judging"), tuple):
+        changes["judging"] = judged_by(chosen.judging, changes["judging"])
+    if unknown := set(changes) - _names(Scale):
         raise ValueError(f"a scale has no {sorted(unknown)}; it has {sorted(_names(Scale))}.")
     return replace(chosen, **changes)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from codit.recipes import Synthesis, WorldPrompts
@@ -110,6 +111,26 @@ class Judging:
 
 NOBODY = Judging()
 JUDGES = (WorldJudge(), WorldJudge(architecture="gpt_neox", hidden_size=64, seed=1))
+
+
+def judged_by(judging: Judging, models: Sequence[str]) -> Judging:
+    """Return what a scale asks, of other judges: models at OPENAI_BASE_URL.
+
+    Args:
+        judging: the scale's.
+        models: as the server calls them, one or more.
+
+    Returns:
+        Judging: without budgets, which are made for the judges that it had.
+
+    Raises:
+        ValueError: no name, or one that is no text.
+
+    Source: ours.
+    """
+    if not models or not all(isinstance(name, str) and name for name in models):
+        raise ValueError(f"expected names of models that judge; got {models!r}. Name one or more.")
+    return replace(judging, judges=tuple(LLMJudge(model=name) for name in models), budgets=())
 
 
 def judge_label(judge: WorldJudge | LLMJudge) -> str:

@@ -11,6 +11,7 @@ import pytest
 from codit import comparison, experiments, recipes, studies, world
 from codit.comparison import Arm
 from codit.experiments import Scale
+from codit.judge_recipes import LLMJudge
 from codit.recipes import (
     Answers,
     Decoding,
@@ -223,3 +224,14 @@ def test_a_file_of_prompts_enters_by_its_content(tmp_path: Any) -> None:
     before = recipes.key(experiments.synthesis(chosen, "direct"))
     rows.write_text('{"instruction": "Hello!"}\n')
     assert recipes.key(experiments.synthesis(chosen, "direct")) != before
+
+
+def test_judges_may_be_models_of_a_reader_s_own() -> None:
+    own = experiments.scale("micro", judging=["one", "two"])
+    assert [one.model for one in own.judging.judges if isinstance(one, LLMJudge)] == ["one", "two"]
+    assert own.judging.n_prompts == SCALES["micro"].judging.n_prompts
+    assert own.judging.budgets == ()  # those are made for the judges that the scale had
+    assert experiments.scale("micro", judging=None) == SCALES["micro"]
+    for bad in ([], [""], [3]):
+        with pytest.raises(ValueError, match="names of models that judge"):
+            experiments.scale("micro", judging=bad)
