@@ -270,7 +270,7 @@ def scale(name: str, **changes: Any) -> Scale:
         chosen = replace(chosen, tests=tests, dev=chosen.dev and replace(chosen.dev, n=n))
     if isinstance(changes.get("students"), int):
         changes["students"] = chosen.students[: changes["students"]]
-    if isinstance(changes.get("judging"), tuple):
+    if isinstance(changes.get("judging"), (str, tuple)):
         changes["judging"] = judged_by(chosen.judging, changes["judging"])
     if unknown := set(changes) - _names(Scale):
         raise ValueError(f"a scale has no {sorted(unknown)}; it has {sorted(_names(Scale))}.")

@@ -113,12 +113,12 @@ NOBODY = Judging()
 JUDGES = (WorldJudge(), WorldJudge(architecture="gpt_neox", hidden_size=64, seed=1))
 
 
-def judged_by(judging: Judging, models: Sequence[str]) -> Judging:
+def judged_by(judging: Judging, models: str | Sequence[str]) -> Judging:
     """Return what a scale asks, of other judges: models at OPENAI_BASE_URL.
 
     Args:
         judging: the scale's.
-        models: as the server calls them, one or more.
+        models: as the server calls them, one or more; one text holds names between commas.
 
     Returns:
         Judging: without budgets, which are made for the judges that it had.
@@ -128,6 +128,7 @@ def judged_by(judging: Judging, models: Sequence[str]) -> Judging:
 
     Source: ours.
     """
+    models = models.split(",") if isinstance(models, str) else models
     if not models or not all(isinstance(name, str) and name for name in models):
         raise ValueError(f"expected names of models that judge; got {models!r}. Name one or more.")
     return replace(judging, judges=tuple(LLMJudge(model=name) for name in models), budgets=())

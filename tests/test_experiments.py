@@ -232,6 +232,7 @@ def test_judges_may_be_models_of_a_reader_s_own() -> None:
     assert own.judging.n_prompts == SCALES["micro"].judging.n_prompts
     assert own.judging.budgets == ()  # those are made for the judges that the scale had
     assert experiments.scale("micro", judging=None) == SCALES["micro"]
-    for bad in ([], [""], [3]):
+    assert experiments.scale("micro", judging="one,two") == own
+    for bad in ([], [""], [3], "", "one,"):
         with pytest.raises(ValueError, match="names of models that judge"):
             experiments.scale("micro", judging=bad)
