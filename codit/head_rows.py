@@ -1,12 +1,17 @@
-"""A model's output projection for some ids only: rows of the head, gathered.
+"""A model's output projection: for some ids only, and in float32 where its weights are half.
 
 A head is the last large product of a model, and for a small model with a large vocabulary a third
 of its work. What follows it in a model's own code, a soft cap or a scale say, acts on each logit
 alone, so the model may be run with a head of fewer rows and the rest of its code stays as it is.
+
+A bfloat16 logit between 16 and 32 is rounded to a step of 1/8 nat, and a contrast is a difference
+of two. The factors of the product are kept as they are; their sum is not rounded.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +25,8 @@ TOLERANCE = 1e-4
 
 LEAST_NUMBERS = 2**19
 """Of a weight that a step of a few rows waits for; a smaller one stays in the caches. (ours)"""
+
+HALF = (torch.bfloat16, torch.float16)
 
 _suffices: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
 
@@ -92,7 +99,78 @@ def head_rows(model: PreTrainedModel, ids: Tensor) -> Iterator[None]:
     ids = ids.to(head.weight.device)
     weight = head.weight.index_select(0, ids)
     bias = None if head.bias is None else head.bias.index_select(0, ids)
-    head.forward = lambda hidden: nn.functional.linear(hidden, weight, bias)
+    with _replaced(head, weight, bias):
+        yield
+
+
+@contextmanager
+def float32_logits(model: PreTrainedModel) -> Iterator[None]:
+    """Make a model of half precision sum its logits in float32, for the length of a `with` block.
+
+    logits = hidden W^T + b, factors in half precision, products and sums in float32
+
+    Left as it is: a head that is quantised, hooked, offloaded or none of its own; any head while a
+    graph is compiled or gradients are wanted; and on a device without a product that sums and
+    returns in float32, as a CPU, where turning the whole weight would cost twelvefold.
+
+    Args:
+        model: a causal LM.
+
+    Source: ours; vLLM has it as `head_dtype`. The authors' scripts round to bfloat16.
+    """
+    with contextlib.ExitStack() as stack:
+        if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            head = model.get_output_embeddings()
+            if isinstance(head, nn.Linear) and is_plain(head) and _is_widened(head.weight):
+                stack.enter_context(_replaced(head, head.weight, head.bias))
+        yield
+
+
+def linear_float32(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return a linear layer's output in float32, whatever its factors are.
+
+    Args:
+        hidden: [..., D].
+        weight: [U, D].
+        bias: [U], or None.
+
+    Returns:
+        Tensor: float32 [..., U]. On a GPU by a product that sums and returns in float32; elsewhere
+        the weight, of few rows say, is turned to float32.
+
+    Source: ours.
+    """
+    if _widens(hidden.device, hidden.dtype):
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        wide = torch.mm(flat, weight.t(), out_dtype=torch.float32)
+        out = wide.view(*hidden.shape[:-1], weight.shape[0])
+    else:
+        out = nn.functional.linear(hidden.float(), weight.float())
+    return out if bias is None else out + bias.float()
+
+
+def _is_widened(weight: Tensor) -> bool:
+    return weight.dtype in HALF and _widens(weight.device, weight.dtype)
+
+
+@functools.cache
+def _widens(device: torch.device, dtype: torch.dtype) -> bool:
+    """Tell whether a device has the product whose sum is not rounded; tried once."""
+    if device.type == "meta":
+        return False
+    small = torch.zeros(8, 8, device=device, dtype=dtype)
+    try:
+        return torch.mm(small, small, out_dtype=torch.float32).dtype == torch.float32
+    except (RuntimeError, TypeError):  # an older torch, another backend
+        return False
+
+
+@contextmanager
+def _replaced(head: nn.Linear, weight: Tensor, bias: Tensor | None) -> Iterator[None]:
+    """Give a head another weight, and float32 outputs where its own are half, for a block."""
+    is_half = weight.dtype in HALF and not torch.is_grad_enabled()
+    product = linear_float32 if is_half else nn.functional.linear
+    head.forward = lambda hidden: product(hidden, weight, bias)
     try:
         yield
     finally:

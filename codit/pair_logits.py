@@ -15,7 +15,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from codit.candidates import Candidates, candidates, contrast_candidates
 from codit.contrast import PerId, contrast
-from codit.head_rows import head_rows
+from codit.head_rows import float32_logits, head_rows
 
 
 @dataclass
@@ -48,7 +48,8 @@ def logits_of(model: PreTrainedModel, inputs: dict[str, Any]) -> Tensor:
         inputs: of its forward pass.
 
     Returns:
-        Tensor: [B, T, V], on the device where the model left them.
+        Tensor: [B, T, V], on the device where the model left them; on a GPU float32 also of
+        half-precision models, see `head_rows.float32_logits`.
 
     Source: ours.
     """
@@ -58,7 +59,8 @@ def logits_of(model: PreTrainedModel, inputs: dict[str, Any]) -> Tensor:
             name: value.to(device) if isinstance(value, Tensor) else value
             for name, value in inputs.items()
         }
-    return model(**inputs).logits
+    with float32_logits(model):
+        return model(**inputs).logits
 
 
 def contrasted(

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from codit import head_rows as heads
 from codit.contrast import contrast
-from codit.head_rows import can_gather, head_rows
+from codit.head_rows import can_gather, float32_logits, head_rows, linear_float32
+from codit.pair import ContrastivePair
 from tests import tiny
 
 IDS = torch.tensor([3, 7, 250])
@@ -119,3 +121,118 @@ def test_an_amateur_that_excludes_a_plausible_id_is_mended_by_the_floor():
     expected = contrast(*pair.both_logits(TEXT), plausibility=0.2)
     assert not pair.gathers_head
     torch.testing.assert_close(pair(TEXT).logits, expected, atol=1e-5, rtol=0)
+
+
+# -- float32 logits of half precision --------------------------------------------------------------
+
+
+@pytest.fixture
+def widening(monkeypatch):
+    """What a GPU has, by a stand-in for its kernel: products of halves, summed in float32."""
+    real, calls = torch.mm, []
+
+    def mm(a, b, *, out_dtype):
+        calls.append(out_dtype)
+        return real(a.to(out_dtype), b.to(out_dtype))
+
+    monkeypatch.setattr(torch, "mm", mm)
+    monkeypatch.setattr(heads, "_widens", lambda device, dtype: True)
+    return calls
+
+
+def captured(model, text):
+    """What a model's head reads."""
+    seen = []
+    with_hook = model.get_output_embeddings().register_forward_pre_hook(
+        lambda _, given: seen.append(given[0])
+    )
+    model(text)
+    with_hook.remove()
+    return seen[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3_text"])
+@torch.no_grad()
+def test_a_half_precision_models_logits_are_summed_in_float32(architecture, dtype, widening):
+    model = tiny.model(architecture, seed=1).to(dtype)
+    head = model.get_output_embeddings()
+    hidden = captured(model, TEXT)
+    expected = nn.functional.linear(hidden.double(), head.weight.double())
+    with float32_logits(model):
+        made = model(TEXT).logits
+    assert made.dtype == torch.float32
+    torch.testing.assert_close(made.double(), expected, atol=1e-4, rtol=1e-5)
+    rounded = model(TEXT).logits  # as it was
+    assert rounded.dtype == dtype
+    assert (rounded.double() - expected).abs().max() > 10 * (made.double() - expected).abs().max()
+
+
+@torch.no_grad()
+def test_gathered_rows_of_half_precision_are_float32_too(widening):
+    model = tiny.model("llama", seed=1).to(torch.bfloat16)
+    with float32_logits(model):
+        whole = model(TEXT).logits
+    with head_rows(model, IDS), float32_logits(model):
+        some = model(TEXT).logits
+    assert some.dtype == torch.float32
+    torch.testing.assert_close(some, whole[..., IDS], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["hook", "wrapped", "subclass"])
+@torch.no_grad()
+def test_a_head_that_is_more_than_a_linear_layer_is_left_alone(kind, widening):
+    model = changed(kind).to(torch.bfloat16)
+    before = model(TEXT).logits
+    with float32_logits(model):
+        assert torch.equal(model(TEXT).logits, before)
+
+
+def test_float32_models_and_gradients_are_left_alone(widening):
+    model = tiny.model("llama", seed=1)
+    with torch.no_grad(), float32_logits(model):
+        assert "forward" not in vars(model.lm_head)
+    half = tiny.model("llama", seed=1).to(torch.bfloat16)
+    with float32_logits(half):
+        half(TEXT).logits.sum().backward()
+    assert half.lm_head.weight.grad.dtype == torch.bfloat16
+
+
+@torch.no_grad()
+def test_a_cpu_keeps_the_fast_product_of_its_own():
+    model = tiny.model("llama", seed=1).to(torch.bfloat16)
+    with float32_logits(model):
+        assert model(TEXT).logits.dtype == torch.bfloat16
+
+
+def test_a_product_that_widens_is_used_for_any_shape(widening):
+    hidden, weight = torch.randn(2, 3, 8).bfloat16(), torch.randn(280, 8).bfloat16()
+    bias = torch.randn(280).bfloat16()
+    made = linear_float32(hidden, weight, bias)
+    assert widening == [torch.float32]
+    assert made.dtype == torch.float32
+    expected = hidden.double() @ weight.double().T + bias.double()
+    torch.testing.assert_close(made.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_device_without_it_is_found_out():
+    heads._widens.cache_clear()
+    assert not heads._widens(torch.device("cpu"), torch.bfloat16)
+
+
+@torch.no_grad()
+def test_a_pair_of_half_precision_contrasts_what_is_not_rounded(widening):
+    """Its log q is that of the float32 products of what both heads read."""
+    pair = ContrastivePair(
+        *(tiny.model("llama", seed=seed).to(torch.bfloat16) for seed in (0, 1)), plausibility=0.0
+    )
+    products = [
+        nn.functional.linear(captured(m, TEXT).float(), m.get_output_embeddings().weight.float())
+        for m in (pair.expert, pair.amateur)
+    ]
+    expected = contrast(*products, strength=1.0, plausibility=0.0)
+    torch.testing.assert_close(pair(TEXT).logits, expected, atol=1e-4, rtol=1e-4)
+    rounded = contrast(
+        pair.expert(TEXT).logits, pair.amateur(TEXT).logits, strength=1.0, plausibility=0.0
+    )
+    assert (rounded - expected).abs().max() > 0.01
