@@ -57,7 +57,8 @@ def whole(saved, prompts, tmp_path_factory):
 
 def test_the_files_are_those_of_any_engine(whole):
     rows = [json.loads(line) for line in whole.read_text().splitlines()]
-    errors = [json.loads(line) for line in whole.with_name("data.errors.jsonl").open()]
+    lines = whole.with_name("data.errors.jsonl").read_text().splitlines()
+    errors = [json.loads(line) for line in lines]
     manifest = json.loads(whole.with_name("data.manifest.json").read_text())
     assert len(rows) == ROWS - 2 == manifest["rows"]
     assert [one["id"] for one in errors] == ["empty", "long"] or len(errors) == 2
