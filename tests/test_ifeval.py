@@ -261,6 +261,43 @@ def test_the_command_shows_both_models(
     assert capsys.readouterr().err.startswith("codit: expected at least 2 prompts")
 
 
+def test_a_student_is_asked_alone_and_its_answers_are_kept(
+    prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expert, _ = tiny.save_pair(tmp_path, "llama")
+    out = tmp_path / "new" / "answers.jsonl"
+    given = ["ifeval", "--prompts", str(prompts), "--max-new-tokens", "6", "--out", str(out)]
+    assert cli.main([*given, "--student", str(expert)]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in shown[2:]] == ["student", "student:"]
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["key"] for row in rows] == [0, 7, 14, 21, 28]
+    assert {row["model"] for row in rows} == {"student"}
+    assert [len(row["strict"]) for row in rows] == [len(row["ids"]) for row in ROWS]
+    manifest = json.loads((tmp_path / "new" / "answers.manifest.json").read_text())
+    rate = manifest["rates"]["student"]["prompt_strict"]["estimate"]
+    assert rate == pytest.approx(sum(all(row["strict"]) for row in rows) / len(rows))
+    assert manifest["versions"]["lm_eval"]
+
+
+@pytest.mark.parametrize(
+    "given", [[], ["--expert", "e"], ["--amateur", "a"], ["--expert", "e", "--student", "s"]]
+)
+def test_half_a_pair_or_nobody_is_refused(
+    given: list[str], prompts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["ifeval", "--prompts", str(prompts), *given]) == 2
+    assert "--expert and --amateur, or --student" in capsys.readouterr().err
+
+
+def test_the_prompts_are_never_replaced(prompts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = prompts.read_bytes()
+    given = ["ifeval", "--prompts", str(prompts), "--student", "s", "--out", str(prompts)]
+    assert cli.main(given) == 2
+    assert "another file than the prompts" in capsys.readouterr().err
+    assert prompts.read_bytes() == before
+
+
 def test_help_imports_no_model() -> None:
     code = "import sys; from codit import cli\ntry: cli.main(['ifeval', '--help'])\n"
     code += "except SystemExit: pass\nassert not {'torch', 'lm_eval'} & set(sys.modules)"
