@@ -49,7 +49,7 @@ def reliability(scores: pd.DataFrame) -> pd.DataFrame:
     Returns:
         DataFrame: one, other (a judge, then the verifier or a later judge), equal (share),
         spearman and kappa (weighted) with their ends `_low`, `_high`, n (responses that both
-        scored), text.
+        scored).
 
     Raises:
         ValueError: see `judge_agreement.agreement`.
@@ -244,7 +244,7 @@ def costs(told: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         DataFrame: judge, run, judgements, cached, calls, seconds, judged/s, prompt and completion
-        tokens, ok (share), honoured (share of the replies of that run that kept to the schema).
+        tokens, ok and honoured (shares of the judgements: with a value, kept to the schema).
     """
     names = ["questions", "cached", "calls", "seconds", "prompt_tokens", "completion_tokens"]
     summed = told.groupby(["judge", "run"], sort=False)[[*names, "ok", "honoured"]].sum()

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from codit import judge_bias, statistics, win_rates
+from codit import judge_bias, statistics
 from codit.judge_evidence import VERIFIER
-from codit.judge_tables import outcomes
+from codit.judge_tables import length_controlled, outcomes
 from codit.statistics import Interval
 
 
@@ -24,7 +24,7 @@ def order(comparisons: pd.DataFrame) -> pd.DataFrame:
         comparisons: of the study.
 
     Returns:
-        DataFrame: judge, compared, pairs, flip rate, reversed (named different winners), first
+        DataFrame: judge, compared, pairs, flips (rate), reversed (named different winners), first
         (preference for what stands first: .5 without a bias), each with `_low`, `_high`.
     """
     rows = []
@@ -49,9 +49,9 @@ def wins(comparisons: pd.DataFrame) -> pd.DataFrame:
         comparisons: of the study. The verifier prefers what it scores higher; equal is a tie.
 
     Returns:
-        DataFrame: who, compared, kind ("raw" or "length-controlled"), value, low, high, ties
-        (share), pairs, equal (share of pairs on which a judge and the verifier name the same
-        winner, or a tie; NaN for the verifier).
+        DataFrame: who, compared, kind ("raw" or "length-controlled"), value, low, high (NaN where
+        nothing can be fitted), ties (share), pairs, equal (share of pairs on which a judge and the
+        verifier name the same winner, or a tie; NaN for the verifier).
     """
     rows: list[dict[str, Any]] = []
     parts = comparisons[comparisons["one"] != comparisons["other"]]
@@ -128,8 +128,9 @@ def _rates(
     common = {"ties": float((known == 0.5).mean()), "pairs": len(known), "equal": equal}
     raw = statistics.mean_interval(known.to_numpy(dtype="float64"))
     rows = [{"who": who, **told, "kind": "raw", **_ends(raw), **common}]
-    controlled = win_rates.win_rates(table[["id", "preference", "length", "length_baseline"]])
-    ends = _ends(controlled.length_controlled)
+    controlled = length_controlled(table)  # of few or lopsided pairs there may be none
+    named = {"value": "length_controlled", "low": "lc_low", "high": "lc_high"}
+    ends = {end: controlled[name] for end, name in named.items()}
     return [*rows, {"who": who, **told, "kind": "length-controlled", **ends, **common}]
 
 

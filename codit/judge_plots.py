@@ -96,6 +96,7 @@ def draw_students(axes: Axes, table: pd.DataFrame, *, zero: bool = True) -> None
         table: of `judge_students.score_gains`, or of one kind of `wins` with a column `role`.
         zero: draw a line at 0, and name the intervals; False: a line at .5, of win rates.
     """
+    table = table.dropna(subset=["value"])
     if _is_empty(axes, table):
         return
     named = table.assign(arm=table["who"] + ": " + table["arm"])

@@ -128,10 +128,28 @@ def judged_by(judging: Judging, models: str | Sequence[str]) -> Judging:
 
     Source: ours.
     """
-    models = models.split(",") if isinstance(models, str) else models
+    models = [name.strip() for name in models.split(",")] if isinstance(models, str) else models
     if not models or not all(isinstance(name, str) and name for name in models):
         raise ValueError(f"expected names of models that judge; got {models!r}. Name one or more.")
     return replace(judging, judges=tuple(LLMJudge(model=name) for name in models), budgets=())
+
+
+def check_names(judges: Sequence[WorldJudge | LLMJudge]) -> None:
+    """Raise where tables would take two judges for one.
+
+    Args:
+        judges: of one study.
+
+    Raises:
+        ValueError: two have the same name.
+
+    Source: ours.
+    """
+    labels = [judge_label(one) for one in judges]
+    if len(set(labels)) < len(labels):
+        raise ValueError(
+            f"expected judges of different names; got {labels}. Give each a study of its own."
+        )
 
 
 def judge_label(judge: WorldJudge | LLMJudge) -> str:

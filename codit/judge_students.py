@@ -14,11 +14,21 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
-from codit import comparison, evidence, judge, store, studies, verdicts, win_rates, world
+from codit import (
+    comparison,
+    evidence,
+    judge,
+    judge_tables,
+    statistics,
+    store,
+    studies,
+    verdicts,
+    world,
+)
 from codit.comparison import Arm, StudentStudy
 from codit.experiments import Scale
-from codit.judge_recipes import JudgedArm, LLMJudge, WorldJudge, judge_label
-from codit.judge_study import REPLIES, write
+from codit.judge_recipes import JudgedArm, LLMJudge, WorldJudge, check_names, judge_label
+from codit.judge_study import REPLIES, check_heard, write
 from codit.judging import Asked, asked
 
 MEASURES = ("strict", "correct")
@@ -43,6 +53,9 @@ class JudgedStudents:
     n_prompts: int
     n_pairs: int
     version: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        check_names(self.judges)
 
 
 def recipe(chosen: Scale) -> StudentStudy:
@@ -163,6 +176,9 @@ def make(recipe: JudgedStudents, folder: Path) -> None:
         recipe: which study.
         folder: gets the tables; killed, it holds every reply so far, which is not asked again.
 
+    Raises:
+        ValueError: a server fell silent; see `judge_study.check_heard`.
+
     Source: ours.
     """
     found: dict[str, list[pd.DataFrame]] = {name: [] for name in TABLES}
@@ -197,7 +213,9 @@ def _ask(
     how: dict[str, Any] = {"cache": cache, "asking": whom.asking}
     rows = [table[["id", "instruction", "response"]].to_dict("records") for _, table in given]
     for (told, table), own in zip(given, rows, strict=True):
-        found = judge.score(own, whom.judge, **how).table
+        judged = judge.score(own, whom.judge, **how)
+        check_heard(judged.judgements["state"])
+        found = judged.table
         truth = table["score"].astype("float64").to_numpy()
         yield "scores", found[["id", "score"]].assign(verifier=truth, **told)
     baseline = {told["seed"]: k for k, (told, _) in enumerate(given) if told["role"] == BASELINE}
@@ -206,7 +224,9 @@ def _ask(
         if told["role"] == BASELINE:
             continue
         few, base = (part[: recipe.n_pairs] for part in (own, rows[other]))
-        found = judge.compare(few, base, whom.judge, **how).table
+        judged = judge.compare(few, base, whom.judge, **how)
+        check_heard(judged.judgements["state"])
+        found = judged.table
         gap = table["score"].astype("float64") - given[other][1]["score"].astype("float64")
         truth = ((gap > 0) + 0.5 * (gap == 0)).to_numpy()[: recipe.n_pairs]
         kept = found[["id", "preference", "length", "length_baseline"]]
@@ -270,11 +290,16 @@ def wins(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for who, own in _by(tables["comparisons"], "preference"):
         for arm, table in own.groupby("arm", sort=False):
-            numbers = ["preference", "length", "length_baseline"]
-            found = win_rates.win_rates(table.groupby("id")[numbers].mean().reset_index())
-            both = {"raw": found.raw, "length-controlled": found.length_controlled}
+            raw = statistics.mean_interval(table.groupby("id")["preference"].mean().to_numpy())
+            fitted = judge_tables.length_controlled(table)  # NaN where nothing can be fitted
+            both = {
+                "raw": (raw.estimate, raw.low, raw.high),
+                "length-controlled": [
+                    fitted[k] for k in ("length_controlled", "lc_low", "lc_high")
+                ],
+            }
             for kind, rate in both.items():
-                ends = {"value": rate.estimate, "low": rate.low, "high": rate.high}
+                ends = dict(zip(("value", "low", "high"), rate, strict=True))
                 told = {"who": who, "arm": arm, "role": table["role"].iloc[0], "kind": kind}
                 rows.append({**told, **ends, "prompts": table["id"].nunique()})
     return pd.DataFrame(

@@ -20,7 +20,7 @@ from codit import comparison, judge, store, studies, verdicts, world
 from codit.comparison import POOL, Arm, ResponseStudy
 from codit.experiments import Scale
 from codit.judge import Judged
-from codit.judge_recipes import JudgedArm, LLMJudge, WorldJudge, judge_label
+from codit.judge_recipes import JudgedArm, LLMJudge, WorldJudge, check_names, judge_label
 from codit.judging import Asked, asked
 from codit.recipes import File, WorldPrompts
 from codit.results import dataset
@@ -51,6 +51,9 @@ class JudgeStudy:
     budgets: tuple[int, ...] = ()
     n_budget: int = 200
     version: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        check_names(self.judges)
 
 
 def recipes(chosen: Scale) -> dict[str, JudgeStudy]:
@@ -98,13 +101,13 @@ def study(recipe: JudgeStudy) -> dict[str, pd.DataFrame]:
         dict: "scores": judge, part ("arms", "pool" or "budget"), arm (its role), id, sample, budget
         (tokens), length (characters), score (NaN without one), state, and of the verifier score,
         strict and correct as `verifier`, `strict`, `correct` (NaN where it knows nothing);
-        "comparisons": judge, part ("arms" or "itself"), one, other, id, order, value, state,
-        length_one, length_other, verifier_one, verifier_other;
-        "costs": judge, part, run (1 or 2), questions, cached, calls, replies, prompt_tokens,
-        completion_tokens, seconds, honoured, ignored, rejected (of the schema), ok.
+        "comparisons": judge, part ("arms" or "itself"), one, other, id, sample, order, value,
+        state, length_one, length_other, verifier_one, verifier_other;
+        "costs": judge, of ("scores" or "comparisons"), part, arm or one and other, run (1 or 2),
+        the counts of `judge.Tally`, honoured, ignored, rejected (of the schema), ok.
 
     Raises:
-        ValueError: see `judging.asked`.
+        ValueError: see `judging.asked` and `make`.
 
     Source: ours.
     """
@@ -119,6 +122,9 @@ def make(recipe: JudgeStudy, folder: Path) -> None:
         recipe: which study.
         folder: gets the tables; killed, it holds every reply so far, which is not asked again.
 
+    Raises:
+        ValueError: the server gave no reply to more questions than `Asking` lets fail by default.
+
     Source: ours.
     """
     seen = lessons(recipe)
@@ -131,6 +137,7 @@ def make(recipe: JudgeStudy, folder: Path) -> None:
                 for name, table in _ask(recipe, arms, pool, whom, folder / REPLIES):
                     if run == 1 or name == "costs":
                         found[name].append(table.assign(judge=judge_label(one), run=run))
+                check_heard(pd.concat([t["state"] for n in TABLES[:2] for t in found[n]]))
     known = _verifier(recipe, arms, pool)
     scores = pd.concat(found["scores"], ignore_index=True).drop(columns="run")
     scores = scores.merge(known, on=["arm", "id", "sample"], how="left", validate="many_to_one")
@@ -140,6 +147,25 @@ def make(recipe: JudgeStudy, folder: Path) -> None:
     write(pd.concat(found["costs"], ignore_index=True), folder / "costs.parquet")
     for path in folder.glob(f"{REPLIES}*"):
         path.unlink()
+
+
+def check_heard(states: pd.Series[str]) -> None:
+    """Raise where a server fell silent: what lacks its replies must not be kept as finished.
+
+    Args:
+        states: of judgements.
+
+    Raises:
+        ValueError: more have no reply than `Asking` lets fail by default.
+
+    Source: ours.
+    """
+    share = float((states == "api_error").mean())
+    if share > judge.Asking().max_failures:
+        raise ValueError(
+            f"expected replies; {share:.1%} of {len(states)} judgements have none. Look at the "
+            "server and ask again: what was replied is kept."
+        )
 
 
 def lessons(recipe: JudgeStudy) -> frozenset[str]:

@@ -63,7 +63,9 @@ def fit(
             if length < 1e-12:  # nothing is left to gain that a float can show
                 return w
         w, value = w + length * step, new
-    raise ValueError(f"expected a fit within {STEPS} steps; got none. Are the features finite?")
+    raise ValueError(
+        f"expected a fit within {STEPS} steps; got none. Give finite features, more rows."
+    )
 
 
 def choose_inverse_penalty(features: Features, preferences: Numbers, weights: Numbers) -> float:

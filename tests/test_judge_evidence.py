@@ -59,6 +59,25 @@ def test_judges_are_compared_with_each_other_and_with_the_verifier() -> None:
     assert judge_evidence.reliability(BLIND[BLIND["judge"] == "A"]).empty
 
 
+def test_agreement_with_the_verifier_is_that_of_a_hand() -> None:
+    found = judge_evidence.reliability(SCORES).set_index(["one", "other"]).loc[("A", "verifier")]
+    # A: 4 6 8 10 7 7 10 10, the verifier: 4 6 8 10 5 5 9 9. Squared distances: 10 of 8 responses;
+    # variances 4.1875 and 4.5, means .75 apart.
+    assert found["kappa"] == pytest.approx(1 - (10 / 8) / (4.1875 + 4.5 + 0.75**2))
+    # Ranks 1 2 5 7 3.5 3.5 7 7 and 1 4 5 8 2.5 2.5 6.5 6.5, less their mean 4.5.
+    assert found["spearman"] == pytest.approx(36.5 / np.sqrt(39.5 * 41))
+    ends = [f"{m}{end}" for m in ("spearman", "kappa") for end in ("", "_low", "_high")]
+    assert list(judge_evidence.reliability(SCORES)) == ["one", "other", "equal", *ends, "n"]
+
+
+def test_scores_are_matched_by_response_and_not_by_row() -> None:
+    mixed = SCORES.sample(frac=1, random_state=1).sort_values("judge", kind="stable")
+    for measure in (judge_evidence.reliability, judge_evidence.error_agreement):
+        one, other = (measure(table).drop(columns="n") for table in (SCORES, mixed))
+        points = [name for name in one if not name.endswith(("low", "high"))]
+        pd.testing.assert_frame_equal(one[points], other[points])
+
+
 def test_errors_that_go_together_are_seen() -> None:
     (row,) = judge_evidence.error_agreement(SCORES).to_dict("records")
     errors = {
@@ -93,6 +112,27 @@ def test_means_and_differences_of_arms_are_by_everyone_who_scores() -> None:
     assert gaps.loc["B", "holds"]
     assert gaps.loc["verifier", "holds"] is None
     assert list(judge_evidence.differences(BLIND, [("codit", "direct")])["who"]) == ["A", "B"]
+    assert set(judge_evidence.arms(BLIND)["who"]) == {"A", "B"}
+    back = judge_evidence.differences(SCORES, [("direct", "codit")]).set_index("who")
+    assert back["value"].tolist() == (-gaps["value"]).tolist()
+    for table in (means, gaps):
+        assert (table["low"] <= table["value"]).all()
+        assert (table["value"] <= table["high"]).all()
+
+
+def test_other_parts_of_a_study_are_no_scores_of_arms() -> None:
+    more = [SCORES, scored("A", "pool", [1.0] * 4, [1.0] * 4, part="pool")]
+    more.append(scored("A", "codit", [NAN] * 4, TRUTH["codit"], part="budget", budget=3))
+    table = pd.concat(more, ignore_index=True)
+    pairs = [("codit", "direct")]
+    for measure in (
+        judge_evidence.reliability,
+        judge_evidence.arms,
+        judge_evidence.error_agreement,
+    ):
+        pd.testing.assert_frame_equal(measure(table), measure(SCORES))
+    expected = judge_evidence.differences(SCORES, pairs)
+    pd.testing.assert_frame_equal(judge_evidence.differences(table, pairs), expected)
 
 
 def pool() -> pd.DataFrame:
@@ -120,7 +160,24 @@ def test_the_kept_response_is_judged_by_the_verifier() -> None:
     assert found.loc[("verifier", 4), "value"] == pytest.approx((10 + 9 + 10) / 3)
     assert found.loc[("A", 2), "share"] == pytest.approx(6 / (6 + 0 + 5))
     assert found.loc[("verifier", 2), "share"] == 1
+    assert found.loc[("A", 4), "share"] == pytest.approx((4 + 0 + 0) / (8 + 5 + 5))
     assert np.isnan(found.loc[("A", 1), "share"])
+    assert found["value"].between(found["low"], found["high"]).all()
+
+
+def test_what_is_kept_hangs_on_samples_and_not_on_the_order_of_rows() -> None:
+    mixed = pool().sample(frac=1, random_state=0, ignore_index=True)
+    pd.testing.assert_frame_equal(judge_evidence.best_of(mixed), judge_evidence.best_of(pool()))
+
+
+def test_every_judge_chooses_by_its_own_scores() -> None:
+    turned = pool().assign(judge="B")
+    turned["score"] = -turned["verifier"]  # keeps the worst: 2, 1 and 5
+    found = judge_evidence.best_of(pd.concat([pool(), turned], ignore_index=True), (4,))
+    values = found.set_index("who")["value"]
+    assert values["B"] == pytest.approx((2 + 1 + 5) / 3)
+    assert values["A"] == pytest.approx((6 + 4 + 5) / 3)
+    assert found.set_index("who").loc["B", "share"] == pytest.approx((0 - 3 + 0) / 18)
 
 
 def test_without_a_verifier_nobody_can_say_what_was_kept() -> None:
@@ -151,6 +208,21 @@ def test_a_cut_reply_costs_what_stands_in_its_place() -> None:
     assert found.loc[3, "failed"] == 1
     assert np.isnan(found.loc[3, "dropped"])
     assert found.loc[3, "minus one"] == -1 - 6
+    assert found.loc[3, "five"] == 5 - 6
+    assert found.loc[7, "n"] == 4
+    assert found.loc[7, "failed_low"] < 0.5 < found.loc[7, "failed_high"]
+
+
+def test_a_response_without_a_full_score_is_no_part_of_an_error() -> None:
+    full = scored("A", "codit", [2.0, 4.0, NAN, 9.0], [NAN] * 4)
+    cut = scored("A", "codit", [2.0, NAN, 3.0, NAN], [NAN] * 4, part="budget", budget=7)
+    table = pd.concat([full, cut], ignore_index=True)
+    (row,) = judge_evidence.failures(table).to_dict("records")
+    assert (row["n"], row["full"], row["dropped"]) == (3, 5, 2 - 5)
+    assert row["failed"] == pytest.approx(2 / 3)
+    assert row["minus one"] == (2 - 1 - 1) / 3 - 5
+    errors = judge_evidence.failure_errors(table).set_index("treatment")["value"]
+    assert errors.to_dict() == {"minus one": -5, "five": 4 - 5}  # one score has no interval
 
 
 def test_its_error_has_an_interval_and_no_number_where_nothing_is_left() -> None:

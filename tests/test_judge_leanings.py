@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from codit import judge_leanings
+from codit.logistic import INVERSE_PENALTIES
 
 NAN = float("nan")
 
@@ -78,6 +79,45 @@ def test_without_a_verifier_a_judges_rates_stand_alone() -> None:
     assert found["equal"].isna().all()
 
 
+def test_a_response_beside_itself_wins_nothing() -> None:
+    itself = compared([FLIP] * 8, one="codit", other="codit", part="itself")
+    both = pd.concat([compared(VERDICTS), itself], ignore_index=True)
+    found = judge_leanings.wins(both)
+    pd.testing.assert_frame_equal(found, judge_leanings.wins(compared(VERDICTS)))
+
+
+def test_the_raw_rate_is_the_mean_preference_of_each_judge_and_pair() -> None:
+    verdicts = [WIN, TIE, LOSS, WIN, WIN, TIE, LOSS, WIN]
+    other = compared(verdicts, judge="B", other="truncated")
+    found = judge_leanings.wins(pd.concat([compared(VERDICTS), other], ignore_index=True))
+    raw = found[found["kind"] == "raw"].set_index(["who", "compared"])
+    assert raw.loc[("B", "codit with truncated"), "value"] == 5 / 8
+    assert raw.loc[("B", "codit with truncated"), "ties"] == 2 / 8
+    assert ("B", "codit with direct") not in raw.index
+    assert raw.loc[("verifier", "codit with truncated"), "value"] == pytest.approx(3.5 / 8)
+
+
+def test_of_a_few_pairs_the_raw_rate_stands_alone() -> None:
+    found = judge_leanings.wins(compared(VERDICTS[:4])).set_index(["who", "kind"])
+    assert found.loc[("A", "raw"), "value"] == pytest.approx((0 + 0.5 + 1 + 0.5) / 4)
+    assert found.loc[("A", "length-controlled"), ["value", "low", "high"]].isna().all()
+    assert found.loc[("A", "length-controlled"), "pairs"] == 4
+
+
+def test_where_the_longer_always_wins_equal_lengths_bring_the_rate_to_a_half() -> None:
+    verdicts = [WIN if k % 4 else LOSS for k in range(16)]
+    table = compared(verdicts).assign(length_one=20)
+    longer = table["id"].isin([f"p{k}" for k in range(16) if k % 4])
+    table["length_other"] = np.where(longer, 10, 30)
+    found = judge_leanings.wins(table).set_index(["who", "kind"])["value"]
+    assert found["A", "raw"] == 0.75
+    assert 0.45 < found["A", "length-controlled"] < 0.7
+    alike = judge_leanings.wins(table.assign(length_other=20)).set_index(["who", "kind"])["value"]
+    # Of n pairs the fit's penalty takes 1 / (n C), for the C that was chosen.
+    fits = 0.75 - 1 / (16 * np.array(INVERSE_PENALTIES))
+    assert np.abs(fits - alike["A", "length-controlled"]).min() < 1e-6
+
+
 def scores(truth: bool = True) -> pd.DataFrame:
     """Two responses to each of six prompts: the second twice as long, one point higher for A."""
     rows = [
@@ -106,6 +146,19 @@ def test_length_is_weighed_within_prompts_beside_the_verifier() -> None:
     }
     alone = judge_leanings.length(scores(truth=False))
     assert list(zip(alone["who"], alone["kind"], strict=True)) == [("A", "score")]
+
+
+def test_a_slope_weighs_prompts_by_the_spread_of_their_lengths() -> None:
+    told = {"p0": ((8, 16), (3.0, 5.0)), "p1": ((4, 64), (6.0, 6.0)), "p2": ((5, 50), (1.0, NAN))}
+    rows = [
+        {"judge": "A", "part": "arms", "id": name, "length": size, "score": score, "verifier": NAN}
+        for name, (lengths, values) in told.items()
+        for size, score in zip(lengths, values, strict=True)
+    ]
+    (found,) = judge_leanings.length(pd.DataFrame(rows)).to_dict("records")
+    # p0: doublings -.5 and .5, points -1 and 1; p1: doublings -2 and 2, no points; p2 has one.
+    assert found["value"] == pytest.approx((0.5 + 0.5) / (0.5 + 8))
+    assert found["prompts"] == 2
 
 
 def test_misses_are_errors_by_what_is_true_of_a_response() -> None:

@@ -12,7 +12,7 @@ import pytest
 from codit import judge_students, judging, world
 from codit.experiments import Scale
 from codit.judge_recipes import Judging, LLMJudge
-from tests.fault_server import serving
+from tests.fault_server import failed, serving
 from tests.test_judge_study import grade
 
 A, B = LLMJudge(model="a", temperature=0.0), LLMJudge(model="b", temperature=0.0)
@@ -81,6 +81,26 @@ def test_students_are_scored_and_compared_with_direct_ones(
             for row in table.to_dict("records")
         ]
         assert own["verifier"].tolist() == told
+
+
+def test_a_server_that_falls_silent_ends_the_study_and_its_replies_are_kept(
+    chosen: Scale, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(judge_students.judged_recipe(chosen), judges=(B,))
+    with serving(grade) as server:  # of judged Best-of-N, which is made on the way
+        monkeypatch.setenv(judging.ADDRESS, server.url)
+        list(judge_students._answers(recipe))
+    with serving(failed(403)) as server:
+        monkeypatch.setenv(judging.ADDRESS, server.url)
+        with pytest.raises(ValueError, match=r"expected replies; 100\.0% of 6 judgements"):
+            judge_students.make(recipe, tmp_path)
+    assert (tmp_path / judge_students.REPLIES).exists()
+    assert not list(tmp_path.glob("*.parquet"))
+
+
+def test_two_judges_of_one_name_are_refused(chosen: Scale) -> None:
+    with pytest.raises(ValueError, match="judges of different names"):
+        replace(judge_students.judged_recipe(chosen), judges=(A, replace(A, seed=1)))
 
 
 def tables() -> dict[str, pd.DataFrame]:

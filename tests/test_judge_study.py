@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from codit import experiments, judge_study, judging, recipes, results, store, world
+from codit import (
+    comparison,
+    experiments,
+    judge_evidence,
+    judge_leanings,
+    judge_study,
+    judging,
+    recipes,
+    results,
+    store,
+    world,
+)
 from codit.comparison import Arm
 from codit.experiments import Scale
+from codit.judge import Asking, Tally
 from codit.judge_recipes import JUDGES, JudgedArm, JudgedBest, Judging, LLMJudge, WorldJudge
 from codit.judge_study import JudgeStudy
-from codit.recipes import File, WorldPrompts
-from tests.fault_server import Sent, decided, said, scored, serving
+from codit.recipes import File, HubPrompts, WorldPrompts
+from tests.fault_server import Sent, decided, failed, said, scored, serving
 
 A, B = LLMJudge(model="a", temperature=0.0), LLMJudge(model="b", temperature=0.0)
 TIGHT = 5  # a budget that the fake judge's reply exceeds
@@ -111,10 +124,43 @@ def test_every_judge_scores_every_response_beside_the_verifier(
 
 
 def _data(recipe: JudgeStudy, role: str) -> Any:
-    from codit import comparison
-
     arm = next(arm for arm in recipe.responses.arms if arm.role == role)
     return comparison.data(recipe.responses, arm, 0)
+
+
+def test_tables_have_the_columns_that_are_promised(study: Any) -> None:
+    scores, pairs, costs = (study[0][name] for name in judge_study.TABLES)
+    assert set(scores) == {
+        "judge", "part", "arm", "id", "sample", "budget", "length", "score", "state",
+        "verifier", "strict", "correct",
+    }  # fmt: skip
+    assert set(pairs) == {
+        "judge", "part", "one", "other", "id", "sample", "order", "value", "state",
+        "length_one", "length_other", "verifier_one", "verifier_other",
+    }  # fmt: skip
+    counts = {f.name for f in fields(Tally)} - {"states", "schema"}
+    told = {"judge", "of", "part", "arm", "one", "other", "run", "ok"}
+    assert set(costs) == told | counts | {"honoured", "ignored", "rejected"}
+    by_run = costs.groupby(["judge", "run"], observed=True)["questions"].sum()
+    assert set(by_run) == {len(scores) / 2 + len(pairs) / 2}  # two judges, every question twice
+
+
+def test_of_the_pool_every_sample_has_its_own_verdict(recipe: JudgeStudy, study: Any) -> None:
+    scores = study[0]["scores"]
+    own = scores[(scores["part"] == "pool") & (scores["judge"] == "a")]
+    asked = {row["id"]: row for row in world.prompts(asked_of(recipe))}
+    best: Any = comparison.data(recipe.responses, Arm(role="best-of-n", n=4), 0)
+    rows = list(results.dataset(best.pool))
+    assert list(zip(own["id"], own["sample"], strict=True)) == [
+        (row["id"], row["sample"]) for row in rows
+    ]
+    for told, row in zip(own.to_dict("records"), rows, strict=True):
+        true = world.verify(row["response"], asked[row["id"]], is_completed=row["is_completed"])
+        assert (told["verifier"], told["strict"], told["correct"]) == (
+            true.score, true.strict, true.correct,
+        )  # fmt: skip
+        assert told["score"] == 1 + len(row["response"]) % 10
+    assert own["verifier"].nunique() > 1
 
 
 def test_pairs_are_compared_in_both_orders_and_one_arm_with_itself(
@@ -180,6 +226,77 @@ def test_a_study_that_died_goes_on_and_pays_nothing_twice(
         pd.testing.assert_frame_equal(again[name], whole[name])
 
 
+def test_a_study_whose_server_went_away_is_not_finished_and_goes_on(
+    recipe: JudgeStudy, study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, requests = study
+    one = replace(recipe, judges=(A,), budgets=())
+    paid, folder = 30, tmp_path / "lost"
+
+    def dies(request: dict[str, Any], number: int) -> Sent:
+        return grade(request, number) if number < paid else failed(500)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(judging, "Asking", partial(Asking, tries=1, wait=0.0))
+        with pytest.raises(ValueError, match="expected replies; .* judgements have none"):
+            made(one, folder, patch, dies)
+    assert not list(folder.glob("*.parquet"))
+    assert (folder / judge_study.REPLIES).exists()
+    again, after = made(one, folder, monkeypatch)
+    needed = [r for r in requests if r["model"] == "a" and r["max_tokens"] != TIGHT]
+    assert len(after) == len(needed) - paid
+    for name in ("scores", "comparisons"):
+        table = whole[name]
+        expected = table[(table["judge"] == "a") & (table["part"] != "budget")]
+        pd.testing.assert_frame_equal(
+            texts(again[name]), texts(expected).reset_index(drop=True), check_like=True
+        )
+
+
+def texts(table: pd.DataFrame) -> pd.DataFrame:
+    """A table with its categories as text, as `verdicts.read` gives it."""
+    return table.astype({name: "str" for name in table if table[name].dtype == "category"})
+
+
+def test_two_judges_of_one_name_are_refused(recipe: JudgeStudy) -> None:
+    for judges in ((A, replace(A, seed=1)), (WorldJudge(), WorldJudge(seed=1))):
+        with pytest.raises(ValueError, match="expected judges of different names; got"):
+            replace(recipe, judges=judges)
+
+
+def test_of_prompts_that_no_verifier_knows_only_judges_speak(
+    recipe: JudgeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = HubPrompts(source="wildchat", n=4)
+    hub = replace(recipe, responses=replace(recipe.responses, prompts=prompts), budgets=(TIGHT,))
+    hub = replace(hub, n_pairs=4, n_budget=2)
+
+    def rows(data: Any) -> list[dict[str, Any]]:
+        assert data.prompts == prompts
+        size = 1 + (data.n_samples > 1) + 3 * (data.decoding.strength > 0)
+        named = [(f"h{k}", sample) for k in range(4) for sample in range(data.n_samples)]
+        return [
+            {"id": name, "instruction": f"Ask {name}.", "sample": sample, "is_completed": True}
+            | {"response": "so " * (size + sample + k % 3)}
+            for k, (name, sample) in enumerate(named)
+        ]
+
+    monkeypatch.setattr(judge_study, "dataset", rows)
+    tables, _ = made(hub, tmp_path / "s", monkeypatch)
+    scores, pairs = texts(tables["scores"]), texts(tables["comparisons"])
+    assert scores[["verifier", "strict", "correct"]].isna().all(axis=None)
+    assert pairs[["verifier_one", "verifier_other"]].isna().all(axis=None)
+    assert scores.loc[scores["budget"] == 0, "score"].notna().all()
+    who = {"a", "b"}
+    assert set(judge_evidence.arms(scores)["who"]) == who
+    assert set(judge_evidence.differences(scores, hub.pairs)["who"]) == who
+    assert set(judge_evidence.reliability(scores)["other"]) == {"b"}
+    assert judge_evidence.best_of(scores).empty
+    assert set(judge_leanings.wins(pairs)["who"]) == who
+    assert set(judge_leanings.length(scores)["who"]) == who
+    assert (judge_evidence.failures(scores)["failed"] == 1).all()
+
+
 def test_prompts_of_a_judges_lessons_are_left_out(
     recipe: JudgeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,8 +348,6 @@ def test_a_scale_without_judges_is_refused(micro: Scale) -> None:
 def test_judged_best_of_n_is_a_dataset_of_the_store(
     recipe: JudgeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from codit import comparison
-
     responses = recipe.responses
     best = [comparison.data(responses, JudgedArm(judge=A, n=n), 1) for n in (4, 2)]
     assert isinstance(best[0], JudgedBest)
@@ -260,3 +375,21 @@ def test_judged_best_of_n_is_a_dataset_of_the_store(
 def test_the_judges_of_the_world_are_two_and_differ() -> None:
     assert len({recipes.key(one) for one in JUDGES}) == 2
     assert Arm(role="best-of-n", n=4).label != JudgedArm(judge=JUDGES[0]).label
+
+
+def test_best_of_four_asks_only_for_what_best_of_two_did_not(
+    recipe: JudgeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = LLMJudge(model="c", temperature=0.0)  # whom no other test asks
+    two, four = (comparison.data(recipe.responses, JudgedArm(judge=own, n=n), 1) for n in (2, 4))
+    assert isinstance(four, JudgedBest)
+    pool = results.responses(four.pool)
+    few, all_ = (
+        {(row["instruction"], row["response"]) for row in pool if row["sample"] < n} for n in (2, 4)
+    )
+    with serving(grade) as server:
+        monkeypatch.setenv(judging.ADDRESS, server.url)
+        results.dataset(two)
+        assert len(server.requests) == len(few)
+        results.dataset(four)
+        assert len(server.requests) == len(all_) > len(few)

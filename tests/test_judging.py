@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ import pytest
 
 from codit import comparison, experiments, judge, judging, recipes, studies, world_judge
 from codit.comparison import Arm
-from codit.judge import TooManyFailures
+from codit.judge import Asking, TooManyFailures
 from codit.judge_recipes import JUDGES, JudgedArm, JudgedBest, LLMJudge, WorldJudge
 from codit.recipes import Model, Pair, Synthesis, WorldPrompts
-from tests.fault_server import Sent, said, scored, serving
+from tests.fault_server import Sent, failed, said, scored, serving
 from tests.judge_server import mute
 
 MODEL = LLMJudge(model="m", temperature=0.0, max_tokens=77, reasoning_effort="low")
@@ -102,6 +103,27 @@ def test_a_judge_elsewhere_is_asked_where_the_environment_says(
     assert sent["reasoning_effort"] == "low"
 
 
+def test_all_that_a_recipe_says_reaches_the_judge_and_no_failure_ends_a_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(MODEL, temperature=0.5, revision="r", seed=3)
+    with serving(said("I cannot say")) as server:
+        monkeypatch.setenv(judging.ADDRESS, server.url)
+        with judging.asked(recipe) as one:
+            found = judge.score(ROWS[:2], one.judge, cache=tmp_path / "c", asking=one.asking)
+    assert asdict(one.judge) == {**asdict(recipe), "base_url": None}
+    assert found.tally.states == {"parse_error": 2}
+    assert found.table["score"].isna().all()
+    assert {request["temperature"] for request in server.requests} == {0.5}
+
+
+def test_an_empty_address_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(judging.ADDRESS, "")
+    with pytest.raises(ValueError, match="OPENAI_BASE_URL; it is not set"):
+        judging.best_of(JudgedBest(pool=POOL, judge=MODEL), ROWS, cache=tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
 def test_a_judge_of_the_world_is_served_here_and_named_by_its_recipe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,3 +166,34 @@ def test_a_dataset_is_not_chosen_where_too_many_judgements_fail(
         recipe = JudgedBest(pool=POOL, judge=MODEL)
         with pytest.raises(TooManyFailures, match=r"25\.0% of 12 judgements have no value"):
             judging.best_of(recipe, ROWS, cache=tmp_path / "c")
+
+
+def test_a_choice_that_lost_its_server_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judging, "Asking", partial(Asking, tries=1, wait=0.0, concurrency=1))
+    recipe, answer = JudgedBest(pool=POOL, judge=MODEL), graded([[1, 2, 3, 4]] * 3)
+
+    def dies(request: dict[str, Any], number: int) -> Sent:
+        sent: Sent = answer(request, number) if number < 5 else failed(500)
+        return sent
+
+    with serving(dies) as server:
+        monkeypatch.setenv(judging.ADDRESS, server.url)
+        with pytest.raises(TooManyFailures, match=r"58\.3% of 12 .*7 api_error"):
+            judging.best_of(recipe, ROWS, cache=tmp_path / "c")
+    with serving(answer) as server:
+        monkeypatch.setenv(judging.ADDRESS, server.url)
+        rows, _ = judging.best_of(recipe, ROWS, cache=tmp_path / "c")
+    assert len(server.requests) == 7
+    assert [row["sample"] for row in rows] == [3, 3, 3]
+
+
+@pytest.mark.parametrize("n", [0, 5])
+def test_as_many_responses_must_compete_as_there_are(
+    n: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(judging.ADDRESS, "http://127.0.0.1:9/v1")  # nobody is asked
+    recipe = JudgedBest(pool=POOL, judge=MODEL, n=n)
+    with pytest.raises(ValueError, match=f"as many responses to every id; got n = {n}"):
+        judging.best_of(recipe, ROWS, cache=tmp_path / "c")

@@ -1,0 +1,164 @@
+"""Names of judges and of what they choose: keys, labels, and judged Best-of-N as an arm."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+
+from codit import committed, comparison, experiments, judge_study, recipes, store, studies
+from codit.comparison import Arm
+from codit.judge_recipes import (
+    JUDGES,
+    NOBODY,
+    JudgedArm,
+    JudgedBest,
+    Judging,
+    LLMJudge,
+    WorldJudge,
+    judge_label,
+    judged_by,
+)
+from codit.recipes import BestOf, HubPrompts, Model, Pair, Synthesis, WorldPrompts
+
+MODEL = LLMJudge(model="m")
+POOL = Synthesis(
+    pair=Pair(expert=Model(name="e"), amateur=Model(name="a")),
+    prompts=WorldPrompts(n=2),
+    n_samples=4,
+)
+FULL = experiments.scale("full")
+STUDY = studies.responses(FULL, ())
+
+
+def another(value: Any) -> Any:
+    """A value that a field does not have."""
+    if isinstance(value, (LLMJudge, WorldJudge)):
+        return replace(value, seed=value.seed + 1)
+    if isinstance(value, WorldPrompts):
+        return replace(value, n=value.n + 1)
+    if isinstance(value, Synthesis):
+        return replace(value, n_samples=value.n_samples + 1)
+    if isinstance(value, (int, float)):
+        return value + 1
+    return f"{value}x"  # text, or None
+
+
+RECIPES = [
+    WorldJudge(),
+    MODEL,
+    JudgedBest(pool=POOL, judge=MODEL),
+    JudgedArm(judge=JUDGES[0]),
+]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda one: type(one).__name__)
+def test_every_field_is_part_of_the_key(recipe: Any) -> None:
+    others = [replace(recipe, **{f.name: another(getattr(recipe, f.name))}) for f in fields(recipe)]
+    assert len({recipes.key(one) for one in (recipe, *others)}) == len(fields(recipe)) + 1
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda one: type(one).__name__)
+def test_equal_recipes_have_one_key_and_another_version_has_another(
+    recipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = recipes.key(recipe)
+    assert recipes.key(replace(recipe)) == before
+    monkeypatch.setattr(type(recipe), "version", 99)
+    assert recipes.key(recipe) != before
+
+
+def test_tables_without_a_judge_are_found_whatever_becomes_of_judges(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for kind in (WorldJudge, LLMJudge, JudgedBest, JudgedArm):
+        monkeypatch.setattr(kind, "version", 99)
+    for name, recipe in studies.plan(replace(FULL, judging=NOBODY)).items():
+        assert recipes.key(recipe) == recipes.key(studies.plan(FULL)[name])
+        assert store.find(recipe) == committed.folder(name)
+    for name, judged in judge_study.recipes(FULL).items():
+        told = store.read_manifest(committed.folder(f"judged-{name}"))
+        assert told["key"] != recipes.key(judged)  # those do depend on who judges
+
+
+# -- labels --------------------------------------------------------------------------------------
+
+
+def test_a_judge_is_called_by_its_architecture_or_its_model() -> None:
+    assert [judge_label(one) for one in (*JUDGES, MODEL)] == ["llama judge", "gpt_neox judge", "m"]
+    assert JudgedArm(judge=JUDGES[1]).label == "Best of 4, gpt_neox judge"
+    assert JudgedArm(judge=MODEL, n=2).label == "Best of 2, m"
+
+
+def test_no_arm_is_called_like_another() -> None:
+    arms: list[Any] = [Arm(role="best-of-n", n=n) for n in (2, 4)]
+    arms += [JudgedArm(judge=one, n=n) for one in (*JUDGES, MODEL) for n in (2, 4)]
+    assert len({arm.label for arm in arms}) == 8
+    assert JudgedArm.role not in comparison.NAMES
+
+
+def test_other_judges_take_the_place_of_a_scales_and_its_budgets_go() -> None:
+    given = Judging(judges=JUDGES, n_prompts=7, budgets=(3,), seeds=(1, 2))
+    found = judged_by(given, "one, two")
+    assert found == judged_by(given, ["one", "two"])
+    assert found.judges == (LLMJudge(model="one"), LLMJudge(model="two"))
+    assert (found.n_prompts, found.budgets, found.seeds) == (7, (), (1, 2))
+
+
+@pytest.mark.parametrize("bad", ["", "a,,b", "a, ", [], ["a", ""], ["a", 1]])
+def test_a_judge_without_a_name_is_refused(bad: Any) -> None:
+    with pytest.raises(ValueError, match="expected names of models that judge; got"):
+        judged_by(Judging(), bad)
+
+
+# -- judged Best-of-N as an arm ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("judge", [*JUDGES, MODEL], ids=judge_label)
+def test_every_judge_and_the_verifier_choose_from_the_same_responses(
+    judge: WorldJudge | LLMJudge,
+) -> None:
+    verified = comparison.data(STUDY, Arm(role="best-of-n", n=4), 3)
+    assert isinstance(verified, BestOf)
+    for n in (2, 4):
+        judged = comparison.data(STUDY, JudgedArm(judge=judge, n=n), 3)
+        assert judged == JudgedBest(pool=verified.pool, judge=judge, n=n)
+    other = comparison.data(STUDY, JudgedArm(judge=judge), 4)
+    assert isinstance(other, JudgedBest)
+    assert (verified.pool.decoding.seed, other.pool.decoding.seed) == (3, 4)
+
+
+def test_its_responses_are_drawn_from_the_expert_alone() -> None:
+    base = replace(STUDY.decoding, temperature=0.7, seed=5)
+    found = comparison.decoding(JudgedArm(judge=MODEL), base)
+    assert found == replace(base, strength=0.0, plausibility=0.0)
+
+
+def test_a_judge_chooses_among_responses_that_no_verifier_knows() -> None:
+    hub = replace(STUDY, prompts=HubPrompts(source="wildchat", n=3))
+    found = comparison.data(hub, JudgedArm(judge=MODEL))
+    assert isinstance(found, JudgedBest)
+    assert found.pool.prompts == hub.prompts
+
+
+def test_it_has_the_columns_of_other_arms() -> None:
+    found = comparison.columns(JudgedArm(judge=MODEL, n=2))
+    assert list(found) == list(comparison.columns(Arm(role="direct")))
+    assert (found["arm"], found["role"], found["n"]) == ("Best of 2, m", "best-of-n-judged", 2)
+    assert math.isnan(found["plausibility"])
+    assert math.isnan(found["strength"])
+
+
+def test_students_are_trained_on_what_a_judge_chose() -> None:
+    arm = JudgedArm(judge=MODEL)
+    plan = studies.students(FULL, (Arm(role="direct"),), students=FULL.students[:1])
+    plan = replace(plan, responses=replace(plan.responses, arms=(arm,), seeds=(0, 1)))
+    found = list(comparison.evaluations(plan))
+    assert len(found) == 2 * len(FULL.tests)
+    for told, evaluation in found:
+        assert told["arm"] == arm.label
+        model: Any = evaluation.model
+        assert model.data == comparison.data(plan.responses, arm, told["seed"])
+    assert len({recipes.key(evaluation) for _, evaluation in found}) == len(found)
