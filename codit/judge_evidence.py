@@ -21,7 +21,6 @@ from codit.statistics import Interval
 Numbers: TypeAlias = Annotated[np.ndarray[Any, Any], "float64 [n]"]
 
 VERIFIER = "verifier"
-FIRST = "none: the first"
 AUTHORS = -1.0  # what the authors' code puts in the place of a score it cannot read
 MIDDLE = 5.0  # what other tools put there
 FILLS = {"minus one": AUTHORS, "five": MIDDLE}
@@ -87,7 +86,7 @@ def error_agreement(scores: pd.DataFrame) -> pd.DataFrame:
         if told[0]["score"].isna().all():
             break
         found = judge_agreement.agreement(*told, kind="scores").spearman
-        rows.append({"one": one, "other": other, **_ends(found), "n": found.n})
+        rows.append({"one": one, "other": other, **ends_of(found), "n": found.n})
     return pd.DataFrame(rows, columns=["one", "other", *ENDS, "n"])
 
 
@@ -104,7 +103,7 @@ def arms(scores: pd.DataFrame) -> pd.DataFrame:
     for who, table in {**_truth(scores), **_by_judge(scores)}.items():
         for arm, own in table.groupby("arm", sort=False):
             known = own["score"].dropna()
-            ends = _ends(statistics.mean_interval(known.to_numpy(dtype="float64")))
+            ends = ends_of(statistics.mean_interval(known.to_numpy(dtype="float64")))
             rows.append({"who": who, "arm": arm, "role": arm, **ends, "n": len(known)})
     return pd.DataFrame(rows)
 
@@ -128,7 +127,7 @@ def differences(scores: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.Da
             found = statistics.mean_interval(gaps)
             told = {"text": evidence.difference_text(found), "holds": evidence.decided(found)}
             told["role"] = role(who, scores)
-            rows.append({"who": who, "one": one, "other": other, **_ends(found), **told})
+            rows.append({"who": who, "one": one, "other": other, **ends_of(found), **told})
     return pd.DataFrame(rows)
 
 
@@ -154,7 +153,7 @@ def best_of(scores: pd.DataFrame, sizes: Sequence[int] = (1, 2, 4)) -> pd.DataFr
             kept = _kept(pool, who, size)
             gains[who] = float((kept["verifier"] - kept["first"]).mean())
             best = gains[VERIFIER]
-            ends = _ends(statistics.mean_interval(kept["verifier"].to_numpy(dtype="float64")))
+            ends = ends_of(statistics.mean_interval(kept["verifier"].to_numpy(dtype="float64")))
             share = gains[who] / best if best else float("nan")
             rows.append({"who": who, "role": role(who, pool), "n": size, **ends, "share": share})
     return pd.DataFrame(rows)
@@ -215,7 +214,7 @@ def failure_errors(scores: pd.DataFrame) -> pd.DataFrame:
             if np.isfinite(told).sum() > 1:
                 found = resampling.interval(partial(_error, told, full), range(len(full)))
                 told_of = {"judge": judge, "budget": budget, "failed": _mean(~np.isfinite(cut))}
-                rows.append({**told_of, "treatment": name, **_ends(found)})
+                rows.append({**told_of, "treatment": name, **ends_of(found)})
     return pd.DataFrame(rows, columns=["judge", "budget", "failed", "treatment", *ENDS])
 
 
@@ -306,5 +305,13 @@ def _mean(values: Numbers) -> float:
     return float(values.mean()) if len(values) else float("nan")
 
 
-def _ends(found: Interval) -> dict[str, float]:
+def ends_of(found: Interval) -> dict[str, float]:
+    """Return an interval as columns of a table.
+
+    Args:
+        found: any.
+
+    Returns:
+        dict: value, low, high.
+    """
     return {"value": found.estimate, "low": found.low, "high": found.high}

@@ -12,9 +12,8 @@ import numpy as np
 import pandas as pd
 
 from codit import judge_bias, statistics
-from codit.judge_evidence import VERIFIER
+from codit.judge_evidence import VERIFIER, ends_of
 from codit.judge_tables import length_controlled, outcomes
-from codit.statistics import Interval
 
 
 def order(comparisons: pd.DataFrame) -> pd.DataFrame:
@@ -105,14 +104,14 @@ def misses(scores: pd.DataFrame) -> pd.DataFrame:
         gaps = (own["score"].astype("float64") - own["verifier"]).groupby(own["id"]).mean()
         told = {"who": who, "correct": bool(correct), "obeyed": bool(obeyed), "n": len(own)}
         found = statistics.mean_interval(gaps.dropna().to_numpy(dtype="float64"))
-        rows.append({**told, "verifier": float(own["verifier"].mean()), **_ends(found)})
+        rows.append({**told, "verifier": float(own["verifier"].mean()), **ends_of(found)})
     columns = ["who", "correct", "obeyed", "n", "verifier", "value", "low", "high"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def _slope(who: str, kind: str, table: pd.DataFrame, values: pd.Series[float]) -> dict[str, Any]:
     found = judge_bias.length_bias(table.assign(score=values.astype("float64")))
-    return {"who": who, "kind": kind, **_ends(found.slope), "prompts": found.n_slope}
+    return {"who": who, "kind": kind, **ends_of(found.slope), "prompts": found.n_slope}
 
 
 def _rates(
@@ -127,7 +126,7 @@ def _rates(
         equal = float((signs[0] == signs[1]).mean()) if len(both) else np.nan
     common = {"ties": float((known == 0.5).mean()), "pairs": len(known), "equal": equal}
     raw = statistics.mean_interval(known.to_numpy(dtype="float64"))
-    rows = [{"who": who, **told, "kind": "raw", **_ends(raw), **common}]
+    rows = [{"who": who, **told, "kind": "raw", **ends_of(raw), **common}]
     controlled = length_controlled(table)  # of few or lopsided pairs there may be none
     named = {"value": "length_controlled", "low": "lc_low", "high": "lc_high"}
     ends = {end: controlled[name] for end, name in named.items()}
@@ -156,7 +155,3 @@ def _truth(pair: pd.DataFrame) -> pd.DataFrame:
 
 def _compared(one: str, other: str) -> str:
     return f"{one} with itself" if one == other else f"{one} with {other}"
-
-
-def _ends(found: Interval) -> dict[str, float]:
-    return {"value": found.estimate, "low": found.low, "high": found.high}

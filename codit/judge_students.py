@@ -28,7 +28,7 @@ from codit import (
 from codit.comparison import Arm, StudentStudy
 from codit.experiments import Scale
 from codit.judge_recipes import JudgedArm, LLMJudge, WorldJudge, check_names, judge_label
-from codit.judge_study import REPLIES, check_heard, write
+from codit.judge_study import REPLIES, check_heard
 from codit.judging import Asked, asked
 
 MEASURES = ("strict", "correct")
@@ -188,7 +188,7 @@ def make(recipe: JudgedStudents, folder: Path) -> None:
             for name, table in _ask(recipe, given, whom, folder / REPLIES):
                 found[name].append(table.assign(judge=judge_label(one)))
     for name, tables in found.items():
-        write(pd.concat(tables, ignore_index=True), folder / f"{name}.parquet")
+        verdicts.write_table(pd.concat(tables, ignore_index=True), folder / f"{name}.parquet")
     for path in folder.glob(f"{REPLIES}*"):
         path.unlink()
 

@@ -141,10 +141,10 @@ def make(recipe: JudgeStudy, folder: Path) -> None:
     known = _verifier(recipe, arms, pool)
     scores = pd.concat(found["scores"], ignore_index=True).drop(columns="run")
     scores = scores.merge(known, on=["arm", "id", "sample"], how="left", validate="many_to_one")
-    write(scores, folder / "scores.parquet")
+    verdicts.write_table(scores, folder / "scores.parquet")
     pairs = _both(pd.concat(found["comparisons"], ignore_index=True).drop(columns="run"), known)
-    write(pairs, folder / "comparisons.parquet")
-    write(pd.concat(found["costs"], ignore_index=True), folder / "costs.parquet")
+    verdicts.write_table(pairs, folder / "comparisons.parquet")
+    verdicts.write_table(pd.concat(found["costs"], ignore_index=True), folder / "costs.parquet")
     for path in folder.glob(f"{REPLIES}*"):
         path.unlink()
 
@@ -262,18 +262,3 @@ def _both(pairs: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
         own = known.rename(columns={"arm": side, "verifier": f"verifier_{side}"})
         pairs = pairs.merge(own, on=[side, "id", "sample"], how="left", validate="many_to_one")
     return pairs.rename(columns={"length": "length_one", "length_baseline": "length_other"})
-
-
-def write(table: pd.DataFrame, path: Path) -> None:
-    """Write a table in little space; `verdicts.read` reads it.
-
-    Args:
-        table: any; texts become categories.
-        path: a Parquet file, replaced at once.
-
-    Source: ours.
-    """
-    texts = [c for c in table if table[c].dtype in ("object", "str")]
-    with store.replacing(path) as stream:
-        kinds = dict.fromkeys(texts, "category")
-        table.astype(kinds).to_parquet(stream, index=False, compression="zstd")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +55,7 @@ def asked(recipe: WorldJudge | LLMJudge) -> Iterator[Asked]:
                 f"expected the address of a server with {recipe.model} in {ADDRESS}; it is not "
                 "set. Start one (`vllm serve ...`) and set it, such as http://127.0.0.1:8000/v1."
             )
-        names = ("model", "revision", "temperature", "max_tokens", "reasoning_effort", "seed")
-        values: dict[str, Any] = {name: getattr(recipe, name) for name in names}
-        yield Asked(judge=Judge(**values), asking=Asking(max_failures=1.0))
+        yield Asked(judge=Judge(**asdict(recipe)), asking=Asking(max_failures=1.0))
         return
     folder = world_judge.get(recipe)
     with world_judge.serve(folder, cache_tokens=CACHE_TOKENS) as url:
