@@ -131,7 +131,7 @@ def ask(python: str | Path, request: Mapping[str, Any]) -> dict[str, dict[str, A
     """Return what `run` returns in a process of another Python.
 
     Args:
-        python: the interpreter; of an environment with codit[vllm], where vLLM is asked.
+        python: the interpreter; of an environment with the extra `vllm`, where vLLM is asked.
         request: arguments of `run`, as JSON values.
 
     Returns:
@@ -146,7 +146,7 @@ def ask(python: str | Path, request: Mapping[str, Any]) -> dict[str, dict[str, A
     found = shutil.which(python)
     if found is None:
         raise FileNotFoundError(
-            f"expected the Python of an environment with codit[vllm]; there is none at {python}. "
+            f"expected the Python of an environment with vLLM; there is none at {python}. "
             "`make test-vllm` makes one: .venv-vllm/bin/python."
         )
     # Not resolved: the link is what makes it the Python of its environment.

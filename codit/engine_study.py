@@ -262,7 +262,7 @@ def main(*, vllm_python: Path) -> None:
     """Run all engines at scale full and put what they did into data/results/engines.
 
     Args:
-        vllm_python: Python of an environment with codit[vllm].
+        vllm_python: Python of an environment with the extra `vllm`.
 
     Source: ours.
     """

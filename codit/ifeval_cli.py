@@ -39,7 +39,7 @@ def ifeval(
 ) -> int:
     """Let lm-eval ask a pair, a student, or both IFEval's prompts and check the answers.
 
-    Needs codit[eval] and NLTK's punkt_tab. Answers are greedy. With shorter answers or fewer
+    Needs the extra `eval` and NLTK's punkt_tab. Answers are greedy. With shorter answers or fewer
     prompts than the published task's the rates compare with nothing but each other.
 
     Args:

@@ -25,7 +25,7 @@ def check() -> None:
     except ImportError as error:
         raise ValueError(
             f"expected lm-eval, which runs IFEval; got {error}. Install it: "
-            'pip install "codit[eval]"'
+            'pip install -e ".[eval]"'
         ) from error
     try:
         nltk.data.find(f"{PUNKT}/")
@@ -90,7 +90,7 @@ def punkt(folder: str | Path, texts: Iterable[str]) -> Path:
         import nltk
         from nltk.tokenize.punkt import PunktTrainer, save_punkt_params
     except ImportError as error:
-        raise ValueError(f'expected NLTK; got {error}. pip install "codit[eval]"') from error
+        raise ValueError(f'expected NLTK; got {error}. pip install -e ".[eval]"') from error
     joined = "\n".join(texts)
     if not joined.strip():
         raise ValueError("expected texts to learn sentences from; got none.")

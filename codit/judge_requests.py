@@ -155,7 +155,7 @@ async def connected(judge: Judge, asking: Asking) -> AsyncIterator[Connection]:
     except ImportError as error:
         raise ValueError(
             f"expected the packages that ask a judge; got {error}. Install them: "
-            'pip install "codit[eval]"'
+            'pip install -e ".[eval]"'
         ) from error
     key = os.environ.get("OPENAI_API_KEY", "").strip() or PLACEHOLDER_KEY
     if not all("!" <= character <= "~" for character in key):  # never shown, not in an error either

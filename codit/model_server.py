@@ -57,7 +57,7 @@ def serve(
     if missing := [name for name in ("fastapi", "uvicorn", "openai") if not util.find_spec(name)]:
         raise ValueError(
             f"expected the packages that serve a model; missing {missing}. Install them: "
-            'pip install "codit[serve]"'
+            'pip install -e ".[serve]"'
         )
     # The name is looked up where the server starts: it must not hold a machine's folders. -P: what
     # lies beside the model must not be imported.

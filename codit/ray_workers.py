@@ -189,7 +189,7 @@ def _ray() -> Any:
         import ray.data
     except ImportError as error:
         raise ValueError(
-            f'expected Ray; got {error}. Install it: pip install "codit[ray]", or leave the Ray '
+            f'expected Ray; got {error}. Install it: pip install -e ".[ray]", or leave the Ray '
             "address out: workers on this machine do not need it."
         ) from error
     return ray

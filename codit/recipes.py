@@ -287,16 +287,24 @@ def key(recipe: Any) -> str:
 
 
 def canonical(value: Any) -> Any:
-    """Return a JSON value that holds what `key` hashes: content instead of paths."""
+    """Return a JSON value that holds what `key` hashes: content instead of paths.
+
+    A recipe that changes its form keeps its keys by three class variables: NAME, the name it had;
+    LATE, {field: the value that was meant before the field came}; GONE, {field: the value at which
+    it went}.
+    """
     if isinstance(value, File):
         return {"recipe": "File", "version": File.version, "sha256": content.sha256(value.path)}
     if isinstance(value, Model) and Path(value.name).is_dir():
         digest = content.sha256(value.name)
         return {"recipe": "Model", "version": 1, "sha256": digest, "dtype": value.dtype}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: canonical(getattr(value, f.name)) for f in dataclasses.fields(value)}
         kind: Any = type(value)
-        return {"recipe": kind.__name__, "version": kind.version, **fields}
+        late, gone = getattr(kind, "LATE", {}), getattr(kind, "GONE", {})
+        told = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        fields = {n: v for n, v in told.items() if n not in late or v != late[n]}
+        head = {"recipe": getattr(kind, "NAME", kind.__name__), "version": kind.version}
+        return head | {name: canonical(v) for name, v in (gone | fields).items()}
     if isinstance(value, (tuple, list)):
         return [canonical(item) for item in value]
     if isinstance(value, float) and value.is_integer():

@@ -38,7 +38,7 @@ def serve(
 ) -> int:
     """Answer OpenAI's HTTP requests by a pair: check both models, print `vllm serve ...`, run it.
 
-    Needs codit[vllm]. Chat requests get the expert's template with thinking switched off.
+    Needs the extra `vllm`. Chat requests get the expert's template with thinking switched off.
 
     Args:
         expert: Hub name or folder of the post-trained model.
@@ -102,8 +102,8 @@ def serve(
     program = shutil.which("vllm", path=os.pathsep.join(_paths()))
     if program is None:
         raise ValueError(
-            "expected the program vllm; got none. Install codit[vllm] in an environment of its "
-            "own, or run the printed command there."
+            'expected the program vllm; got none. `pip install -e ".[vllm]"` in an environment '
+            "of its own, or run the printed command there."
         )
     os.execv(program, [program, *command[1:]])
 

@@ -43,7 +43,7 @@ def repository() -> Path:
 
     Source: ours.
     """
-    root = Path(__file__).resolve().parents[1]
+    root = _around()
     if not (root / "notebooks").is_dir():
         raise FileNotFoundError(
             f"expected the codit repository around the package; {root} holds no notebooks/. "
@@ -76,15 +76,16 @@ def find(recipe: Any) -> Path | None:
 
     Raises:
         ValueError: a manifest in one of those places cannot be read.
+        FileNotFoundError: the package was not installed, and yet no checkout is around it.
 
     Source: ours.
     """
     key = recipes.key(recipe)
-    with contextlib.suppress(FileNotFoundError):  # no checkout, nothing shipped
-        for place in SHIPPED:
-            for manifest in sorted((repository() / place).glob(f"*/{MANIFEST}")):
-                if _holds(manifest.parent, key):
-                    return manifest.parent
+    shipped = () if _is_installed() else SHIPPED
+    for place in shipped:
+        for manifest in sorted((repository() / place).glob(f"*/{MANIFEST}")):
+            if _holds(manifest.parent, key):
+                return manifest.parent
     folder = _folder(recipe, key)
     return folder if _holds(folder, key) else None
 
@@ -273,6 +274,16 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
+
+
+def _around() -> Path:
+    """Return the folder that holds the package: a checkout, or where packages are installed."""
+    return Path(codit.__file__).resolve().parents[1]
+
+
+def _is_installed() -> bool:
+    """Whether the package lies among installed ones, where nothing is shipped with it."""
+    return any(_around().glob("*.dist-info"))
 
 
 def _folder(recipe: Any, key: str) -> Path:

@@ -58,7 +58,7 @@ def synthesize(
         decoding: how responses are drawn.
         n_samples: responses to each prompt.
         batch_size: rows computed and written together. Default: 256, computed as the engine likes.
-        engine: static: padded batches; continuous: a paged cache; vllm: in vLLM (codit[vllm]);
+        engine: static: padded batches; continuous: a paged cache; vllm: in vLLM (the extra `vllm`);
             auto: continuous on a GPU.
         resume: never: refuse if out exists; if_same: go on if nothing that changes the rows has
             changed; always: go on with other settings.

@@ -7,7 +7,7 @@ scheduler, paged cache, sampler and server serve a pair as they serve any model,
     vllm serve EXPERT --hf-overrides '{"architectures": ["ContrastivePairForCausalLM"],
         "codit": {"amateur": AMATEUR, "strength": 1.0, "plausibility": 0.01}}'
 
-`codit.vllm_pair.overrides` writes that JSON and checks the two models first. Needs codit[vllm].
+`codit.vllm_pair.overrides` writes that JSON and checks the two models first.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A pair behind vLLM's engine: checked, started, and fed token ids; nothing but ids comes back.
 
 `overrides` needs no vLLM: it writes what `vllm serve --hf-overrides` takes. `VllmPair` starts the
-engine in this process (codit[vllm]) and is what `decode.generate(..., engine="vllm")` decodes with.
+engine in this process and is what `decode.generate(..., engine="vllm")` decodes with.
 """
 
 from __future__ import annotations
@@ -286,8 +286,8 @@ def _started(**arguments: Any) -> Any:
         from vllm import LLM, EngineArgs
     except ImportError as error:
         raise ValueError(
-            'the engine "vllm" needs vLLM; it is not installed here. Install codit[vllm] in an '
-            "environment of its own: it pins torch."
+            'the engine "vllm" needs vLLM; it is not installed here. '
+            '`pip install -e ".[vllm]"` in an environment of its own: it pins torch.'
         ) from error
     known = {field.name for field in fields(EngineArgs)}
     if unknown := ", ".join(sorted(set(arguments) - known)):

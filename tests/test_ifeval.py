@@ -17,7 +17,7 @@ from codit import cli, decode, ifeval, ifeval_data, recipes
 from codit.ifeval import Scores
 from tests import tiny
 
-pytest.importorskip("lm_eval", reason='lm-eval is an extra: pip install "codit[eval]"')
+pytest.importorskip("lm_eval", reason='lm-eval is an extra: pip install -e ".[eval]"')
 
 PROSE = (
     "Dr. Brown met Mr. Green at 5 p.m. on Monday. They spoke of the house. It was late. ",
@@ -215,7 +215,7 @@ def test_files_are_read_whatever_their_line_ends(prompts: Path) -> None:
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(ValueError, match=r'pip install "codit\[eval\]"') as error:
+    with pytest.raises(ValueError, match=r'pip install -e "\.\[eval\]"') as error:
         ifeval_data.check()
     assert "\n" not in str(error.value)
 

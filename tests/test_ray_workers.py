@@ -19,7 +19,7 @@ from codit.recipes import Model, Synthesis
 from tests import tiny
 from tests.test_workers import await_lines, drive, made, recipe, run, whole
 
-ray = pytest.importorskip("ray", reason='Ray is an extra: pip install "codit[ray]"')
+ray = pytest.importorskip("ray", reason='Ray is an extra: pip install -e ".[ray]"')
 
 __all__ = ["recipe", "whole"]  # fixtures
 
@@ -190,7 +190,7 @@ def test_a_batch_has_so_many_tries(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with (
-        pytest.raises(ValueError, match=r'expected Ray; .*: pip install "codit\[ray\]"'),
+        pytest.raises(ValueError, match=r'expected Ray; .*: pip install -e "\.\[ray\]"'),
         ray_workers.cluster("local", None),
     ):
         pass

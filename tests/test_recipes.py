@@ -86,6 +86,35 @@ def test_a_raised_version_changes_the_key_of_everything_downstream(
     assert recipes.key(TRAINING) != before
 
 
+@dataclass(frozen=True, kw_only=True)
+class Before:
+    """A recipe as it was."""
+
+    kept: float = 1.0
+    dropped: int | None = None
+    version: ClassVar[int] = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class After:
+    """The same under another name, with a field more and one less."""
+
+    kept: float = 1.0
+    added: str = "plain"
+    version: ClassVar[int] = 3
+    NAME: ClassVar[str] = "Before"
+    LATE: ClassVar[dict[str, Any]] = {"added": "plain"}
+    GONE: ClassVar[dict[str, Any]] = {"dropped": None}
+
+
+def test_a_recipe_that_changed_its_form_keeps_its_keys() -> None:
+    assert recipes.key(After(kept=2.5)) == recipes.key(Before(kept=2.5))
+    assert recipes.key(Loose(value=(After(),))) == recipes.key(Loose(value=(Before(),)))
+    new = {recipes.key(After()), recipes.key(After(added="other")), recipes.key(After(kept=2))}
+    assert len(new) == 3
+    assert recipes.key(Before(dropped=1)) not in new
+
+
 def test_equal_numbers_are_equal_however_they_are_written() -> None:
     assert recipes.key(recipes.Decoding(strength=1)) == recipes.key(recipes.Decoding(strength=1.0))
     assert recipes.key(Loose(value=(1, 2))) == recipes.key(Loose(value=[1.0, 2]))

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import codit
 from codit import recipes, store
 
 RECIPE = recipes.World(seed=7)
@@ -199,11 +200,20 @@ def test_results_lie_in_the_checkout_unless_relocated(
 def test_a_package_without_its_repository_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(store, "__file__", str(tmp_path / "codit" / "store.py"))
+    monkeypatch.setattr(codit, "__file__", str(tmp_path / "codit" / "__init__.py"))
+    (tmp_path / "codit-0.1.dist-info").mkdir()
     assert (store.get(RECIPE, make) / "text.txt").is_file(), "CODIT_CACHE is enough"
     monkeypatch.delenv("CODIT_CACHE")
     with pytest.raises(FileNotFoundError, match=r"holds no notebooks/.*or set CODIT_CACHE"):
         store.repository()
+
+
+def test_shipped_results_that_cannot_be_looked_for_are_not_taken_for_absent(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(codit, "__file__", str(tmp_path / "codit" / "__init__.py"))
+    with pytest.raises(FileNotFoundError, match="expected the codit repository around the package"):
+        store.get(RECIPE, never)
 
 
 def test_a_cache_that_cannot_be_made_says_what_to_do(

@@ -107,7 +107,7 @@ def test_a_pair_of_the_library_is_not_decoded_by_vllm() -> None:
 
 @without_vllm
 def test_without_vllm_one_is_told_what_to_install(folders) -> None:
-    with pytest.raises(ValueError, match=r"needs vLLM; it is not installed here\. Install codit"):
+    with pytest.raises(ValueError, match=r"it is not installed here\. `pip install -e "):
         vllm_pair.VllmPair(*folders, Decoding())
     with pytest.raises(ImportError):
         register()
