@@ -12,6 +12,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.benchmarks.house import lines
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "codit"
 
@@ -147,21 +149,8 @@ def imported(source: str) -> set[str]:
     return {part[1] for part in parts if part[0] == "codit" and len(part) > 1} & set(LAYER)
 
 
-def code_lines(source: str) -> int:
-    """Lines that are neither blank, comment nor docstring."""
-    told: set[int] = set()
-    for node in ast.walk(ast.parse(source)):
-        body = getattr(node, "body", None)
-        first = body[0] if isinstance(body, list) and body else None
-        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-            told |= set(range(first.lineno, (first.end_lineno or first.lineno) + 1))
-    lines = enumerate(source.splitlines(), 1)
-    told |= {number for number, line in lines if line.strip()[:1] in ("", "#")}
-    return len(source.splitlines()) - len(told)
-
-
 def test_docstrings_comments_and_blank_lines_are_not_code() -> None:
-    assert code_lines('"""What."""\n\n# why\ndef f():\n    """Tell."""\n    return 1\n') == 2
+    assert lines('"""What."""\n\n# why\ndef f():\n    """Tell."""\n    return 1\n')["code"] == 2
 
 
 def test_imports_inside_functions_are_seen() -> None:
@@ -181,7 +170,7 @@ def test_a_module_imports_from_lower_layers_only(path: Path) -> None:
 def test_a_module_has_one_subject_and_says_it(path: Path) -> None:
     source = path.read_text()
     assert ast.get_docstring(ast.parse(source)), "a module begins with what it is"
-    assert code_lines(source) <= LONGEST
+    assert lines(source)["code"] <= LONGEST
 
 
 def test_the_package_itself_imports_nothing() -> None:
