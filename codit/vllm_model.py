@@ -30,7 +30,7 @@ from vllm.model_executor.models.utils import init_vllm_registered_model, maybe_p
 from vllm.transformers_utils.config import get_config
 
 from codit.candidates import Candidates, candidates, contrast_candidates
-from codit.contrast import contrast, strength_per_id
+from codit.contrast import contrast
 from codit.head_rows import is_large
 from codit.vllm_settings import Settings
 
@@ -87,13 +87,6 @@ class ContrastivePairForCausalLM(nn.Module):
             self.secondary_weights = [_source(self.settings)]
             widths.append(amateur.vocab_size)
         self.ids: int = min(self.settings.vocab_size or min(widths), *widths)
-        special = torch.tensor(list(self.settings.special_ids), dtype=torch.long)
-        self.strength = strength_per_id(
-            self.settings.strength,
-            self.settings.special_strength,
-            special_ids=special,
-            size=self.ids,
-        )
         self.gathers: bool | None = None
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
@@ -139,7 +132,7 @@ class ContrastivePairForCausalLM(nn.Module):
         theirs = hidden_states[:, self.width :]
         cut = None if expert is None else expert[:, : self.ids].float()
         found = None
-        if cut is not None and cut.device.type == "cpu" and not isinstance(self.strength, Tensor):
+        if cut is not None and cut.device.type == "cpu":
             found = candidates(cut, plausibility=self.settings.plausibility)
         at_ids = amateur = None
         if found is not None and self.amateur is not None and self._can_gather():
@@ -153,17 +146,14 @@ class ContrastivePairForCausalLM(nn.Module):
             if at_ids.isneginf().any():  # the floor of `contrast` has to mend it
                 found = None
         scores = cut - cut.amax(-1, keepdim=True) - BELOW
-        if found is not None and not isinstance(self.strength, Tensor):
-            kept = contrast_candidates(found, at_ids, strength=self.strength)
+        if found is not None:
+            kept = contrast_candidates(found, at_ids, strength=self.settings.strength)
             scores[kept.rows, kept.at(kept.ids)] = kept.at(kept.scores)
             scores.masked_fill_(kept.scores[:, :1].isnan(), torch.nan)
         else:
-            strength = self.strength
-            if isinstance(strength, Tensor):
-                strength = strength.to(cut.device)
             theirs_cut = None if amateur is None else amateur[:, : self.ids]
-            plausibility = self.settings.plausibility
-            logq = contrast(cut, theirs_cut, strength=strength, plausibility=plausibility)
+            how = self.settings
+            logq = contrast(cut, theirs_cut, strength=how.strength, plausibility=how.plausibility)
             scores = torch.where(logq.isneginf(), scores, logq)
         made = scores.new_full(expert.shape, -torch.inf)
         made[:, : self.ids] = scores

@@ -157,16 +157,6 @@ def test_rows_of_a_padded_vocabulary_are_never_drawn(saved):
     assert max(drawn) < len(tiny.tokenizer()) < 320
 
 
-def test_special_ids_have_their_own_strength(saved, library):
-    special = Decoding(temperature=0.0, max_new_tokens=16, plausibility=0.0, special_strength=0.25)
-    expected = decode.generate(library, tiny.tokenizer(), CHATS[:8], special, **QUIET)
-    with started(*saved("llama"), special) as pair:
-        made = decode.generate(pair, tiny.tokenizer(), CHATS[:8], special, **QUIET)
-    assert [one.token_ids for one in made] == [one.token_ids for one in expected]
-    for one, other in zip(made, expected, strict=True):
-        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
-
-
 def test_without_strength_the_expert_is_truncated_and_no_amateur_is_loaded(saved, library):
     alone = Decoding(strength=0.0, temperature=0.0, max_new_tokens=16, plausibility=0.3)
     expert, _ = saved("llama")
