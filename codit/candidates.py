@@ -109,7 +109,7 @@ def contrast_candidates(
         found: with z_E as scores.
         amateur_logits: float [B, K], z_A at `found.ids`; what stands at other places is ignored.
             None: strength 0, which does not read it.
-        strength: beta, one number. With one per id, the amateur's normaliser would not cancel.
+        strength: beta.
 
     Returns:
         Candidates: the same ids; scores are log q, nats, logsumexp 0 per row. A row in which a

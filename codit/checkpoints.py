@@ -18,7 +18,6 @@ from codit.vocabulary import (
     check_tokenizers,
     load_tokenizer,
     loading,
-    special_token_ids,
     stop_ids,
 )
 
@@ -42,8 +41,8 @@ def read_pair(
 
     Returns:
         (PreTrainedModel, PreTrainedModel, dict): the models, and what else the pair is made with:
-        the saved pair's values, or vocab_size and special_ids of the expert's tokenizer. The
-        expert's generation config stops at its tokenizer's stop token too.
+        the saved pair's values, or vocab_size of the expert's tokenizer. The expert's generation
+        config stops at its tokenizer's stop token too.
 
     Raises:
         ValueError: one revision for two models, no saved pair, tokenizers that disagree, or a model
@@ -66,7 +65,7 @@ def read_pair(
             for name, revision in zip((expert, amateur), revisions, strict=True)
         )
         check_tokenizers(tokenizer, other, allow_renamed=allow_renamed)
-        values = {"vocab_size": len(tokenizer), "special_ids": special_token_ids(tokenizer)}
+        values = {"vocab_size": len(tokenizer)}
     models = [
         read_model(name, revision=revision, **load)
         for name, revision in zip((expert, amateur), revisions, strict=True)
@@ -76,7 +75,6 @@ def read_pair(
         width = min(m.config.get_text_config(decoder=True).vocab_size for m in models)
         if set(range(width, len(tokenizer))) <= set(tokenizer.added_tokens_decoder):
             values["vocab_size"] = min(len(tokenizer), width)
-            values["special_ids"] = [i for i in values["special_ids"] if i < width]
         config = models[0].generation_config
         config.eos_token_id, config.pad_token_id = (
             stop_ids(tokenizer, config),

@@ -98,7 +98,7 @@ def step_table(
     ids = decode.prompt_ids(tokenizer, chat) + response.token_ids[:step]
     expert, amateur = pair.both_logits(torch.tensor([ids]))
     expert, amateur = expert[:, -1].float(), amateur[:, -1].float()
-    logq = contrast(expert, amateur, strength=pair.strengths(), plausibility=pair.plausibility)
+    logq = contrast(expert, amateur, strength=pair.strength, plausibility=pair.plausibility)
     best = expert[0].topk(n).indices
     columns: dict[str, Any] = {"token": [tokenizer.decode([int(i)]) for i in best]}
     for name, logprobs in (("p_expert", expert), ("p_amateur", amateur), ("q", logq)):

@@ -7,7 +7,7 @@ Notation
     z_E, z_A   logits of expert and amateur                    [..., V]
     p_E, p_A   their softmax, at temperature 1                 [..., V]
     alpha      plausibility, in [0, 1]
-    beta       strength, at least 0; one number, or one per id [V]
+    beta       strength, at least 0
     V_head     plausible ids: p_E(v) >= alpha * max_u p_E(u)
     s          scores: log p_E(v) - beta * log p_A(v) on V_head, -inf elsewhere
     q          softmax(s), the contrastive distribution        [..., V]
@@ -67,7 +67,7 @@ def contrast(
     expert_logits: Logits,
     amateur_logits: Logits | None,
     *,
-    strength: float | PerId = 1.0,
+    strength: float = 1.0,
     plausibility: float = 0.01,
     valid: PerId | None = None,
 ) -> Logprobs:
@@ -79,8 +79,7 @@ def contrast(
         expert_logits: z_E.
         amateur_logits: z_A, same shape. None is allowed at strength 0, which does not read it.
         strength: beta >= 0. 0 samples the expert truncated to V_head, 1 is the paper's equation,
-            larger values move further from the amateur. A tensor [V] gives every id its own
-            strength (its values are not checked: that would stall an accelerator at each step).
+            larger values move further from the amateur.
         plausibility: alpha in [0, 1], see `plausible`. With strength 0 and plausibility 0 the
             result is exactly the expert's own log-softmax over valid ids.
         valid: bool [V], False for ids that are no token. Such ids are removed from both models
@@ -94,15 +93,12 @@ def contrast(
         ValueError: a number out of range, shapes that differ, or no amateur at strength > 0.
 
     Source: CoDIT (arXiv 2604.13538); its equation has beta = 1, and so has every script of the
-    authors. A strength per id, and the floor under log p_A: ours.
+    authors. The floor under log p_A: ours.
     """
-    if isinstance(strength, Tensor):
-        _check_shape(strength, expert_logits)
-    else:
-        _check_strength(strength)
+    _check_strength(strength)
     keep = plausible(expert_logits, plausibility=plausibility, valid=valid)
     scores = _valid_float32(expert_logits, valid)  # log p_E up to a constant per row
-    if isinstance(strength, Tensor) or strength > 0:
+    if strength > 0:
         log_amateur = _amateur_logprobs(amateur_logits, expert_logits, valid)
         gain = -strength * log_amateur
         # A constant per row leaves q unchanged. Without it a gain of 1e4 (the floor) would eat
@@ -110,43 +106,6 @@ def contrast(
         gain = gain - gain.masked_fill(~keep, -math.inf).amax(-1, keepdim=True)
         scores = scores.log_softmax(-1) + gain  # s = log p_E - beta log p_A
     return scores.masked_fill(~keep, -math.inf).log_softmax(-1)  # log q
-
-
-def strength_per_id(
-    strength: float, special_strength: float | None, *, special_ids: Tensor, size: int
-) -> float | PerId:
-    """Return the `strength` that `contrast` takes where special tokens have their own.
-
-    beta(v) = special_strength if v is special, strength otherwise
-
-    Args:
-        strength: beta of ordinary ids, at least 0.
-        special_strength: beta of special ids, at least 0. A base model has hardly seen the tokens
-            of a chat template, so what it gives them is arbitrary. None: the same as `strength`.
-        special_ids: int64 [n], the special ids.
-        size: V.
-
-    Returns:
-        float | Tensor: one number if all ids have the same; otherwise float32 [V].
-
-    Raises:
-        ValueError: a number out of range, or a special strength without special ids.
-
-    Source: ours; the authors contrast special tokens like words.
-    """
-    _check_strength(strength)
-    if special_strength is None:
-        return strength
-    _check_strength(special_strength)
-    if not special_ids.numel():
-        raise ValueError(
-            "special_strength needs special_ids, the ids it is meant for; got none. Use "
-            "special_token_ids(tokenizer)."
-        )
-    if special_strength == strength:
-        return strength
-    strengths = torch.full((size,), float(strength), device=special_ids.device)
-    return strengths.index_fill(0, special_ids, special_strength)
 
 
 def sample(
@@ -228,12 +187,4 @@ def _check_strength(strength: float) -> None:
         raise ValueError(
             f"strength must be a finite number of at least 0; got {strength}. 0 ignores the "
             "amateur, 1 is the paper's."
-        )
-
-
-def _check_shape(strength: PerId, logits: Logits) -> None:
-    if strength.shape != logits.shape[-1:]:
-        raise ValueError(
-            f"a strength per id must have shape [{logits.shape[-1]}]; got "
-            f"{list(strength.shape)}. Give one number, or one per logit."
         )

@@ -30,7 +30,7 @@ from codit.recipes import Decoding
 from codit.shared_cache import paged_shape
 from codit.static_batches import static
 from codit.vllm_pair import VllmPair, vllm_batches
-from codit.vocabulary import special_token_ids, stop_ids
+from codit.vocabulary import stop_ids
 
 logger = logging.getLogger(__name__)
 
@@ -78,10 +78,10 @@ def generate(
     the model (then the mask) -> / temperature -> top-k -> top-p -> smallest id with cdf > u.
 
     Args:
-        model: a `ContrastivePair`, whose own strength, plausibility and special_strength
-            `decoding` overrides for this call; or any causal LM, for which strength must be 0 and
-            plausibility > 0 truncates (the arm "truncated"). Or a `VllmPair`, which keeps the
-            three numbers that it was started with.
+        model: a `ContrastivePair`, whose own strength and plausibility `decoding` overrides for
+            this call; or any causal LM, for which strength must be 0 and plausibility > 0
+            truncates (the arm "truncated"). Or a `VllmPair`, which keeps the two numbers that it
+            was started with.
         tokenizer: the expert's, with its chat template; thinking mode is switched off.
         conversations: lists of {"role", "content"} that ask for an answer.
         decoding: how tokens are drawn.
@@ -196,7 +196,7 @@ def token_table(
     drawn = torch.tensor(answer, device=pair.device)[:, None]
     with _evaluating(pair):
         logits = [z[0, len(prompt) - 1 : -1] for z in pair.both_logits(ids)]
-    logq = contrast(*logits, strength=pair.strengths(), plausibility=pair.plausibility)
+    logq = contrast(*logits, strength=pair.strength, plausibility=pair.plausibility)
     logp = [z.float().log_softmax(-1).gather(1, drawn)[:, 0].tolist() for z in logits]
     keep = plausible(logits[0], plausibility=pair.plausibility)
     return pd.DataFrame(
@@ -273,11 +273,7 @@ def _overridden(
     with ExitStack() as stack:
         stack.enter_context(_evaluating(model))
         if isinstance(model, ContrastivePair):
-            values: dict[str, Any] = {"strength": decoding.strength}
-            values |= {"plausibility": decoding.plausibility}
-            values |= {"special_strength": decoding.special_strength}
-            if decoding.special_strength is not None:
-                values |= {"special_ids": special_token_ids(tokenizer)}
+            values = {"strength": decoding.strength, "plausibility": decoding.plausibility}
             stack.enter_context(model.override(**values))
         model.generation_config = config
         try:

@@ -110,9 +110,8 @@ def _check_model(
                 f"expected a pair of at most {len(tokenizer)} ids, as many as the tokenizer has; "
                 f"got {width}. Make it with ContrastivePair(..., vocab_size=len(tokenizer))."
             )
-    elif decoding.strength or decoding.special_strength:
+    elif decoding.strength:
         raise ValueError(
-            f"a single model has no amateur to contrast: strength must be 0; got strength "
-            f"{decoding.strength} and special_strength {decoding.special_strength}. Use "
-            "Decoding(strength=0), or a ContrastivePair."
+            "a single model has no amateur to contrast: strength must be 0; got "
+            f"{decoding.strength}. Use Decoding(strength=0), or a ContrastivePair."
         )

@@ -12,7 +12,7 @@ expert alone. At strength 0 the amateur is not run at all.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from transformers.generation.continuous_batching import PagedAttentionCache
 from transformers.masking_utils import create_masks_for_generate
 
 from codit.checkpoints import read_pair, write_pair
-from codit.contrast import plausible, strength_per_id
+from codit.contrast import contrast
 from codit.head_rows import can_gather, pays
 from codit.pair_logits import Amateur, PairOutput, contrasted, logits_of
 from codit.shared_cache import PagedHalf, check_paged, halves, joint_config, n_layers
@@ -44,16 +44,14 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
 
     log q(v) = log p_E(v) - beta log p_A(v) + const for plausible v, -inf otherwise
 
-    `strength`, `plausibility` and `special_strength` are attributes and may be set at any time;
-    for one call use `with pair.override(...)`.
+    `strength` and `plausibility` are attributes and may be set at any time; for one call use
+    `with pair.override(...)`.
 
     Args:
         expert: post-trained model; its generation config, stop ids included, becomes the pair's.
         amateur: its pre-trained counterpart, of the same architecture.
         strength: beta, weight of the amateur's log-probability, at least 0.
         plausibility: alpha in [0, 1]: keep v iff p_E(v) >= alpha max p_E.
-        special_strength: strength of `special_ids`. None: the same as `strength`.
-        special_ids: ids that take `special_strength`, see `special_token_ids`.
         vocab_size: number of ids that are tokens, len(tokenizer). Both models' logits are cut to
             it: rows that pad an embedding can never be drawn. None: the narrower model's width.
 
@@ -63,8 +61,6 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
     Source: CoDIT (arXiv 2604.13538) for the distribution; the one model around it: ours.
     """
 
-    special_ids: Tensor
-
     def __init__(
         self,
         expert: PreTrainedModel,
@@ -72,8 +68,6 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
         *,
         strength: float = 1.0,
         plausibility: float = 0.01,
-        special_strength: float | None = None,
-        special_ids: Sequence[int] = (),
         vocab_size: int | None = None,
     ) -> None:
         for flag in ("_supports_sdpa", "_supports_flash_attn", "_supports_flex_attn"):
@@ -86,10 +80,7 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
         for name in {"hf_quantizer", "quantization_method", "hf_device_map"} & set(vars(expert)):
             setattr(self, name, getattr(expert, name))  # they restrict moving and compiling
         self.strength, self.plausibility = strength, plausibility
-        self.special_strength = special_strength
         self.gather_head: bool | None = None  # None: where it was measured to pay
-        ids = torch.tensor(list(special_ids), dtype=torch.long, device=expert.device)
-        self.register_buffer("special_ids", ids, persistent=False)
         self.check_values()
         self.eval()
 
@@ -100,17 +91,15 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
         Not seen by CUDA graphs that a persistent manager of `generate_batch` captured before.
 
         Args:
-            **values: any of strength, plausibility, special_strength, special_ids. What is not
-                named stays; special_strength=None means "the same as strength".
+            **values: strength, plausibility or both.
 
         Raises:
             ValueError: an unknown name, or a number out of range.
         """
-        names = ("strength", "plausibility", "special_strength", "special_ids")
-        if unknown := ", ".join(sorted(set(values) - set(names))):
-            raise ValueError(f"override takes {', '.join(names)}; got {unknown}. Name these only.")
-        if "special_ids" in values:
-            values["special_ids"] = self.special_ids.new_tensor(list(values["special_ids"]))
+        if unknown := ", ".join(sorted(set(values) - {"strength", "plausibility"})):
+            raise ValueError(
+                f"override takes strength and plausibility; got {unknown}. Name these only."
+            )
         before = {name: getattr(self, name) for name in values}
         try:
             for name, value in values.items():
@@ -179,7 +168,7 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
         if self.needs_amateur:
             inputs["past_key_values"] = caches[1]
             amateur = Amateur(self.amateur, inputs, not fixed and self.gathers_head)
-        numbers = {"strength": self.strengths(), "plausibility": self.plausibility}
+        numbers = {"strength": self.strength, "plausibility": self.plausibility}
         logits, found = contrasted(expert_logits, amateur, fixed_shapes=fixed, **numbers)
         if found is not None and not sparse:
             logits, found = found.dense(self.vocab_size).view(expert_logits.shape), None
@@ -206,9 +195,9 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
         return expert_logits, self._logits(self.amateur, **inputs).float().to(expert_logits.device)
 
     def check_values(self) -> None:
-        """Raise ValueError unless strengths and plausibility are in range."""
-        self.strengths()
-        plausible(torch.zeros(1, 1), plausibility=self.plausibility)
+        """Raise ValueError unless strength and plausibility are in range."""
+        nothing = torch.zeros(1, 1)
+        contrast(nothing, nothing, strength=self.strength, plausibility=self.plausibility)
 
     @property
     def gathers_head(self) -> bool:
@@ -219,13 +208,8 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
 
     @property
     def needs_amateur(self) -> bool:
-        """Whether the present strengths read the amateur at all."""
-        return self.strength != 0 or self.special_strength not in (None, 0)
-
-    def strengths(self) -> float | Tensor:
-        """Return the strength, or one per id [vocab_size] where special ids have their own."""
-        special = {"special_ids": self.special_ids, "size": self.vocab_size}
-        return strength_per_id(self.strength, self.special_strength, **special)
+        """Whether the present strength reads the amateur at all."""
+        return self.strength != 0
 
     def _logits(self, model: PreTrainedModel, **inputs: Any) -> Tensor:
         """Run one model, on its own device, and cut its logits to the ids that are tokens."""
@@ -310,8 +294,7 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
             tokenizer: the expert's, written beside both models for `load_tokenizer(folder)`.
             **save: handed to both models' `save_pretrained`.
         """
-        names = ("strength", "plausibility", "special_strength", "vocab_size")
+        names = ("strength", "plausibility", "vocab_size")
         values = {name: getattr(self, name) for name in names}
-        values["special_ids"] = self.special_ids.tolist()
         save |= {"generation_config": self.generation_config, "tokenizer": tokenizer}
         write_pair(folder, (self.expert, self.amateur), values, **save)

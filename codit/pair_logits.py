@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from codit.candidates import Candidates, candidates, contrast_candidates
-from codit.contrast import PerId, contrast
+from codit.contrast import contrast
 from codit.head_rows import float32_logits, head_rows
 
 
@@ -67,7 +67,7 @@ def contrasted(
     expert_logits: Tensor,
     amateur: Amateur | None,
     *,
-    strength: float | PerId,
+    strength: float,
     plausibility: float,
     fixed_shapes: bool,
 ) -> tuple[Tensor | None, Candidates | None]:
@@ -78,8 +78,7 @@ def contrasted(
     Args:
         expert_logits: [B, T, V], z_E.
         amateur: None: strength 0, which does not read it.
-        strength: beta, one number or one per id [V]; then all ids are computed, for the amateur's
-            normaliser does not cancel.
+        strength: beta.
         plausibility: alpha in [0, 1].
         fixed_shapes: compute all ids, whatever their number: shapes that depend on values fit into
             no graph, and gradients are kept whole.
@@ -92,7 +91,7 @@ def contrasted(
     """
     width = expert_logits.shape[-1]
     found = None
-    if not fixed_shapes and not isinstance(strength, Tensor):
+    if not fixed_shapes:
         found = candidates(expert_logits.flatten(0, -2), plausibility=plausibility)
     logits = at_ids = None
     if amateur is not None and found is not None and amateur.gathers_head:
@@ -103,7 +102,7 @@ def contrasted(
             at_ids = logits.flatten(0, -2).gather(1, found.ids)
             if at_ids.isneginf().any():  # the floor of `contrast` has to mend it
                 found = None
-    if found is not None and not isinstance(strength, Tensor):
+    if found is not None:
         return None, contrast_candidates(found, at_ids, strength=strength)
     return contrast(expert_logits, logits, strength=strength, plausibility=plausibility), None
 

@@ -57,7 +57,7 @@ def compare(
     loaded = load(prompts, limit=limit)
     model, tokenizer = ready(recipe, model, tokenizer, **load_options)
     rows = named(loaded.rows, tokenizer)
-    direct = replace(recipe.decoding, strength=0.0, plausibility=0.0, special_strength=None)
+    direct = replace(recipe.decoding, strength=0.0, plausibility=0.0)
     texts = []
     for decoding in (direct, recipe.decoding):
         answers = decode.generate(

@@ -33,8 +33,6 @@ class Decoding:
             1: the paper's equation has no other weight; every script of the authors sets 1.
         plausibility: keep a token iff p_expert >= plausibility * max p_expert (alpha). 0 keeps
             all, 1 keeps the arg max only. .01: the authors' scripts.
-        special_strength: strength for the tokenizer's special tokens, end of turn included.
-            None: same as `strength`, which is the authors' setting. (ours: the switch)
         temperature: divides the contrastive scores. 0 is the arg max. 1: the authors' scripts.
         top_p: nucleus of the contrastive distribution after temperature. 1: the authors' scripts.
         top_k: keep the k best contrastive scores, 0 for all. The authors use none.
@@ -45,7 +43,6 @@ class Decoding:
 
     strength: float = 1.0
     plausibility: float = 0.01
-    special_strength: float | None = None
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
@@ -53,12 +50,11 @@ class Decoding:
     seed: int = 0
     sample: int = 0
     version: ClassVar[int] = 1
+    GONE: ClassVar[dict[str, Any]] = {"special_strength": None}
 
     def __post_init__(self) -> None:
         check_range("strength", self.strength, 0.0, 1e6)  # float32 sums of more overflow
         check_range("plausibility", self.plausibility, 0.0, 1.0)
-        if self.special_strength is not None:
-            check_range("special_strength", self.special_strength, 0.0, 1e6)
         check_range("temperature", self.temperature, 0.0, 1e6)
         if not 0.0 < self.top_p <= 1.0:
             raise ValueError(f"top_p must lie in (0, 1]; got {self.top_p}. Use 1 to keep all.")

@@ -22,7 +22,6 @@ def serve(
     amateur: str,
     strength: float = 1.0,
     plausibility: float = 0.01,
-    special_strength: float | None = None,
     host: str = LOOPBACK,
     port: int = 8000,
     name: str | None = None,
@@ -45,7 +44,6 @@ def serve(
         amateur: Hub name or folder of its own pre-trained counterpart.
         strength: beta, at least 0.
         plausibility: alpha in [0, 1].
-        special_strength: strength of special tokens. Default: the same as strength.
         host: address to listen on; other machines reach 0.0.0.0, without a key unless --api-key
             is among engine_args.
         port: to listen on.
@@ -72,7 +70,6 @@ def serve(
         amateur,
         strength=strength,
         plausibility=plausibility,
-        special_strength=special_strength,
         expert_revision=expert_revision,
         amateur_revision=amateur_revision,
         allow_renamed=allow_renamed,

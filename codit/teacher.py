@@ -130,8 +130,7 @@ def named_models(recipe: recipes.Synthesis) -> tuple[recipes.Model, recipes.Mode
             f"expected models that can be loaded by name; got {type(expert).__name__} and "
             f"{type(amateur).__name__}. Make them, and pass model=."
         )
-    needs_amateur = recipe.decoding.strength or recipe.decoding.special_strength
-    return expert, amateur if needs_amateur else None
+    return expert, amateur if recipe.decoding.strength else None
 
 
 def named(

@@ -116,7 +116,7 @@ def step_table(
     amateur: Tensor,
     answer: Sequence[int],
     *,
-    strength: float | Tensor,
+    strength: float,
     plausibility: float,
     classes: np.ndarray[Any, Any],
 ) -> pd.DataFrame:
@@ -126,7 +126,7 @@ def step_table(
         expert: z_E [T, V].
         amateur: z_A [T, V].
         answer: T token ids.
-        strength: beta, one number or one per id.
+        strength: beta.
         plausibility: alpha.
         classes: of every id, as `id_classes` gives them.
 

@@ -11,20 +11,18 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pandas as pd
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from codit import comparison, quality, results, store, studies, world
 from codit.chat import prompt_ids
 from codit.comparison import Arm, ResponseStudy
-from codit.contrast import strength_per_id
 from codit.experiments import Scale
 from codit.judge_recipes import JudgedArm
 from codit.pair import ContrastivePair, load_tokenizer
 from codit.recipes import Pair, WorldPrompts
 from codit.token_classes import id_classes, step_table, teacher_forced
 from codit.token_tables import KNOWLEDGE, TRADES
-from codit.vocabulary import special_token_ids, stop_ids
+from codit.vocabulary import stop_ids
 
 STEPS, SUMMARIES = "steps.parquet", "summaries.parquet"
 
@@ -138,7 +136,6 @@ def _steps(recipe: TokenStudy) -> Iterator[pd.DataFrame]:
     pair, tokenizer = _teacher(made.pair)
     stops = stop_ids(tokenizer, pair.generation_config)
     classes = {id_: id_classes(tokenizer, row, stops) for id_, row in asked.items()}
-    special = torch.tensor(special_token_ids(tokenizer), device=pair.device)
     for arm in made.arms:
         under = [(one, comparison.decoding(one, made.decoding)) for one in made.arms]
         under = under if arm.role == "direct" else [pair for pair in under if pair[0] == arm]
@@ -150,10 +147,7 @@ def _steps(recipe: TokenStudy) -> Iterator[pd.DataFrame]:
             both = teacher_forced(pair, prompts, [answer for _, answer in given])
             for (row, answer), logits in zip(given, both, strict=True):
                 for one, how in under:
-                    beta = strength_per_id(
-                        how.strength, how.special_strength, special_ids=special, size=len(tokenizer)
-                    )
-                    numbers = {"strength": beta, "plausibility": how.plausibility}
+                    numbers = {"strength": how.strength, "plausibility": how.plausibility}
                     table = step_table(*logits, answer, classes=classes[row["id"]], **numbers)
                     told = {
                         "read": "own" if one == arm else "direct",

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -24,14 +23,11 @@ from transformers import PretrainedConfig
 from vllm.compilation.backends import set_model_tag
 from vllm.config import VllmConfig
 from vllm.config.utils import replace
-from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.models.utils import init_vllm_registered_model, maybe_prefix
 from vllm.transformers_utils.config import get_config
 
-from codit.candidates import Candidates, candidates, contrast_candidates
-from codit.contrast import contrast, strength_per_id
-from codit.head_rows import is_large
+from codit.contrast import contrast
 from codit.vllm_settings import Settings
 
 BELOW = 1e4
@@ -87,14 +83,6 @@ class ContrastivePairForCausalLM(nn.Module):
             self.secondary_weights = [_source(self.settings)]
             widths.append(amateur.vocab_size)
         self.ids: int = min(self.settings.vocab_size or min(widths), *widths)
-        special = torch.tensor(list(self.settings.special_ids), dtype=torch.long)
-        self.strength = strength_per_id(
-            self.settings.strength,
-            self.settings.special_strength,
-            special_ids=special,
-            size=self.ids,
-        )
-        self.gathers: bool | None = None
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
         """Return the expert's embeddings; vLLM asks for the method, a pair reads ids."""
@@ -136,37 +124,18 @@ class ContrastivePairForCausalLM(nn.Module):
             the ranks of tensor parallelism that gather no logits.
         """
         expert = self.expert.compute_logits(hidden_states[:, : self.width])
-        theirs = hidden_states[:, self.width :]
-        cut = None if expert is None else expert[:, : self.ids].float()
-        found = None
-        if cut is not None and cut.device.type == "cpu" and not isinstance(self.strength, Tensor):
-            found = candidates(cut, plausibility=self.settings.plausibility)
-        at_ids = amateur = None
-        if found is not None and self.amateur is not None and self._can_gather():
-            at_ids = self._at_candidates(theirs, found)
-        elif self.amateur is not None:
-            amateur = self.amateur.compute_logits(theirs)  # on all ranks: it is a collective
-        if expert is None or cut is None:
+        amateur = None
+        if self.amateur is not None:  # on all ranks: it is a collective
+            amateur = self.amateur.compute_logits(hidden_states[:, self.width :])
+        if expert is None:
             return None
-        if found is not None and amateur is not None:
-            at_ids = amateur[:, : self.ids].gather(1, found.ids).float()
-            if at_ids.isneginf().any():  # the floor of `contrast` has to mend it
-                found = None
-        scores = cut - cut.amax(-1, keepdim=True) - BELOW
-        if found is not None and not isinstance(self.strength, Tensor):
-            kept = contrast_candidates(found, at_ids, strength=self.strength)
-            scores[kept.rows, kept.at(kept.ids)] = kept.at(kept.scores)
-            scores.masked_fill_(kept.scores[:, :1].isnan(), torch.nan)
-        else:
-            strength = self.strength
-            if isinstance(strength, Tensor):
-                strength = strength.to(cut.device)
-            theirs_cut = None if amateur is None else amateur[:, : self.ids]
-            plausibility = self.settings.plausibility
-            logq = contrast(cut, theirs_cut, strength=strength, plausibility=plausibility)
-            scores = torch.where(logq.isneginf(), scores, logq)
-        made = scores.new_full(expert.shape, -torch.inf)
-        made[:, : self.ids] = scores
+        cut = expert[:, : self.ids].float()
+        theirs = None if amateur is None else amateur[:, : self.ids]
+        how = self.settings
+        logq = contrast(cut, theirs, strength=how.strength, plausibility=how.plausibility)
+        rest = cut - cut.amax(-1, keepdim=True) - BELOW
+        made = rest.new_full(expert.shape, -torch.inf)
+        made[:, : self.ids] = torch.where(logq.isneginf(), rest, logq)
         return made
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
@@ -186,65 +155,6 @@ class ContrastivePairForCausalLM(nn.Module):
             found = half.load_weights((name[start:], tensor) for name, tensor in group)
             loaded |= {f"{'amateur' if theirs else 'expert'}.{name}" for name in found or ()}
         return loaded
-
-    def _can_gather(self) -> bool:
-        """Return whether the amateur's head may be computed for some ids, and pays; tried once."""
-        if self.gathers is None:
-            self.gathers = self._gathers()
-        return self.gathers
-
-    @torch.no_grad()
-    def _gathers(self) -> bool:
-        head: Any = getattr(self.amateur, "lm_head", None)
-        if getattr(head, "tp_size", 2) > 1 or not hasattr(head, "weight"):
-            return False
-        if type(getattr(head, "quant_method", None)) is not UnquantizedEmbeddingMethod:
-            return False
-        weight, bias = head.weight, getattr(head, "bias", None)
-        if weight.device.type != "cpu" or not is_large(weight) or bias is not None:
-            return False
-        assert self.amateur is not None
-        processor = getattr(self.amateur, "logits_processor", None)
-        if getattr(processor, "head_dtype", weight.dtype) not in (None, weight.dtype):
-            return False  # a float32 head of bfloat16 weights reads the whole of them
-        hidden = torch.linspace(-1, 1, weight.shape[1], dtype=weight.dtype).expand(2, -1)
-        ids = torch.tensor(sorted({0, self.ids // 2, self.ids - 1}))
-        expected = self.amateur.compute_logits(hidden)[:, ids].float()
-        with _rows(head, ids):
-            made = self.amateur.compute_logits(hidden).float()
-        near = 1e-4 if weight.dtype == torch.float32 else 0.02
-        limit = near * max(1.0, float(expected.abs().max()))
-        return made.shape == expected.shape and bool(((made - expected).abs() <= limit).all())
-
-    def _at_candidates(self, hidden: Tensor, found: Candidates) -> Tensor:
-        """Return z_A [N, K] at the plausible ids, from these rows of the amateur's head alone."""
-        assert self.amateur is not None
-        some, place = found.at(found.ids).unique(return_inverse=True)
-        with _rows(self.amateur.lm_head, some):
-            logits = self.amateur.compute_logits(hidden)
-        at_ids = torch.zeros_like(found.scores)
-        at_ids[found.rows, found.places] = logits[found.rows, place].float()
-        return at_ids
-
-
-class _Rows:
-    """What applies a head, for some of its rows."""
-
-    def __init__(self, weight: Tensor) -> None:
-        self.weight = weight
-
-    def apply(self, layer: nn.Module, hidden: Tensor, bias: Tensor | None = None) -> Tensor:
-        return nn.functional.linear(hidden, self.weight, bias)
-
-
-@contextmanager
-def _rows(head: nn.Module, ids: Tensor) -> Iterator[None]:
-    before = head.quant_method
-    head.quant_method = _Rows(head.weight.index_select(0, ids))
-    try:
-        yield
-    finally:
-        head.quant_method = before
 
 
 def _own_config(model: Any) -> tuple[PretrainedConfig, list[str]]:

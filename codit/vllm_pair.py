@@ -18,15 +18,9 @@ from codit.recipes import Decoding
 from codit.shared_cache import joint_config
 from codit.vllm_plugin import ARCHITECTURE
 from codit.vllm_settings import Settings
-from codit.vocabulary import (
-    check_tokenizers,
-    load_tokenizer,
-    loading,
-    special_token_ids,
-    stop_ids,
-)
+from codit.vocabulary import check_tokenizers, load_tokenizer, loading, stop_ids
 
-HELD = ("strength", "plausibility", "special_strength")
+HELD = ("strength", "plausibility")
 """What of a `Decoding` an engine is started with and keeps."""
 
 
@@ -36,7 +30,6 @@ def overrides(
     *,
     strength: float = 1.0,
     plausibility: float = 0.01,
-    special_strength: float | None = None,
     expert_revision: str | None = None,
     amateur_revision: str | None = None,
     allow_renamed: bool = False,
@@ -50,7 +43,6 @@ def overrides(
             reads it.
         strength: beta, at least 0.
         plausibility: alpha in [0, 1].
-        special_strength: strength of the tokenizer's special ids. None: the same as `strength`.
         expert_revision: commit, tag or branch.
         amateur_revision: likewise.
         allow_renamed: see `codit.vocabulary.check_tokenizers`.
@@ -71,7 +63,6 @@ def overrides(
         amateur_revision=amateur_revision,
         strength=strength,
         plausibility=plausibility,
-        special_strength=special_strength,
     )
     trust = {"trust_remote_code": trust_remote_code}
     tokenizer = load_tokenizer(expert, revision=expert_revision, **trust)
@@ -85,11 +76,8 @@ def overrides(
     if set(range(width, named)) <= set(tokenizer.added_tokens_decoder):
         named = min(named, width)  # a tokenizer may name an added token more than there are logits
     joint_config(configs[0], configs[-1], vocab_size=named)
-    extra: dict[str, Any] = {"vocab_size": named}
-    if special_strength is not None:
-        extra["special_ids"] = [i for i in special_token_ids(tokenizer) if i < named]
-    made = Settings.of(settings.as_dict() | extra)
-    return {"architectures": [ARCHITECTURE], "head_dtype": "float32", "codit": made.as_dict()}
+    made = settings.as_dict() | {"vocab_size": named}
+    return {"architectures": [ARCHITECTURE], "head_dtype": "float32", "codit": made}
 
 
 def context(
@@ -132,7 +120,7 @@ class VllmPair:
     Args:
         expert: Hub name or folder of the post-trained model.
         amateur: of its pre-trained counterpart.
-        decoding: strength, plausibility and special_strength are the engine's from here on.
+        decoding: strength and plausibility are the engine's from here on.
         expert_revision: commit, tag or branch.
         amateur_revision: likewise.
         allow_renamed: see `overrides`.

@@ -17,8 +17,6 @@ class Settings:
         amateur_revision: its commit, tag or branch.
         strength: beta, at least 0.
         plausibility: alpha in [0, 1].
-        special_strength: strength of `special_ids`. None: the same as `strength`.
-        special_ids: ids that take `special_strength`.
         vocab_size: number of ids that are tokens, len(tokenizer). None: as many as the narrower
             model has logits.
 
@@ -32,15 +30,14 @@ class Settings:
     amateur_revision: str | None = None
     strength: float = 1.0
     plausibility: float = 0.01
-    special_strength: float | None = None
-    special_ids: tuple[int, ...] = ()
     vocab_size: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("strength", "special_strength"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ValueError(f"{name} must be at least 0; got {value}. 0 leaves it out.")
+        if not 0 <= self.strength < float("inf"):
+            raise ValueError(
+                f"strength must be a finite number of at least 0; got {self.strength}. 0 leaves "
+                "it out."
+            )
         if not 0 <= self.plausibility <= 1:
             raise ValueError(f"plausibility must lie in [0, 1]; got {self.plausibility}.")
         if self.needs_amateur and not self.amateur:
@@ -51,15 +48,15 @@ class Settings:
 
     @property
     def needs_amateur(self) -> bool:
-        """Whether the strengths read the amateur at all."""
-        return self.strength != 0 or self.special_strength not in (None, 0)
+        """Whether the strength reads the amateur at all."""
+        return self.strength != 0
 
     @classmethod
     def of(cls, values: Mapping[str, Any] | None) -> Settings:
         """Read the field `codit` of a config.
 
         Args:
-            values: the field; lists in place of tuples are accepted.
+            values: the field.
 
         Returns:
             Settings: checked.
@@ -80,12 +77,8 @@ class Settings:
                 f"expected {', '.join(names)} in hf_overrides' codit; got {unknown}. Name these "
                 "only."
             )
-        given = dict(values)
-        if "special_ids" in given:
-            given["special_ids"] = tuple(given["special_ids"])
-        return cls(**given)
+        return cls(**values)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the values that say something, as JSON can hold them."""
-        plain = asdict(self) | {"special_ids": list(self.special_ids)}
-        return {name: value for name, value in plain.items() if value not in ("", None, [])}
+        return {name: value for name, value in asdict(self).items() if value not in ("", None)}

@@ -23,7 +23,6 @@ def test_a_pair_is_loaded_from_two_folders_with_the_experts_stop_set(tmp_path):
     assert (pair.strength, pair.plausibility, pair.vocab_size) == (1.0, 0.01, 280)
     assert pair.generation_config.eos_token_id == [0, 4]
     assert pair.generation_config.pad_token_id == 0
-    assert pair.special_ids.tolist() == [0, 1, 2, 3, 4]
     assert torch.equal(pair(input_ids=IDS).logits, tiny.pair("qwen3")(input_ids=IDS).logits)
 
 
@@ -37,18 +36,14 @@ def test_stop_set_gains_the_tokenizers_stop_token_where_the_config_lacks_it(tmp_
 
 
 def test_a_saved_pair_is_loaded_back_whole(tmp_path):
-    specials = [3, 4]
-    pair = tiny.pair(
-        "gpt2", strength=0.5, plausibility=0.1, special_strength=0.25, special_ids=specials
-    )
+    pair = tiny.pair("gpt2", strength=0.5, plausibility=0.1)
     pair.save_pretrained(tmp_path, tokenizer=tiny.tokenizer())
     for half in ("expert", "amateur"):
         assert (tmp_path / half / "model.safetensors").is_file()
     again = ContrastivePair.from_pretrained(tmp_path)
     assert torch.equal(again(input_ids=IDS).logits, pair(input_ids=IDS).logits)
     assert again.generation_config.eos_token_id == [4, 0]
-    assert (again.strength, again.plausibility, again.special_strength) == (0.5, 0.1, 0.25)
-    assert again.special_ids.tolist() == specials
+    assert (again.strength, again.plausibility, again.vocab_size) == (0.5, 0.1, 280)
     assert load_tokenizer(tmp_path).padding_side == "left"
     other = ContrastivePair.from_pretrained(tmp_path, strength=2.0, plausibility=0.0)
     assert (other.strength, other.plausibility) == (2.0, 0.0)
@@ -116,7 +111,7 @@ def test_loading_options_reach_both_models_and_revisions_their_own(tmp_path, mon
 def test_what_is_read_is_the_models_and_what_the_pair_is_made_with(tmp_path):
     folders = tiny.save_pair(tmp_path, "llama")
     expert, amateur, values = read_pair(*folders)
-    assert values == {"vocab_size": 280, "special_ids": [0, 1, 2, 3, 4]}
+    assert values == {"vocab_size": 280}
     pair = tiny.pair("llama")
     assert torch.equal(expert.lm_head.weight, pair.expert.lm_head.weight)
     assert torch.equal(amateur.lm_head.weight, pair.amateur.lm_head.weight)
@@ -135,7 +130,6 @@ def test_an_added_token_without_logits_is_left_out_and_the_pair_still_decodes(tm
     assert len(tokenizer) == 281
     pair = ContrastivePair.from_pretrained(*folders, plausibility=0.1)
     assert pair.vocab_size == 280
-    assert int(pair.special_ids.max()) < 280
     chat = [{"role": "user", "content": "the cat"}]
     greedy = recipes.Decoding(temperature=0, max_new_tokens=5)
     (answer,) = decode.generate(pair, tokenizer, [chat], greedy, progress=False)

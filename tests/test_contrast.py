@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from codit.contrast import FLOOR, contrast, plausible, sample, strength_per_id
+from codit.contrast import FLOOR, contrast, plausible, sample
 
 EXPERT = (0.5, 0.3, 0.15, 0.05)
 AMATEUR = (0.6, 0.1, 0.2, 0.1)
@@ -30,10 +30,9 @@ def oracle(expert, amateur, *, strength, plausibility, valid=None) -> list[float
     raw = [x if ok else -INF for x, ok in zip(expert, valid, strict=True)]
     edge = max(raw) + (math.log(plausibility) if plausibility > 0 else -INF)
     keep = [x > -INF and x >= edge for x in raw]
-    strengths = strength if isinstance(strength, list) else [strength] * len(expert)
     scores = [
-        e - b * max(a, FLOOR) if k else -INF
-        for e, a, b, k in zip(log_e, log_a, strengths, keep, strict=True)
+        e - strength * max(a, FLOOR) if k else -INF
+        for e, a, k in zip(log_e, log_a, keep, strict=True)
     ]
     return log_softmax(scores, [True] * len(scores))
 
@@ -103,22 +102,6 @@ def test_contrast_equals_the_float64_oracle(pair, strength, plausibility):
     tensors = torch.tensor([expert]), torch.tensor([amateur])
     logq = contrast(*tensors, strength=strength, plausibility=plausibility)
     agree(logq, oracle(expert, amateur, strength=strength, plausibility=plausibility))
-
-
-@given(rows(), shares, st.data())
-@settings(deadline=None)
-def test_a_strength_per_id_equals_the_float64_oracle(pair, plausibility, data):
-    expert, amateur = pair
-    assume(off_the_boundary(expert, plausibility))
-    size = len(expert)
-    strengths = data.draw(st.lists(st.floats(0, 3, width=32), min_size=size, max_size=size))
-    logq = contrast(
-        torch.tensor([expert]),
-        torch.tensor([amateur]),
-        strength=torch.tensor(strengths),
-        plausibility=plausibility,
-    )
-    agree(logq, oracle(expert, amateur, strength=strengths, plausibility=plausibility))
 
 
 @given(rows(), st.floats(0, 3), shares, st.data())
@@ -328,16 +311,7 @@ def test_equal_uniforms_draw_equal_ids_in_any_batch():
     assert together.tolist() == alone
 
 
-def test_special_ids_take_their_own_strength_and_one_number_serves_where_all_are_equal():
-    special = {"special_ids": torch.tensor([0, 3]), "size": 4}
-    strengths = strength_per_id(1, 0.25, **special)
-    assert strengths.tolist() == [0.25, 1.0, 1.0, 0.25]
-    assert strength_per_id(1.0, None, **special) == 1.0
-    assert strength_per_id(0.0, 0.0, **special) == 0.0  # a number: no amateur is needed
-
-
 ROW = torch.zeros(1, 4)
-NONE = torch.tensor([], dtype=torch.long)
 
 
 @pytest.mark.parametrize(
@@ -360,10 +334,6 @@ NONE = torch.tensor([], dtype=torch.long)
             "strength must be a finite number of at least 0; got inf",
         ),
         (
-            lambda: contrast(ROW, ROW, strength=torch.ones(3)),
-            "a strength per id must have shape [4]; got [3]. Give one number, or one per logit",
-        ),
-        (
             lambda: contrast(ROW, None),
             "a strength above 0 needs the amateur's logits; got None. Pass them, or strength=0",
         ),
@@ -378,14 +348,6 @@ NONE = torch.tensor([], dtype=torch.long)
         (
             lambda: plausible(ROW, plausibility=0.1, valid=torch.ones(4)),
             "valid must be bool [4], one entry per logit; got torch.float32 [4]",
-        ),
-        (
-            lambda: strength_per_id(1.0, 0.5, special_ids=NONE, size=4),
-            "special_strength needs special_ids, the ids it is meant for; got none. Use special_t",
-        ),
-        (
-            lambda: strength_per_id(1.0, -0.5, special_ids=NONE, size=4),
-            "strength must be a finite number of at least 0; got -0.5",
         ),
         (
             lambda: sample(ROW[0], torch.zeros(1)),

@@ -214,23 +214,16 @@ def test_strength_zero_does_not_run_the_amateur(pair, monkeypatch, engine):
     assert all(response.token_ids for response in run(pair, how, engine=engine))
 
 
-def test_special_tokens_may_have_a_strength_of_their_own(pair):
-    plain = run(pair, Decoding(plausibility=0.0, max_new_tokens=1))
-    other = run(pair, Decoding(plausibility=0.0, special_strength=0.0, max_new_tokens=1))
-    assert plain[0].logprobs != other[0].logprobs
-    assert pair.special_strength is None
-
-
 def test_the_pairs_own_values_return_after_a_call_and_after_an_error(monkeypatch):
     pair = tiny.pair("llama", strength=0.25, plausibility=0.5).train()
     config = pair.generation_config
 
     def values() -> tuple[Any, ...]:
-        return (pair.strength, pair.plausibility, pair.special_strength, pair.training)
+        return (pair.strength, pair.plausibility, pair.training)
 
     before = values()
-    run(pair, Decoding(max_new_tokens=2, special_strength=0.0))
-    assert values() == before == (0.25, 0.5, None, True)
+    run(pair, Decoding(max_new_tokens=2))
+    assert values() == before == (0.25, 0.5, True)
 
     def broken(*_: Any) -> None:
         assert (pair.strength, pair.plausibility, pair.training) == (1.0, 0.01, False)
@@ -407,11 +400,10 @@ def test_the_token_table_wants_a_pair_and_an_answer(pair, model):
         assert "Give a Response without an error, token ids or a text." in str(error.value)
 
 
-@pytest.mark.parametrize("values", [{"strength": 1.0}, {"strength": 0.0, "special_strength": 0.5}])
-def test_a_single_model_cannot_contrast(model, values):
-    expected = r"no amateur to contrast: strength must be 0; got strength \d\.\d and special_str"
+def test_a_single_model_cannot_contrast(model):
+    expected = r"no amateur to contrast: strength must be 0; got 1\.0"
     with pytest.raises(ValueError, match=expected) as error:
-        run(model, Decoding(**values))
+        run(model, Decoding(strength=1.0))
     assert "Use Decoding(strength=0), or a ContrastivePair." in str(error.value)
 
 

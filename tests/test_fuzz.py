@@ -274,7 +274,6 @@ POSITIVE = st.floats(-1, 5) | st.floats()
 SETTING: dict[str, st.SearchStrategy[Any]] = {
     "strength": POSITIVE,
     "plausibility": st.floats(-0.5, 1.5) | st.floats(),
-    "special_strength": st.none() | POSITIVE,
     "temperature": POSITIVE,
     "top_p": st.floats(-0.5, 1.5) | st.floats(),
     "top_k": st.integers(-2, 400),

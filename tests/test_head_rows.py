@@ -96,15 +96,6 @@ def test_a_pair_gives_the_same_log_q_with_and_without_gathered_rows(architecture
     torch.testing.assert_close(pair(TEXT).logits, expected, atol=1e-5, rtol=0)
 
 
-@torch.no_grad()
-def test_a_strength_per_id_needs_the_amateurs_normaliser_and_gets_it():
-    pair = tiny.pair("llama", plausibility=0.2)
-    with pair.override(special_strength=0.25, special_ids=[3, 7, *range(100, 200)]):
-        assert pair(TEXT, sparse=True).candidates is None
-        expected = contrast(*pair.both_logits(TEXT), strength=pair.strengths(), plausibility=0.2)
-        torch.testing.assert_close(pair(TEXT).logits, expected)
-
-
 def test_gradients_flow_through_full_vectors():
     pair = tiny.pair("llama", plausibility=0.2)
     outputs = pair(TEXT, sparse=True)

@@ -22,7 +22,6 @@ from transformers import (
 
 from codit.contrast import contrast
 from codit.pair import ContrastivePair
-from codit.vocabulary import special_token_ids
 from tests import tiny
 
 ARCHITECTURES = (*tiny.ARCHITECTURES, "gemma3")  # the last one reads images as well
@@ -310,25 +309,6 @@ def test_ids_beyond_the_tokenizer_are_cut_from_both_models():
     assert ContrastivePair(expert, amateur).vocab_size == size + 8
 
 
-def test_special_ids_can_have_their_own_strength():
-    specials = special_token_ids(tiny.tokenizer())
-    pair = tiny.pair("llama", **NUMBERS, special_strength=0.0, special_ids=specials)
-    ids = torch.tensor([prompts()[3]])
-    strengths = torch.full((280,), 0.5)
-    strengths[specials] = 0.0
-    logits = pair.both_logits(ids)
-    expected = contrast(*logits, strength=strengths, plausibility=0.1)
-    assert torch.allclose(pair(input_ids=ids).logits, expected, atol=1e-5)
-    with pair.override(special_strength=None):
-        assert pair.strengths() == 0.5
-    with pair.override(strength=0.0):
-        assert not pair.needs_amateur
-        assert pair.strengths() == 0.0
-    with pair.override(strength=0.0, special_strength=2.0):
-        assert pair.needs_amateur
-        assert pair.strengths()[specials].tolist() == [2.0] * len(specials)
-
-
 def test_override_holds_for_a_block_and_ends_with_it_even_by_an_error():
     pair = tiny.pair("llama", **NUMBERS)
     ids = torch.tensor([prompts()[3]])
@@ -340,29 +320,22 @@ def test_override_holds_for_a_block_and_ends_with_it_even_by_an_error():
         pair(input_ids=ids, labels=ids)
     assert (pair.strength, pair.plausibility) == (0.5, 0.1)
     assert torch.equal(pair(input_ids=ids).logits, before)
-    with pair.override(special_ids=[4], special_strength=0.0):
-        assert pair.special_ids.tolist() == [4]
-    assert pair.special_ids.tolist() == []
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"alpha": 1}, "override takes strength, plausibility, special_strength, special_ids; got"),
+        ({"alpha": 1}, "override takes strength and plausibility; got alpha. Name these only."),
         ({"strength": -1.0}, "strength must be a finite number of at least 0; got -1.0"),
         ({"plausibility": 2.0}, "plausibility must lie in [0, 1]; got 2.0"),
-        ({"special_strength": 0.0}, "needs special_ids, the ids it is meant for; got none. Use"),
-        (
-            {"special_strength": -2.0, "special_ids": [4]},
-            "strength must be a finite number of at least 0; got -2.0",
-        ),
+        ({"strength": float("inf")}, "strength must be a finite number of at least 0; got inf"),
     ],
 )
 def test_values_out_of_range_are_refused_and_leave_the_pair_as_it_was(values, message):
     pair = made("llama")
     with pytest.raises(ValueError, match=re.escape(message)), pair.override(**values):
         pass
-    assert (pair.strength, pair.plausibility, pair.special_strength) == (0.5, 0.1, None)
+    assert (pair.strength, pair.plausibility) == (0.5, 0.1)
     if "alpha" not in values:
         with pytest.raises(ValueError, match=re.escape(message)):
             ContrastivePair(pair.expert, pair.amateur, **values)

@@ -56,7 +56,7 @@ def test_a_key_is_sixteen_hexadecimal_digits_and_the_same_in_every_process() -> 
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(recipes.Decoding)])
 def test_every_field_of_a_decoding_enters_its_key(name: str) -> None:
-    other = {"top_p": 0.5, "special_strength": 0.0}.get(name, 1)
+    other = {"top_p": 0.5}.get(name, 1)
     if getattr(recipes.Decoding(), name) == other:
         other = 0
     changed = dataclasses.replace(recipes.Decoding(), **{name: other})
@@ -182,7 +182,6 @@ def test_a_number_that_json_cannot_hold_is_refused(value: float) -> None:
         ),
         ("strength", float("nan"), "strength must be between 0 and 1e+06; got nan."),
         ("plausibility", 1.5, "plausibility must be between 0 and 1; got 1.5."),
-        ("special_strength", -1.0, "special_strength must be between 0 and 1e+06; got -1.0."),
         ("temperature", -1.0, "temperature must be between 0 and 1e+06; got -1.0."),
         ("top_p", 0.0, "top_p must lie in (0, 1]; got 0.0. Use 1 to keep all."),
         ("top_k", -1, "top_k must be at least 0; got -1."),

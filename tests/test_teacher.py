@@ -32,8 +32,6 @@ def test_a_recipe_of_names_is_loaded_as_a_pair(recipe: Synthesis) -> None:
     [
         (Decoding(), True),
         (Decoding(strength=0.0), False),
-        (Decoding(strength=0.0, special_strength=0.5), True),
-        (Decoding(strength=0.0, special_strength=0.0), False),
     ],
 )
 def test_the_amateur_is_named_where_it_is_needed(

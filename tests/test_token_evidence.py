@@ -115,7 +115,7 @@ def test_a_batch_gives_each_answer_the_evidence_of_its_own_token_table(
     answers = [vocabulary(text).input_ids for text in texts]
     prompts = [prompt_ids(vocabulary, chat) for chat in chats]
     classes = np.arange(len(vocabulary)) % len(CLASSES)
-    numbers = {"strength": pair.strengths(), "plausibility": pair.plausibility}
+    numbers = {"strength": pair.strength, "plausibility": pair.plausibility}
     both = list(teacher_forced(pair, prompts, answers))
     assert len(both) == len(texts)
     for chat, answer, logits in zip(chats, answers, both, strict=True):

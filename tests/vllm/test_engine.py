@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from codit import decode, head_rows, random_pairs, throughput
+from codit import decode, random_pairs, throughput
 from codit.chat import prompt_ids
 from codit.contrast import contrast
 from codit.pair import ContrastivePair
@@ -157,16 +157,6 @@ def test_rows_of_a_padded_vocabulary_are_never_drawn(saved):
     assert max(drawn) < len(tiny.tokenizer()) < 320
 
 
-def test_special_ids_have_their_own_strength(saved, library):
-    special = Decoding(temperature=0.0, max_new_tokens=16, plausibility=0.0, special_strength=0.25)
-    expected = decode.generate(library, tiny.tokenizer(), CHATS[:8], special, **QUIET)
-    with started(*saved("llama"), special) as pair:
-        made = decode.generate(pair, tiny.tokenizer(), CHATS[:8], special, **QUIET)
-    assert [one.token_ids for one in made] == [one.token_ids for one in expected]
-    for one, other in zip(made, expected, strict=True):
-        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
-
-
 def test_without_strength_the_expert_is_truncated_and_no_amateur_is_loaded(saved, library):
     alone = Decoding(strength=0.0, temperature=0.0, max_new_tokens=16, plausibility=0.3)
     expert, _ = saved("llama")
@@ -174,25 +164,6 @@ def test_without_strength_the_expert_is_truncated_and_no_amateur_is_loaded(saved
     with started(expert, "", alone) as pair:
         made = decode.generate(pair, tiny.tokenizer(), CHATS[:8], alone, **QUIET)
     assert [one.token_ids for one in made] == [one.token_ids for one in expected]
-
-
-def test_the_amateurs_head_is_computed_for_plausible_ids_alone(saved, library, monkeypatch):
-    from codit import vllm_model
-
-    monkeypatch.setattr(head_rows, "LEAST_NUMBERS", 1)
-    rows, make = [], vllm_model._rows
-    monkeypatch.setattr(
-        vllm_model, "_rows", lambda head, ids: (rows.append(len(ids)), make(head, ids))[1]
-    )
-    greedy = replace(RANDOM, temperature=0.0, plausibility=0.1)
-    expected = decode.generate(library, tiny.tokenizer(), CHATS, greedy, **QUIET)
-    with started(*saved("llama"), greedy) as pair:
-        made = decode.generate(pair, tiny.tokenizer(), CHATS, greedy, **QUIET)
-    assert len(rows) > 10
-    assert sum(rows) / len(rows) < 280 / 2
-    assert [one.token_ids for one in made] == [one.token_ids for one in expected]
-    for one, other in zip(made, expected, strict=True):
-        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
 
 
 def test_a_row_without_numbers_is_an_error_of_its_own(saved, tmp_path):
@@ -215,8 +186,6 @@ def test_a_row_without_numbers_is_an_error_of_its_own(saved, tmp_path):
 
 
 def test_two_bfloat16_models_are_contrasted_in_float32(saved, library, monkeypatch):
-    """And the amateur's head is not gathered then: its rows would be bfloat16."""
-    monkeypatch.setattr(head_rows, "LEAST_NUMBERS", 1)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)  # no stand-ins for it
     one = replace(RANDOM, temperature=0.0, max_new_tokens=1, plausibility=0.05)
     with started(*saved("llama"), one, dtype="bfloat16") as pair:
