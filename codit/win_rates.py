@@ -14,9 +14,9 @@ Failed judgements are left out of both rates and counted; nothing takes their pl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -151,43 +151,6 @@ def win_rates(
     )
 
 
-def compare(tables: Mapping[str, pd.DataFrame], **how: Any) -> pd.DataFrame:
-    """Return both win rates of several models over the instructions judged for all of them.
-
-    A model whose failed judgements are simply dropped is scored on other, perhaps easier
-    instructions than its rivals; here every model is scored on the same ones.
-
-    Args:
-        tables: one table for each model, by its name.
-        how: arguments of `win_rates`.
-
-    Returns:
-        DataFrame: a row for each model: `model`, `n` (instructions common to all), `failed` (of
-        this model's judgements), `raw`, `raw_low`, `raw_high`, `length_controlled`, `lc_low`,
-        `lc_high` (shares), `length`, `length_baseline` (mean characters), `is_extreme`, `note`.
-
-    Raises:
-        ValueError: no table, or as `win_rates`.
-
-    Source: ours.
-    """
-    if not tables:
-        raise ValueError("expected at least one table; got none. Name the models to compare.")
-    judged = {name: _judged(table, name) for name, table in tables.items()}
-    common = set.intersection(*(set(table["id"]) for table, _ in judged.values()))
-    rows = []
-    for name, (table, failed) in judged.items():
-        found = win_rates(table[table["id"].isin(common)], **how)
-        raw, controlled = found.raw, found.length_controlled
-        row: dict[str, Any] = {"model": name, "n": raw.n, "failed": failed}
-        row |= {"raw": raw.estimate, "raw_low": raw.low, "raw_high": raw.high}
-        row |= {"length_controlled": controlled.estimate}
-        row |= {"lc_low": controlled.low, "lc_high": controlled.high}
-        row |= {"length": found.length, "length_baseline": found.length_baseline}
-        rows.append({**row, "is_extreme": found.is_extreme, "note": found.note})
-    return pd.DataFrame(rows)
-
-
 def is_extreme(raw: float, length_controlled: float) -> bool:
     """Return whether the two rates differ so much that the fit may have failed.
 
@@ -206,30 +169,6 @@ def is_extreme(raw: float, length_controlled: float) -> bool:
     return length_controlled < low or length_controlled > max(raw + (1 - raw) / 4, raw + 0.1)
 
 
-def from_alpaca_eval(preferences: Sequence[float] | Numbers) -> Numbers:
-    """Return AlpacaEval's preferences as this module writes them.
-
-    Args:
-        preferences: 1 the baseline wins, 2 the model does, 1.5 or 0 a tie, between 1 and 2 a
-            judge's probability; NaN where the judgement failed.
-
-    Returns:
-        float64 [n]: preference - 1 in [0, 1], ties .5, NaN where it failed.
-
-    Raises:
-        ValueError: a value is none of these.
-
-    Source: alpaca_eval.
-    """
-    values = np.asarray(preferences, dtype=np.float64)
-    known = values[np.isfinite(values)]
-    if ((known != 0) & ((known < 1) | (known > 2))).any():
-        raise ValueError(
-            "expected AlpacaEval's preferences, 0 or 1 to 2; got others. Convert them."
-        )
-    return np.where(np.isfinite(values), np.where(values == 0, 1.5, values) - 1, np.nan)
-
-
 def _judged(table: pd.DataFrame, name: str) -> tuple[pd.DataFrame, int]:
     """Return the rows with a preference in the order of their ids, and how many have none."""
     if missing := [column for column in COLUMNS if column not in table]:
@@ -242,7 +181,7 @@ def _judged(table: pd.DataFrame, name: str) -> tuple[pd.DataFrame, int]:
     if not rows["preference"].between(0, 1).all():
         raise ValueError(
             f"preferences in {name} must lie in [0, 1]; got {rows['preference'].min():g} to "
-            f"{rows['preference'].max():g}. AlpacaEval's are converted by `from_alpaca_eval`."
+            f"{rows['preference'].max():g}. Take 1 from AlpacaEval's, where 2 is a win."
         )
     numbers = rows[wanted[2:]].to_numpy(dtype="float64")
     if not np.isfinite(numbers).all() or (numbers[:, :2] < 0).any():

@@ -178,19 +178,6 @@ def test_the_interval_covers_the_true_rate_about_as_often_as_it_says() -> None:
     assert covered >= 20  # of 25; binomial .95 falls below with probability .001
 
 
-def test_models_are_compared_on_the_instructions_judged_for_all() -> None:
-    one, other = made(60), made(60, shift=0.1)
-    one.loc[one["id"] <= 10, "preference"] = math.nan
-    other = other[other["id"] <= 55]
-    table = win_rates.compare({"a": one, "b": other}, **QUICK)
-    assert list(table["model"]) == ["a", "b"]
-    assert list(table["n"]) == [45, 45]
-    assert list(table["failed"]) == [10, 0]
-    kept = other[other["id"].between(11, 55)]
-    assert table.loc[1, "raw"] == pytest.approx(kept["preference"].mean())
-    assert {"raw", "length_controlled", "lc_low", "lc_high", "note"} <= set(table)
-
-
 @pytest.mark.parametrize(
     ("raw", "controlled", "expected"),
     [
@@ -208,18 +195,10 @@ def test_an_extreme_difference_is_told_by_the_published_rule(
     assert win_rates.is_extreme(raw, controlled) is expected
 
 
-def test_preferences_of_alpaca_eval_are_converted() -> None:
-    found = win_rates.from_alpaca_eval([1, 2, 1.5, 0, 1.25, math.nan])
-    assert found[:5].tolist() == [0.0, 1.0, 0.5, 0.5, 0.25]
-    assert math.isnan(found[5])
-    with pytest.raises(ValueError, match="0 or 1 to 2"):
-        win_rates.from_alpaca_eval([0.5])
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"preference": 2.0}, r"must lie in \[0, 1\].*from_alpaca_eval"),
+        ({"preference": 2.0}, r"must lie in \[0, 1\].*Take 1 from AlpacaEval"),
         ({"id": 1}, "every id once"),
         ({"length": -1.0}, "must be numbers"),
         ({"length": math.nan}, "must be numbers"),
@@ -240,5 +219,3 @@ def test_a_missing_column_and_bad_arguments_say_so() -> None:
         rates(made(20), gamed=[made(20, difficulty=False)])
     with pytest.raises(ValueError, match="resamples of at least 100"):
         rates(made(20), resamples=10)
-    with pytest.raises(ValueError, match="at least one table"):
-        win_rates.compare({})
