@@ -28,7 +28,6 @@ LAYERS = (
         "tensor_names",
         "world",
         "judge_prompts",
-        "logistic",
         "judge_recipes",
     ),
     ("vllm_plugin", "vllm_settings", "resampling", "world_lessons"),
