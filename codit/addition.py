@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -33,7 +33,6 @@ def plus(
     parts: Sequence[tuple[Opened, float]],
     *,
     skip_embed: bool,
-    special_tokens: Mapping[int, int] | None,
 ) -> Addition:
     """Return theta' = theta + sum_i r_i tau_i, in the dtypes of theta.
 
@@ -43,25 +42,20 @@ def plus(
         base: theta.
         parts: every vector and its r_i.
         skip_embed: see `codit.chat_vector.add`.
-        special_tokens: see `codit.chat_vector.add`.
 
     Returns:
         Addition: nothing has been read yet.
 
     Raises:
-        ValueError: another architecture, or special tokens without rows; when read, a result that
-            is not finite.
+        ValueError: another architecture; when read, a result that is not finite.
 
     Source: Huang et al. 2023, Chat Vector; float64 sums: ours.
     """
-    rows = _special_rows(base, parts, special_tokens or {})
     matches = [_addable(part.tensors, base, skip_embed) for part, _ in parts]
     count: Counter[str] = Counter()
 
     def read(name: str, block: Block) -> Tensor:
         old = base.read(name, block)
-        if name in rows:
-            return _with_rows(old, block, rows[name])
         used = [(p, r, m) for (p, r), m in zip(parts, matches, strict=True) if name in m.shapes]
         if not used:
             return old
@@ -105,40 +99,6 @@ def _addable(tau: Tensors, base: Tensors, skip_embed: bool) -> Match:
             "architecture only."
         )
     return match
-
-
-def _special_rows(
-    base: Tensors, parts: Sequence[tuple[Opened, float]], ids: Mapping[int, int]
-) -> dict[str, dict[int, Tensor]]:
-    """Return the new rows of special tokens: sum_i r_i theta_post, i, by tensor and id."""
-    rows: dict[str, dict[int, Tensor]] = {}
-    for name, shape in base.shapes.items():
-        if not ids or module_of(name) not in VOCABULARY:
-            continue
-        if not all(0 <= token < shape[0] for token in ids):
-            raise ValueError(
-                f"special_tokens must map ids of the target, below {shape[0]}; got "
-                f"{sorted(ids)}. Resize the target's embedding first."
-            )
-        rows[name] = {token: torch.zeros(shape[1], dtype=torch.float64) for token in ids}
-        for part, r in parts:
-            if part.row is None:
-                raise ValueError(
-                    "special_tokens need a vector with the chat model's rows; got "
-                    f"{part.tensors.label}. Give a folder made by difference, or (post, pre)."
-                )
-            for token, chat_id in ids.items():
-                rows[name][token] += r * part.row(module_of(name), chat_id).double()
-    return rows
-
-
-def _with_rows(old: Tensor, block: Block, rows: Mapping[int, Tensor]) -> Tensor:
-    """Return a block of an embedding with some of its rows replaced."""
-    new = old.clone()
-    for token, row in rows.items():
-        if block[0].start <= token < block[0].stop:
-            new[token - block[0].start] = row[block[1]].to(old.dtype)
-    return new
 
 
 def _accumulate(

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from codit.vocabulary import load_tokenizer, special_token_ids, stop_ids
+from codit.vocabulary import load_tokenizer, stop_ids
 
 GENERATION = "generation_config.json"
 TOKENIZER = "tokenizer_config.json"
@@ -50,8 +50,7 @@ def read(folder: Path) -> dict[str, Any]:
         folder: a checkpoint's.
 
     Returns:
-        dict: `chat_template`, `eos_token`, `stop_tokens` (names), `special_ids`; empty without a
-        tokenizer.
+        dict: `chat_template`, `eos_token`, `stop_tokens` (names); empty without a tokenizer.
 
     Source: ours.
     """
@@ -67,7 +66,6 @@ def read(folder: Path) -> dict[str, Any]:
         "chat_template": template,
         "eos_token": tokenizer.eos_token,
         "stop_tokens": tokenizer.convert_ids_to_tokens(stop_ids(tokenizer, config)),
-        "special_ids": special_token_ids(tokenizer),
     }
 
 

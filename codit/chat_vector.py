@@ -19,7 +19,6 @@ import logging
 import math
 import zlib
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,10 +48,10 @@ def difference(post: Weights, pre: Weights, out: str | Path, *, rows: int | None
     Args:
         post: theta_post, the expert.
         pre: theta_pre, the amateur.
-        out: the folder to write, missing or empty. Beside the weights: the expert's chat template,
-            its stop tokens and its rows of special tokens, for `add`; and `chat_vector.json` with
-            the share of exact zeros (most small differences vanish in bfloat16), the share of
-            numbers that theta_pre + tau gives back exactly, and what was not matched.
+        out: the folder to write, missing or empty. Beside the weights `chat_vector.json`: the
+            expert's chat template and stop tokens, for `add`; the share of exact zeros (most small
+            differences vanish in bfloat16), the share of numbers that theta_pre + tau gives back
+            exactly, and what was not matched.
         rows: ids of the vocabulary; rows of embedding and head beyond are left out. None: those
             that both models have.
 
@@ -82,7 +81,6 @@ def difference(post: Weights, pre: Weights, out: str | Path, *, rows: int | None
         made = Tensors("tau", match.shapes, dict.fromkeys(match.shapes, "F32"), read)
         tensor_files.write(made, folder)
         chat = vector_files.chat_of(post)
-        vector_files.save_rows(first, chat.get("special_ids", []), folder)
         shares = {name: count[name] / count["numbers"] for name in ("zeros", "restored")}
         info = {"post": first.label, "pre": second.label, "numbers": count["numbers"], **shares}
         store.write_json(folder / INFO, info | _reported(match, "the vector") | {"chat": chat})
@@ -96,7 +94,6 @@ def add(
     *,
     scale: float = 1.0,
     skip_embed: bool = False,
-    special_tokens: Mapping[int, int] | None = None,
 ) -> Path:
     """Write a model whose weights are a target's plus a chat vector.
 
@@ -112,30 +109,24 @@ def add(
             lower it where the target's own abilities suffer.
         skip_embed: leave embedding and head as they are, for a target with a vocabulary of its
             own.
-        special_tokens: with `skip_embed`, {target's id: chat model's id}: these rows become
-            sum_i r_i theta_post, i, for the template's tokens that the target never learnt.
 
     Returns:
         Path: `out`.
 
     Raises:
-        ValueError: another architecture, results that are not finite, special tokens without
-            `skip_embed` or without rows, or an `out` that is not empty.
+        ValueError: another architecture, a scale or results that are not finite, or an `out` that
+            is not empty.
 
-    Source: Huang et al. 2023, Chat Vector, and its code: scale, skip_embed, special tokens (whose
-    rows it takes from the base model; ours are the chat model's, as documented there).
+    Source: Huang et al. 2023, Chat Vector, and its code: scale, skip_embed.
     """
     several = vector if isinstance(vector, list) else [(vector, 1.0)]
     terms = [(part, scale * r) for part, r in several if scale * r]
-    if not all(math.isfinite(r) for _, r in terms) or (special_tokens and not skip_embed):
-        raise ValueError(
-            f"expected a finite scale, and special_tokens with skip_embed only; got {scale} and "
-            f"skip_embed={skip_embed}. Pass skip_embed=True with special_tokens."
-        )
+    if not all(math.isfinite(r) for _, r in terms):
+        raise ValueError(f"expected a finite scale; got {scale}. Usual is 1.")
     with tensor_files.staged(out) as folder:
         base = tensor_files.opened(target)
         parts = [(vector_files.opened(part), r) for part, r in terms]
-        made = addition.plus(base, parts, skip_embed=skip_embed, special_tokens=special_tokens)
+        made = addition.plus(base, parts, skip_embed=skip_embed)
         tensor_files.write(made.tensors, folder)
         source = tensor_files.resolve(target)
         chat_files.copy(source, folder)
@@ -148,7 +139,7 @@ def add(
         info = {"target": str(target), "skip_embed": skip_embed, "vectors": reports}
         changes = made.count["changes"]
         info |= {"changes": changes, "lost": made.count["lost"] / max(1, changes)}
-        info |= {"special_tokens": dict(special_tokens or {}), "unknown_stop_tokens": unknown}
+        info["unknown_stop_tokens"] = unknown
         store.write_json(folder / ADDITION, info)
     return Path(out)
 

@@ -103,7 +103,6 @@ def add(
     out: Path,
     scale: Annotated[tuple[float, ...], Repeated] = (),
     skip_embed: bool = False,
-    special_token: Annotated[tuple[str, ...], Repeated] = (),
 ) -> int:
     """Write a model whose weights are a target's plus chat vectors.
 
@@ -113,14 +112,12 @@ def add(
         out: a new folder for the model.
         scale: how much of each vector is added, in their order. Default: 1 of each.
         skip_embed: leave embedding and head as they are, for a target with another vocabulary.
-        special_token: TARGET_ID=CHAT_ID, with skip-embed: that row of the target's embedding and
-            head becomes the chat model's; may be repeated.
 
     Returns:
         int: exit status.
 
     Raises:
-        ValueError: scales that are not as many as vectors, or special tokens that are no ids.
+        ValueError: scales that are not as many as vectors.
 
     Source: Huang et al. 2023, Chat Vector.
     """
@@ -130,11 +127,10 @@ def add(
             f"expected one scale for each vector; got {len(scales)} scales and {len(vector)} "
             "vectors. Repeat --scale as often as --vector, or leave it out."
         )
-    special = dict(_ids(text) for text in special_token)
     from codit import chat_vector
 
     terms: list[tuple[Any, float]] = list(zip(vector, scales, strict=True))
-    chat_vector.add(target, terms, out, skip_embed=skip_embed, special_tokens=special)
+    chat_vector.add(target, terms, out, skip_embed=skip_embed)
     info = json.loads((out / chat_vector.ADDITION).read_text(encoding="utf-8"))
     left = "; ".join(_left_out(part) for part in info["vectors"]) or "scale 0, nothing was added"
     print(f"{out}: {info['changes']} numbers changed, {info['lost']:.2%} rounded away; {left}")
@@ -169,14 +165,6 @@ def _either(name: str, folder: str | None, pair: dict[str, str | None]) -> Any:
         return tuple(given) if folder is None else folder
     flags = " and ".join(f"--{flag}" for flag in pair)
     raise ValueError(f"expected --{name}, or else {flags}; got not exactly one of these. Give one.")
-
-
-def _ids(text: str) -> tuple[int, int]:
-    """Return the two ids of TARGET_ID=CHAT_ID."""
-    left, _, right = text.partition("=")
-    if not (left.isdecimal() and right.isdecimal()):
-        raise ValueError(f"special-token must be TARGET_ID=CHAT_ID, as 128009=151645; got {text}.")
-    return int(left), int(right)
 
 
 def _left_out(report: Any) -> str:

@@ -193,33 +193,6 @@ def detectable(
     return float(optimize.brentq(short, 0.0, high))
 
 
-def seeds_needed(
-    effect: float, spread: Components, *, prompts: int, target: float = 0.8, most: int = 100
-) -> int | None:
-    """Return the least number of seeds with which an effect is found with probability `target`.
-
-    Args:
-        effect: true mean difference, not 0.
-        spread: components, of a pilot.
-        prompts: N.
-        target: power wanted.
-        most: where the search ends.
-
-    Returns:
-        int | None: at least 2; None where `most` seeds do not do: more prompts are needed, or a
-        pilot of two seeds.
-
-    Raises:
-        ValueError: see `power`.
-
-    Source: ours.
-    """
-    for seeds in range(2, most + 1):
-        if power(effect, spread, seeds=seeds, prompts=prompts) >= target:
-            return seeds
-    return None
-
-
 def table(values: Any, value: str, one: str, other: str, *, by: str = "role") -> Differences:
     """Return the differences of two arms as seeds by prompts.
 

@@ -12,9 +12,8 @@ from typing import Any, TypeAlias
 
 import pandas as pd
 
-from codit import crossed, recipes, statistics, world
+from codit import crossed, recipes, statistics
 from codit.experiments import Scale
-from codit.recipes import WorldPrompts
 
 Ends: TypeAlias = statistics.Interval | crossed.Difference
 
@@ -166,13 +165,11 @@ def seed_points(
     return means.assign(value=means["value"] - level.reindex(place).to_numpy())
 
 
-def score_table(table: pd.DataFrame, *, low: int = 1, high: int = 10) -> pd.DataFrame:
+def score_table(table: pd.DataFrame) -> pd.DataFrame:
     """Return how often a teacher's responses received each score, with 95 % intervals over prompts.
 
     Args:
         table: columns id, seed, role, score.
-        low: the lowest score that can be given.
-        high: the highest.
 
     Returns:
         DataFrame: role, score, value (share of responses), low, high, seeds, prompts; one row per
@@ -182,13 +179,14 @@ def score_table(table: pd.DataFrame, *, low: int = 1, high: int = 10) -> pd.Data
         ValueError: a score is missing or outside the range: what could not be scored is counted by
             the caller, never plotted as a number.
     """
-    bad = table[~table["score"].isin(range(low, high + 1))]
+    scores = range(1, 11)
+    bad = table[~table["score"].isin(scores)]
     if len(bad):
         raise ValueError(
-            f"expected whole scores from {low} to {high}; got {len(bad)} others, the first "
+            f"expected whole scores from 1 to 10; got {len(bad)} others, the first "
             f"{bad['score'].iloc[0]!r}. Drop the unscored rows and report their number."
         )
-    columns = {str(score): table["score"] == score for score in range(low, high + 1)}
+    columns = {str(score): table["score"] == score for score in scores}
     shares = bar_table(table.assign(**columns), list(columns), seeds=False)
     return shares.rename(columns={"measure": "score"})
 
@@ -266,29 +264,3 @@ def decided(found: Ends) -> bool | None:
         bool | None: True where it lies above 0, False where below, None where it holds 0.
     """
     return None if found.low <= 0 <= found.high else found.low > 0
-
-
-def by_constraint(table: pd.DataFrame, prompts: WorldPrompts, *, by: str = "role") -> pd.DataFrame:
-    """Return how often each arm obeys each kind of constraint, whatever else was asked.
-
-    Args:
-        table: columns id, `by`, obeyed (bit k: constraint k of the prompt holds).
-        prompts: what was asked.
-        by: column that names the arms.
-
-    Returns:
-        DataFrame: kind by arm, shares in 0..1; column n: prompts that ask for the kind.
-
-    Raises:
-        KeyError: a response to a prompt that is not among `prompts`.
-    """
-    asked = {row["id"]: row["constraints"] for row in world.prompts(prompts)}
-    found = [
-        (one["kind"], arm, id_, bool(int(obeyed) >> k & 1))
-        for id_, arm, obeyed in zip(table["id"], table[by], table["obeyed"], strict=True)
-        for k, one in enumerate(asked[id_])
-    ]
-    held = pd.DataFrame(found, columns=["kind", by, "id", "held"])
-    arms = list(dict.fromkeys(table[by]))
-    shares = held.pivot_table(index="kind", columns=by, values="held", aggfunc="mean")[arms]
-    return shares.assign(n=held.groupby("kind")["id"].nunique())

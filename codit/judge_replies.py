@@ -19,7 +19,6 @@ from typing import Any, Literal, TypeAlias
 from codit.judge_prompts import HIGHEST, LOWEST, VERDICTS, Template, fields
 
 State: TypeAlias = Literal["ok", "parse_error", "empty", "truncated", "refused", "api_error"]
-STATES: tuple[State, ...] = ("ok", "parse_error", "empty", "truncated", "refused", "api_error")
 QUOTED = re.compile(r"[0-9]{1,2}(\.[0-9]+)?")  # not \d: other scripts have digits too
 THOUGHT = ("<think>", "</think>")  # around the thoughts of a model that no server takes apart
 SHOWN = 80  # characters of a reply in a note

@@ -233,25 +233,6 @@ def _ask(
         yield "comparisons", kept.assign(verifier=truth, **told)
 
 
-def scores(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Return mean scores of students' answers by judge and by the verifier.
-
-    Args:
-        tables: of `judged`.
-
-    Returns:
-        DataFrame: who, arm, role, value, low, high: 95 % over prompts and seeds.
-
-    Source: ours.
-    """
-    parts = [
-        evidence.bar_table(own, ["score"], by=["arm"]).assign(who=who)
-        for who, own in _by(tables["scores"], "score")
-    ]
-    columns = ["who", "arm", "role", "value", "low", "high"]
-    return pd.concat(parts)[columns] if parts else pd.DataFrame(columns=columns)
-
-
 def score_gains(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Return what each arm's students gain in score over those of direct sampling.
 

@@ -127,8 +127,8 @@ def length_controlled(table: pd.DataFrame) -> dict[str, Any]:
         table: from `outcomes`; several pairs of a prompt are averaged first.
 
     Returns:
-        dict: `length_controlled` and its `lc_low`, `lc_high`, 95 % over prompts; `lc_note`: which
-        published variant was fitted, or why none could be: then the three are NaN.
+        dict: `length_controlled` and its `lc_low`, `lc_high`, 95 % over prompts; `lc_note`: the
+        published variant that was fitted, or why it could not be: then the three are NaN.
 
     Source: Dubois et al. 2024 (arXiv 2404.04475); see `win_rates.win_rates`.
     """
@@ -141,7 +141,7 @@ def length_controlled(table: pd.DataFrame) -> dict[str, Any]:
         return {**nothing, "lc_note": str(error)}
     lc = found.length_controlled
     ends = {"length_controlled": lc.estimate, "lc_low": lc.low, "lc_high": lc.high}
-    return {**ends, "lc_note": found.note}
+    return {**ends, "lc_note": win_rates.VARIANT}
 
 
 def best(

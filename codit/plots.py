@@ -27,9 +27,8 @@ def bars(
     *,
     interval: str,
     group: str | None = None,
-    points: pd.DataFrame | None = None,
 ) -> None:
-    """Draw one bar per role, in groups, with its interval and the single seeds.
+    """Draw one bar per role, in groups, with its interval.
 
     Args:
         axes: where to draw.
@@ -37,14 +36,13 @@ def bars(
             in the value's unit) and, where `group` names one, the column to group by.
         interval: what the whiskers are, written into the picture: "95 % bootstrap over prompts".
         group: column whose values become groups of bars, in order of appearance.
-        points: single values behind the bars, seeds say: columns `role`, `value` and `group`.
 
     Raises:
         ValueError: a role has no colour, or an interval does not hold its value.
 
     Source: ours.
     """
-    _draw_bars(axes, table, group, points)
+    _draw_bars(axes, table, group)
     _legend(axes, interval)
 
 
@@ -184,9 +182,7 @@ def candidate_bars(axes: Axes, candidates: pd.DataFrame) -> None:
     axes.legend(ncols=3)
 
 
-def _draw_bars(
-    axes: Axes, table: pd.DataFrame, group: str | None, points: pd.DataFrame | None
-) -> None:
+def _draw_bars(axes: Axes, table: pd.DataFrame, group: str | None) -> None:
     _check_roles(table)
     _check_interval(table)
     groups = list(dict.fromkeys(table[group])) if group else [None]
@@ -201,11 +197,6 @@ def _draw_bars(
         axes.errorbar(
             x, rows["value"], yerr=whiskers, fmt="none", ecolor="black", capsize=2, elinewidth=1
         )
-        if points is not None:
-            own = points[points["role"] == role]
-            at = [groups.index(row) for row in own[group]] if group else [0] * len(own)
-            beside = np.array(at) + (index - (len(roles) - 1) / 2 + 0.25) * width
-            axes.scatter(beside, own["value"], s=12, color="white", edgecolor="black", zorder=3)
     axes.set_xticks(range(len(groups)) if group else [], [str(name) for name in groups if group])
 
 

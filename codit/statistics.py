@@ -1,4 +1,4 @@
-"""How sure a number is: intervals over prompts, paired tests, effect sizes.
+"""How sure a number is: intervals over prompts, of means and of paired differences.
 
 Two arms answer the same prompts, so everything that compares them is paired: `a[i]` and `b[i]`
 belong to one prompt. Several samples or seeds of one prompt are not independent prompts: average
@@ -86,50 +86,6 @@ def difference_interval(
     return _bootstrap(_differences(a, b), level=level, resamples=resamples, seed=seed)
 
 
-def permutation_test(
-    a: Scores,
-    b: Scores,
-    *,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> float:
-    """Return the two-sided p-value of a paired permutation test of the mean difference.
-
-    Under the null hypothesis the arms are exchangeable within a prompt, so every difference keeps
-    its size and takes a random sign; p = share of sign patterns with a mean difference at least as
-    extreme. All 2^n patterns where these are at most `resamples`, else random ones, with 1 added to
-    both counts.
-
-    Args:
-        a: one score per prompt, at least two.
-        b: the other arm's, in the same order.
-        resamples: sign patterns drawn.
-        seed: of the drawing.
-
-    Returns:
-        float: p in (0, 1]; 1 where no prompt differs.
-
-    Raises:
-        ValueError: as `difference_interval`.
-
-    Source: ours; computed by scipy.
-    """
-    _check_resamples(resamples)
-    difference = _differences(a, b)
-    if not difference.any():
-        return 1.0
-    result = stats.permutation_test(
-        (difference,),
-        _mean,
-        permutation_type="samples",
-        n_resamples=resamples,
-        batch=_batch(difference),
-        vectorized=True,
-        rng=np.random.default_rng(seed),
-    )
-    return float(result.pvalue)
-
-
 def holm(p_values: Scores) -> np.ndarray[Any, Any]:
     """Return p-values corrected for their number by Holm's step-down method.
 
@@ -156,75 +112,6 @@ def holm(p_values: Scores) -> np.ndarray[Any, Any]:
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(steps, 1.0)
     return adjusted
-
-
-def cohens_dz(a: Scores, b: Scores) -> float:
-    """Return the standardised paired difference.
-
-    d_z = mean(a - b) / sd(a - b), sd with n - 1: the effect size that paired power depends on.
-
-    Args:
-        a: one score per prompt, at least two.
-        b: the other arm's, in the same order.
-
-    Returns:
-        float: in standard deviations of the difference; 0 where no prompt differs.
-
-    Raises:
-        ValueError: arms of different length, too few or no numbers, or all differences equal and
-            not 0, where d_z is infinite.
-
-    Source: Cohen 1988.
-    """
-    difference = _differences(a, b)
-    if not difference.any():
-        return 0.0
-    if np.ptp(difference) == 0:
-        raise ValueError(
-            f"expected differences that vary; got {difference[0]:g} for each of {len(difference)} "
-            "prompts. Report the difference itself."
-        )
-    return float(difference.mean() / difference.std(ddof=1))
-
-
-def share_difference(a: Scores, b: Scores) -> float:
-    """Return the share of prompts where `a` is better minus the share where `b` is.
-
-    share difference = P(a_i > b_i) - P(a_i < b_i). For scores of 0 and 1: of the shares.
-
-    Args:
-        a: one score per prompt, at least two.
-        b: the other arm's, in the same order.
-
-    Returns:
-        float: in [-1, 1], a share.
-
-    Raises:
-        ValueError: as `difference_interval`.
-
-    Source: ours; Cliff's delta of paired values.
-    """
-    return float(np.sign(_differences(a, b)).mean())
-
-
-def win_rate(a: Scores, b: Scores) -> float:
-    """Return the share of prompts that `a` wins, ties counted half.
-
-    win rate = P(a_i > b_i) + P(a_i = b_i) / 2 = (1 + share difference) / 2.
-
-    Args:
-        a: one score per prompt, at least two.
-        b: the other arm's, in the same order.
-
-    Returns:
-        float: in [0, 1]; .5 where the arms are equally often better.
-
-    Raises:
-        ValueError: arms of different length, too few or no numbers.
-
-    Source: ours.
-    """
-    return (1.0 + share_difference(a, b)) / 2.0
 
 
 def _bootstrap(

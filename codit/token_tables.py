@@ -146,17 +146,16 @@ def kinds(classes: pd.Series, family: pd.Series) -> pd.Series:
     return asked.where(knows, given)
 
 
-def places(steps: pd.DataFrame, *, bins: int = 5) -> pd.Series:
-    """Return where in its response each step lies, as the middle of its bin.
+def places(steps: pd.DataFrame) -> pd.Series:
+    """Return where in its response each step lies, as the middle of its fifth.
 
     Args:
         steps: columns step (from 0) and length.
-        bins: of equal width.
 
     Returns:
-        Series: in (0, 1); a response shorter than `bins` leaves some of them empty.
+        Series: .1, .3, .5, .7 or .9; a response of fewer than five steps leaves some out.
 
     Source: ours.
     """
     middle = (steps["step"] + 0.5) / steps["length"]
-    return (np.floor(middle * bins) + 0.5) / bins
+    return (np.floor(middle * 5) + 0.5) / 5

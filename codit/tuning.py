@@ -6,7 +6,6 @@ Source of all tables: ours.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -16,17 +15,16 @@ from codit import crossed, evidence
 LEVEL = 0.05  # below it a corrected p-value counts as a finding
 
 
-def best(bars: pd.DataFrame, *, by: Sequence[str] = ("teacher", "role")) -> pd.DataFrame:
-    """Return the row of the highest value per group; of equal values the first.
+def best(bars: pd.DataFrame) -> pd.DataFrame:
+    """Return the row of each teacher's and role's highest value; of equal values the first.
 
     Args:
-        bars: as from `evidence.bar_table`, with columns `by`.
-        by: one row for each of these.
+        bars: as from `evidence.bar_table`, with columns teacher and role.
 
     Returns:
         DataFrame: those rows.
     """
-    return bars.loc[bars.groupby(list(by), sort=False)["value"].idxmax()]
+    return bars.loc[bars.groupby(["teacher", "role"], sort=False)["value"].idxmax()]
 
 
 def rivals(table: pd.DataFrame, role: str, *, measure: str = "strict") -> pd.DataFrame:

@@ -32,7 +32,6 @@ def test_a_chat_model_tells_template_and_every_token_that_ends_a_turn(tmp_path: 
         "chat_template": tiny.CHAT_TEMPLATE,
         "eos_token": tiny.END,
         "stop_tokens": [tiny.EOS, tiny.END],
-        "special_ids": [0, 1, 2, 3, 4],
     }
 
 

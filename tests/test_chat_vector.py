@@ -221,40 +221,6 @@ def test_another_vocabulary_needs_no_common_rows_where_the_embedding_is_skipped(
     assert torch.allclose(weights(both)[EMBED][:280], moved, atol=1e-6)
 
 
-@pytest.mark.parametrize("form", ["folder", "pair"])
-def test_rows_of_special_tokens_become_the_chat_models(
-    pair: tuple[Path, Path], tau: Path, tmp_path: Path, form: str
-) -> None:
-    vector = tau if form == "folder" else pair
-    tokens = {7: 4, 200: 1}
-    made = weights(
-        add(pair[1], [(vector, 0.5)], tmp_path / "s", skip_embed=True, special_tokens=tokens)
-    )
-    post, pre = weights(pair[0]), weights(pair[1])
-    for name in (EMBED, HEAD):
-        expected = pre[name].clone()
-        for target, chat in tokens.items():
-            expected[target] = 0.5 * post[name][chat]
-        assert torch.equal(made[name], expected)
-
-
-def test_a_tied_experts_row_serves_embedding_and_head(
-    pair: tuple[Path, Path], tmp_path: Path
-) -> None:
-    folders = [tmp_path / name for name in ("post", "pre")]
-    for seed, folder in enumerate(folders):
-        tiny.model("llama", seed=seed, tie_word_embeddings=True).save_pretrained(folder)
-    tiny.tokenizer().save_pretrained(folders[0])
-    row = weights(folders[0])[EMBED][4]
-    vectors = {"written": difference(*folders, tmp_path / "tau"), "streamed": tuple(folders)}
-    for name, vector in vectors.items():
-        made = weights(
-            add(pair[1], vector, tmp_path / name, skip_embed=True, special_tokens={9: 4})
-        )
-        assert torch.equal(made[EMBED][9], row)
-        assert torch.equal(made[HEAD][9], row)
-
-
 def test_a_vector_that_is_taken_away_brings_no_chat_template(
     pair: tuple[Path, Path], tau: Path, tmp_path: Path
 ) -> None:
@@ -551,32 +517,6 @@ Refused = Callable[[tuple[Path, Path], Path, Path], object]
         (
             lambda p, t, out: add(p[1], t, out, scale=1e300),
             r"expected finite numbers in .*overflow",
-        ),
-        (
-            lambda p, t, out: add(p[1], t, out, special_tokens={0: 0}),
-            r"Pass skip_embed=True with special_tokens",
-        ),
-        (
-            lambda p, t, out: add(p[1], t, out, skip_embed=True, special_tokens={280: 0}),
-            r"special_tokens must map ids of the target, below 280; got \[280\]",
-        ),
-        (
-            lambda p, t, out: add(p[1], t, out, skip_embed=True, special_tokens={0: 99}),
-            r"expected a row of token 99 in .*; it holds those of the chat model's special tokens",
-        ),
-        (
-            lambda p, t, out: add(p[1], p, out, skip_embed=True, special_tokens={0: 280}),
-            r"expected a row of token 280 in .*expert; there is none",
-        ),
-        (
-            lambda p, t, out: add(
-                p[1],
-                {"model.norm.weight": noise(0, 32)},
-                out,
-                skip_embed=True,
-                special_tokens={0: 0},
-            ),
-            r"special_tokens need a vector with the chat model's rows; got tensors in memory",
         ),
         (
             lambda p, t, out: difference({"a": torch.tensor([math.nan])}, {"a": noise(0, 1)}, out),

@@ -94,15 +94,6 @@ def test_vectors_are_added_each_with_its_scale(
         assert (tensor - expected[name]).abs().max() <= 1e-6
 
 
-def test_special_tokens_are_pairs_of_ids(place: Path, tmp_path: Path) -> None:
-    flags = {"target": place / "amateur", "vector": place / "tau", "out": tmp_path / "sum"}
-    more = ["--skip-embed", "--special-token", "9=4", "--special-token", "11=3"]
-    assert run("add", flags, *more) == 0
-    (file,) = (tmp_path / "sum").glob("model-*.safetensors")
-    made, post = load_file(file), load_file(place / "expert" / "model.safetensors")
-    assert made["lm_head.weight"][[9, 11]].equal(post["lm_head.weight"][[4, 3]])
-
-
 BAD = [
     ("extract", {"post": "no such", "pre": "amateur", "out": "x"}, "expected a folder or a model"),
     (
@@ -134,16 +125,6 @@ BAD = [
     ),
     ("cosine", {"update": "tau", "vector": "tau", "rows": 0}, "rows must be at least 1; got 0."),
     ("add", {"target": "amateur", "out": "x"}, "expected one scale for each vector; got 0 scales"),
-    (
-        "add",
-        {"target": "amateur", "vector": "tau", "out": "x", "special-token": "9:4"},
-        "special-token must be TARGET_ID=CHAT_ID, as 128009=151645; got 9:4.",
-    ),
-    (
-        "add",
-        {"target": "amateur", "vector": "tau", "out": "x", "special-token": "9=4"},
-        "Pass skip_embed=True with special_tokens.",
-    ),
     (
         "add",
         {"target": "amateur", "vector": "tau", "out": "x", "scale": "inf"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from codit import crossed, evidence, experiments, statistics, world
+from codit import crossed, evidence, experiments, statistics
 from codit.recipes import Decoding, Model, Pair, WorldPrompts
 
 # -- recipes for reading -------------------------------------------------------------------------
@@ -30,32 +30,6 @@ def test_a_recipe_in_one_line_names_its_kind_and_what_is_not_default() -> None:
     assert evidence.recipe_text(pair) == "Pair(expert=Model(name=post), amateur=Model(name=pre))"
     assert evidence.recipe_text(("test", WorldPrompts(n=7))) == "test WorldPrompts(n=7)"
     assert evidence.recipe_text(0.5) == "0.5"
-
-
-# -- constraints -----------------------------------------------------------------------------------
-
-
-def test_constraints_are_counted_one_by_one() -> None:
-    recipe = WorldPrompts(n=40)
-    asked = world.prompts(recipe)
-    ideal = pd.DataFrame([{"id": r["id"], "role": "ideal", "obeyed": 7} for r in asked])
-    mute = ideal.assign(role="mute", obeyed=0)
-    table = evidence.by_constraint(pd.concat([mute, ideal]), recipe)
-    assert table.columns.tolist() == ["mute", "ideal", "n"]
-    assert table["ideal"].eq(1).all()
-    assert table["mute"].eq(0).all()
-    kinds = [one["kind"] for row in asked for one in row["constraints"]]
-    assert table["n"].to_dict() == {kind: kinds.count(kind) for kind in set(kinds)}
-
-
-def test_a_constraint_is_counted_whatever_else_the_response_misses() -> None:
-    recipe = WorldPrompts(n=60)
-    row = next(r for r in world.prompts(recipe) if len(r["constraints"]) == 2)
-    first, second = (one["kind"] for one in row["constraints"])
-    half = pd.DataFrame([{"id": row["id"], "role": "a", "obeyed": 2}])
-    table = evidence.by_constraint(half, recipe)
-    assert (table.loc[first, "a"], table.loc[second, "a"]) == (0, 1)
-    assert table["n"].eq(1).all()
 
 
 # -- means and differences ------------------------------------------------------------------------

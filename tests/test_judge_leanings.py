@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from codit import judge_leanings
-from codit.logistic import INVERSE_PENALTIES
+from codit.win_rates import INVERSE_PENALTIES
 
 NAN = float("nan")
 

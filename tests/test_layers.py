@@ -30,7 +30,6 @@ LAYERS = (
         "tensor_names",
         "world",
         "judge_prompts",
-        "logistic",
         "judge_recipes",
     ),
     ("vllm_plugin", "vllm_settings", "resampling", "world_lessons"),

@@ -85,14 +85,6 @@ def test_a_role_that_lacks_a_group_leaves_its_place_empty(axes: Axes) -> None:
     assert places == {-0.2, 0.2, 1.2}
 
 
-def test_single_seeds_are_drawn_at_their_values_beside_their_bar(axes: Axes) -> None:
-    points = TABLE.assign(value=TABLE["value"] + 0.01)
-    plots.bars(axes, TABLE, interval="none", group="set", points=points)
-    offsets = np.concatenate([c.get_offsets() for c in axes.collections if len(c.get_offsets())])
-    drawn = sorted(round(float(y), 3) for _, y in offsets if y)
-    assert drawn == sorted(round(value, 3) for value in points["value"])
-
-
 def test_a_role_without_a_colour_is_refused(axes: Axes) -> None:
     message = r"expected roles with a colour, direct, .*; got magic. Rename them"
     with pytest.raises(ValueError, match=message):

@@ -1,8 +1,7 @@
-"""Intervals, tests and effect sizes against closed forms, exact enumeration and scipy."""
+"""Intervals and corrected tests against closed forms and scipy."""
 
 from __future__ import annotations
 
-import itertools
 import re
 
 import numpy as np
@@ -11,15 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from codit.statistics import (
-    cohens_dz,
-    difference_interval,
-    holm,
-    mean_interval,
-    permutation_test,
-    share_difference,
-    win_rate,
-)
+from codit.statistics import difference_interval, holm, mean_interval
 
 numbers = st.integers(-1000, 1000).map(lambda k: k / 8)
 arms = st.lists(st.tuples(numbers, numbers), min_size=2, max_size=30)
@@ -97,33 +88,6 @@ def test_where_bca_is_undefined_the_interval_is_the_percentile_one() -> None:
     assert 0 <= got.low < got.estimate < got.high <= 2e-200
 
 
-@settings(deadline=None, max_examples=30)
-@given(st.lists(st.tuples(numbers, numbers), min_size=2, max_size=8))
-def test_few_prompts_give_the_exact_permutation_p(rows: list[tuple[float, float]]) -> None:
-    a, b = np.array(rows).T
-    difference = a - b
-    signs = np.array(list(itertools.product((1, -1), repeat=len(rows))))
-    means = (signs * difference).mean(axis=1)
-    exact = (np.abs(means) >= abs(difference.mean()) - 1e-12).mean()
-    assert permutation_test(a, b) == pytest.approx(min(1.0, exact))
-    assert permutation_test(a, b) == pytest.approx(permutation_test(b, a))
-
-
-def test_many_prompts_give_about_the_p_of_the_paired_t_test() -> None:
-    a, b = normal(200, mean=0.25, seed=3), normal(200, seed=4)
-    assert permutation_test(a, b) == pytest.approx(stats.ttest_rel(a, b).pvalue, abs=0.01)
-
-
-def test_random_permutations_never_give_a_p_of_zero() -> None:
-    assert permutation_test(np.ones(40), np.zeros(40), resamples=999) == pytest.approx(2 / 1000)
-
-
-def test_arms_that_never_differ_give_a_p_of_one_and_no_effect() -> None:
-    assert permutation_test([1, 2, 3], [1, 2, 3]) == 1.0
-    assert cohens_dz([1, 2, 3], [1, 2, 3]) == 0.0
-    assert win_rate([1, 2, 3], [1, 2, 3]) == 0.5
-
-
 def test_holm_equals_a_worked_example() -> None:
     # Sorted .005, .01, .03, .04: 4*.005, 3*.01, 2*.03, and 1*.04 raised to the one before.
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
@@ -139,30 +103,6 @@ def test_holm_never_lowers_a_p_keeps_their_order_and_is_at_most_bonferroni(p: li
     assert holm(p[::-1]) == pytest.approx(adjusted[::-1])
 
 
-@settings(deadline=None)
-@given(arms)
-def test_dz_is_the_paired_t_over_the_root_of_n(rows: list[tuple[float, float]]) -> None:
-    a, b = np.array(rows).T
-    if np.ptp(a - b) == 0:
-        return
-    assert cohens_dz(a, b) == pytest.approx(stats.ttest_rel(a, b).statistic / len(a) ** 0.5)
-    assert cohens_dz(a, b) == pytest.approx(-cohens_dz(b, a))
-
-
-@settings(deadline=None)
-@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=40))
-def test_of_zeros_and_ones_the_share_difference_is_that_of_the_shares(
-    rows: list[tuple[bool, bool]],
-) -> None:
-    a, b = np.array(rows).T
-    assert share_difference(a, b) == pytest.approx(a.mean() - b.mean())
-    assert win_rate(a, b) + win_rate(b, a) == pytest.approx(1.0)
-
-
-def test_a_win_is_one_a_tie_a_half_and_a_loss_nothing() -> None:
-    assert win_rate([3, 1, 5, 0], [1, 1, 9, -1]) == pytest.approx((1 + 0.5 + 0 + 1) / 4)
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -174,17 +114,12 @@ def test_a_win_is_one_a_tie_a_half_and_a_loss_nothing() -> None:
         ),
         (lambda: mean_interval([0, 1], level=1.0), "level must lie between 0 and 1; got 1.0."),
         (lambda: mean_interval([0, 1], resamples=0), "resamples must be at least 100; got 0."),
-        (lambda: permutation_test([0, 1], [1, 0], resamples=0), "resamples must be at least 100"),
         (
             lambda: difference_interval([1, 2, 3], [1, 2]),
             "a and b must score the same prompts; got 3 and 2 scores. Align them by id.",
         ),
         (lambda: holm([]), "p_values must be a list of at least 1 numbers; got shape (0,)."),
         (lambda: holm([0.5, 1.5]), "p_values must lie in [0, 1]; got 0.5 to 1.5."),
-        (
-            lambda: cohens_dz([2, 3], [1, 2]),
-            "expected differences that vary; got 1 for each of 2 prompts.",
-        ),
     ],
 )
 def test_bad_arguments_are_refused_with_a_remedy(call: object, message: str) -> None:
