@@ -19,6 +19,7 @@ from codit.chat import prompt_ids
 from codit.comparison import Arm, ResponseStudy
 from codit.contrast import strength_per_id
 from codit.experiments import Scale
+from codit.files import replacing
 from codit.judge_recipes import JudgedArm
 from codit.pair import ContrastivePair, load_tokenizer
 from codit.recipes import Pair, WorldPrompts
@@ -115,7 +116,7 @@ def _make(recipe: TokenStudy, folder: Path) -> None:
     small |= {c: "int16" for c in steps if steps[c].dtype == "int64"}
     small |= {c: "category" for c in steps if steps[c].dtype in ("object", "str")}
     for name, table in ((STEPS, steps.astype(small)), (SUMMARIES, _summaries(recipe))):
-        with store.replacing(folder / name) as stream:
+        with replacing(folder / name) as stream:
             table.to_parquet(stream, index=False, compression="zstd")
 
 
