@@ -29,7 +29,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from codit import addition, chat_files, cosine_table, store, tensor_files, vector_files
+from codit import addition, chat_files, cosine_table, tensor_files, vector_files
+from codit.files import write_json
 from codit.tensor_files import Block, Tensors
 from codit.tensor_match import Match, check_finite, matched
 from codit.vector_files import INFO, Vector, Weights
@@ -83,7 +84,7 @@ def difference(post: Weights, pre: Weights, out: str | Path, *, rows: int | None
         chat = vector_files.chat_of(post)
         shares = {name: count[name] / count["numbers"] for name in ("zeros", "restored")}
         info = {"post": first.label, "pre": second.label, "numbers": count["numbers"], **shares}
-        store.write_json(folder / INFO, info | _reported(match, "the vector") | {"chat": chat})
+        write_json(folder / INFO, info | _reported(match, "the vector") | {"chat": chat})
     return Path(out)
 
 
@@ -140,7 +141,7 @@ def add(
         changes = made.count["changes"]
         info |= {"changes": changes, "lost": made.count["lost"] / max(1, changes)}
         info["unknown_stop_tokens"] = unknown
-        store.write_json(folder / ADDITION, info)
+        write_json(folder / ADDITION, info)
     return Path(out)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import nbformat
 
 from codit import figures, notebook, store
+from codit.files import replacing
 
 WORDS = {True: "holds", False: "does not", None: "undecided"}
 MARKS = ("<!-- {}: written by `python -m codit.claims` -->", "<!-- end of {} -->")
@@ -133,7 +134,7 @@ def main() -> int:
     before = path.read_text(encoding="utf-8")
     after = readme(before)
     if after != before:
-        with store.replacing(path) as stream:
+        with replacing(path) as stream:
             stream.write(after.encode())
     print(f"{path.name}: {'written' if after != before else 'up to date'}")
     return 0

@@ -27,8 +27,8 @@ import pyarrow as pa
 import pyarrow.json
 from datasets import Dataset
 
-from codit import dataset_card, store
-from codit.record_lines import is_finished, line_of, record_of
+from codit import dataset_card, recipes
+from codit.files import line_of, record_of, replacing, sync_folder, write_json
 
 SCHEMA = pa.schema(
     {
@@ -183,7 +183,7 @@ def append(files: Files, records: Iterable[dict[str, Any]], *, at: int) -> int:
                     stream.truncate(at)
                 raise
         if at == 0:  # the first batch: the names of a new dataset's files are to last too
-            store.sync_folder(partial.parent)
+            sync_folder(partial.parent)
     return at + len(data)
 
 
@@ -213,18 +213,18 @@ def finish(
     partial, state = files.beside(".partial"), files.beside(".partial.json")
     with writing(files):
         try:
-            with store.replacing(files.out) as stream:
+            with replacing(files.out) as stream:
                 failed, counted = _copy_rows(partial, stream, lines)
         except FileNotFoundError as error:
             raise ValueError(_changed(partial, f"{lines} lines", "no file")) from error
         failed = [*errors, *failed]
         _write_errors(files, failed)
         counted |= {"errors": len(failed)}
-        manifest = store.manifest(recipe, **read_object(state), **counted, **extra)
-        with store.replacing(files.beside(".README.md")) as stream:
+        manifest = recipes.manifest(recipe, **read_object(state), **counted, **extra)
+        with replacing(files.beside(".README.md")) as stream:
             stream.write(dataset_card.card(manifest, files.out.name).encode())
-        store.write_json(files.beside(".manifest.json"), manifest)
-        store.sync_folder(files.out.parent)
+        write_json(files.beside(".manifest.json"), manifest)
+        sync_folder(files.out.parent)
         partial.unlink()
         state.unlink()
     return manifest
@@ -252,6 +252,13 @@ def _copy_rows(
     return failed, {**counts, "sha256": digest.hexdigest()}
 
 
+def is_finished(record: dict[str, Any]) -> bool:
+    """Return whether this program wrote a record: an answered row, or why there is no answer."""
+    if "error" in record:
+        return isinstance(record.get("line"), int)
+    return isinstance(record.get("is_completed"), bool)
+
+
 def _changed(partial: Path, expected: str, got: str | int) -> str:
     return (
         f"expected {partial} to hold {expected}, as this run left it; got {got}. Another program "
@@ -265,7 +272,7 @@ def _write_errors(files: Files, failed: list[dict[str, Any]]) -> None:
     if not failed:
         path.unlink(missing_ok=True)
         return
-    with store.replacing(path) as stream:
+    with replacing(path) as stream:
         for record in sorted(failed, key=lambda record: record["line"]):
             stream.write(line_of(record).encode())
 

@@ -30,6 +30,7 @@ from codit import (
     world_judge,
     world_lessons,
 )
+from codit.files import write_json
 from codit.judge_recipes import WorldJudge
 from codit.pretraining import encoded
 from codit.recipes import Model, Pretraining, Training, WorldPrompts
@@ -108,7 +109,7 @@ def embed(name: str, *, fresh: bool = False) -> Path:
     if made == target:
         return target
     shutil.copytree(made, staged, ignore=shutil.ignore_patterns(store.MANIFEST))
-    store.write_json(staged / "evaluation.json", evaluate(staged, recipe))
+    write_json(staged / "evaluation.json", evaluate(staged, recipe))
     card(name, recipe, staged).save(staged / "README.md")
     seconds = store.read_manifest(made).get("seconds")
     store.write_manifest(staged, recipe, seconds=seconds)

@@ -26,8 +26,9 @@ import numpy as np
 import torch
 import tyro
 
-from codit import decode, limits, step_times, store
+from codit import decode, limits, step_times
 from codit.chat import Conversation
+from codit.files import versions, write_json
 from codit.pair import ContrastivePair
 from codit.recipes import Decoding
 from codit.vllm_pair import VllmPair
@@ -113,7 +114,7 @@ def run(
     times = step_times.in_turn(turns, rounds=repeats)
     if isinstance(model, VllmPair):
         model.close()
-    about: dict[str, Any] = {"machine": limits.machine(device), "versions": store.versions()}
+    about: dict[str, Any] = {"machine": limits.machine(device), "versions": versions()}
     about |= {"date": datetime.now(UTC).isoformat(timespec="seconds")}
     return {
         engine: {
@@ -158,7 +159,7 @@ def ask(python: str | Path, request: Mapping[str, Any]) -> dict[str, dict[str, A
             environment = WITHOUT_GPU | environment
     with tempfile.TemporaryDirectory() as folder:
         question, answer = Path(folder) / "request.json", Path(folder) / "answer.json"
-        store.write_json(question, dict(request))
+        write_json(question, dict(request))
         words = ("-m", "codit.engine_runs", str(question), str(answer))
         _told(python, *words, environment=environment)
         runs: dict[str, dict[str, Any]] = json.loads(answer.read_text(encoding="utf-8"))
@@ -177,7 +178,7 @@ def main(
     Source: ours.
     """
     asked = json.loads(request.read_text(encoding="utf-8"))
-    store.write_json(answer, run(**asked))
+    write_json(answer, run(**asked))
 
 
 def _rows(

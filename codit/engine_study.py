@@ -18,8 +18,9 @@ from typing import Any, ClassVar
 
 import tyro
 
-from codit import engine_runs, experiments, prompts, recipes, results, store
+from codit import engine_runs, experiments, prompts, recipes, results, store, world
 from codit.engine_runs import GREEDY, SAMPLED
+from codit.files import write_json
 from codit.recipes import Decoding, HubPrompts, Pair, WorldPrompts
 
 FILE = "measured.json"
@@ -159,7 +160,7 @@ def make(recipe: Engines, folder: Path) -> None:
 
     Source: ours.
     """
-    store.write_json(folder / FILE, _library(recipe))
+    write_json(folder / FILE, _library(recipe))
 
 
 def read(folder: Path) -> dict[str, dict[str, Any]]:
@@ -190,11 +191,13 @@ def request(recipe: Engines, engines: Sequence[str]) -> dict[str, Any]:
     Source: ours.
     """
     named = (GREEDY, recipe.greedy), (SAMPLED, recipe.sampled)
+    given = recipe.prompts
+    asked = world.prompts(given) if isinstance(given, WorldPrompts) else given
     return {
         "engines": list(engines),
         "expert": results.model_path(recipe.pair.expert),
         "amateur": results.model_path(recipe.pair.amateur),
-        "chats": [row["messages"] for row in prompts.load(recipe.prompts).rows],
+        "chats": [row["messages"] for row in prompts.load(asked).rows],
         "decodings": {name: asdict(decoding) for name, decoding in named},
         **{name: getattr(recipe, name) for name in ("batch_size", "repeats", "dtype", "device")},
     }
@@ -218,7 +221,7 @@ def keep(recipe: Engines, vllm_python: str | Path) -> Path:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".engines.") as folder:
         made = Path(folder) / "made"
         made.mkdir()
-        store.write_json(made / FILE, runs)
+        write_json(made / FILE, runs)
         store.write_manifest(made, recipe, seconds=round(time.monotonic() - start, 1))
         shutil.rmtree(target, ignore_errors=True)
         made.rename(target)

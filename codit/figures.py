@@ -27,6 +27,7 @@ from matplotlib.figure import Figure
 
 from codit import recipes as recipe
 from codit import store
+from codit.files import replacing, versions, write_json
 
 # One colour per role in every figure; neighbours in a plot stay apart for colour-blind readers
 # (seaborn's "colorblind" palette, darkened where two roles came too close; a test measures it).
@@ -167,12 +168,12 @@ def save(
         "png": {"Software": None},
     }
     for kind, fields in metadata.items():
-        with store.replacing(f"{stem}.{kind}") as stream:
+        with replacing(f"{stem}.{kind}") as stream:
             fig.savefig(stream, format=kind, metadata=fields)
-    with store.replacing(f"{stem}.csv") as stream:
+    with replacing(f"{stem}.csv") as stream:
         stream.write(table)
     if not is_kept:
-        store.write_json(f"{stem}.json", record)
+        write_json(f"{stem}.json", record)
     return Path(f"{stem}.png")
 
 
@@ -210,7 +211,7 @@ def provenance(
         "parameters": dict(parameters or {}),
         "results": described,
         "seeds": sorted(_seeds(list(groups.values()))),
-        "versions": {**store.versions(), "matplotlib": matplotlib.__version__},
+        "versions": {**versions(), "matplotlib": matplotlib.__version__},
         "machine": f"{platform.system()} {platform.machine()}",
         "claims": [dataclasses.asdict(claim) for claim in claims],
     }

@@ -127,19 +127,18 @@ def dataset_files(out: Path, prompts: Path) -> Files:
 
 def _write(files: Files, found: Mapping[str, Scores], settings: dict[str, Any]) -> None:
     """Write every answer with its verdicts, then the rates and what they were made with."""
-    from codit import store
-    from codit.record_lines import line_of
+    from codit.files import line_of, replacing, versions, write_json
 
-    with store.replacing(files.out) as stream:
+    with replacing(files.out) as stream:
         for who, scores in found.items():
             rows = ({"model": who, **asdict(answer)} for answer in scores.answers)
             stream.writelines(line_of(row).encode() for row in rows)
     rates = {
         who: {k: v for k, v in asdict(s).items() if k != "answers"} for who, s in found.items()
     }
-    versions = store.versions() | {"lm_eval": metadata.version("lm_eval")}
-    told = {**settings, "rates": rates, "versions": versions}
-    store.write_json(files.beside(".manifest.json"), told)
+    made = versions() | {"lm_eval": metadata.version("lm_eval")}
+    told = {**settings, "rates": rates, "versions": made}
+    write_json(files.beside(".manifest.json"), told)
 
 
 def table(found: Mapping[str, Scores]) -> list[str]:

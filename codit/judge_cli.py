@@ -144,11 +144,11 @@ def _judged(
 
 def _write(files: Files, judged: Judged, manifest: dict[str, Any]) -> None:
     """Write a result and, last, its manifest."""
-    from codit import store
+    from codit.files import replacing, write_json
 
-    with store.replacing(files.out) as stream:
+    with replacing(files.out) as stream:
         stream.writelines(_lines(judged))
-    store.write_json(files.beside(".manifest.json"), manifest)
+    write_json(files.beside(".manifest.json"), manifest)
 
 
 def summary_line(summary: dict[str, Any]) -> str:
@@ -232,7 +232,7 @@ def _interval(summary: dict[str, Any]) -> str:
 
 def _lines(judged: Judged) -> Iterable[bytes]:
     """Return the result line by line: the rows that were kept, or the table."""
-    from codit.record_lines import line_of
+    from codit.files import line_of
 
     rows = judged.rows or judged.table.to_dict("records")
     return (line_of(_plain(row)).encode() for row in rows)
@@ -242,7 +242,8 @@ def _manifest(judge: Judge, judged: Judged, read: list[Path], **asked: Any) -> d
     """Return what made a result: judge, prompts, files by content, counts and versions."""
     import hashlib
 
-    from codit import judge_prompts, store
+    from codit import judge_prompts
+    from codit.files import versions
 
     used = set(judged.judgements["template"]) if len(judged.judgements) else set()
     known = vars(judge_prompts).values()
@@ -255,7 +256,7 @@ def _manifest(judge: Judge, judged: Judged, read: list[Path], **asked: Any) -> d
         "data": [hashlib.sha256(path.read_bytes()).hexdigest() for path in read],
         "summary": _plain(judged.summary),
         "tally": asdict(judged.tally),
-        "versions": store.versions(),
+        "versions": versions(),
     }
 
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from codit import input_row, judge_prompts
+from codit import judge_prompts
 from codit.judge_prompts import Template
+from codit.prompts import messages_of, name_of
 
 Rows: TypeAlias = str | Path | Iterable[Mapping[str, Any]]
 
@@ -154,7 +155,7 @@ def turns(rows: Rows, *, reference_categories: Collection[str]) -> list[Turn]:
         if not isinstance(row, Mapping):
             raise ValueError(f"row {place}: expected an object; got {type(row).__name__}.")
         given = row.get("question_id") if row.get("id") is None else row["id"]
-        name = input_row.name_of({"id": given}) or f"row {place}"
+        name = name_of({"id": given}) or f"row {place}"
         questions, answers = (_two(row.get(key), name, key) for key in ("turns", "responses"))
         category = str(row.get("category") or "")
         references = ["", ""]
@@ -191,7 +192,7 @@ def _turns(
 def _answered(row: Mapping[str, Any], place: int) -> Answered:
     if not isinstance(row, Mapping):
         raise ValueError(f"row {place}: expected an object; got {type(row).__name__}.")
-    name = input_row.name_of(row) or f"row {place}"
+    name = name_of(row) or f"row {place}"
     messages: Any = row.get("messages")
     response = row.get("response")
     last = messages[-1] if isinstance(messages, (list, tuple)) and messages else None
@@ -203,7 +204,7 @@ def _answered(row: Mapping[str, Any], place: int) -> Answered:
     if "turns" in row and messages is None and row.get("instruction") is None:
         raise ValueError(f"row {name!r} is a question of two turns. Use --conversations.")
     try:
-        conversation = input_row.messages_of(prompt)
+        conversation = messages_of(prompt)
     except ValueError as error:
         raise ValueError(f"row {name!r} has no prompt: {error}.") from None
     if not isinstance(response, str):

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import PreTrainedConfig
 
-from codit.memory import cache_bytes
+from codit.memory import cache_bytes, n_weights
 
 BUFFER = 256 * 2**20  # numbers that the bandwidth of a CPU is measured with, 1 GiB (ours)
 SIDE = 2048  # of the matrices that its operations are measured with (ours)
@@ -45,22 +45,6 @@ class Speed:
     bytes_per_second: float
     flops_per_second: float
     source: str
-
-
-def n_weights(config: PreTrainedConfig) -> int:
-    """Return the parameters of a causal LM, a tied head counted once; nothing is allocated.
-
-    Args:
-        config: of the model.
-
-    Returns:
-        int: parameters.
-
-    Source: ours.
-    """
-    with torch.device("meta"):
-        made = AutoModelForCausalLM.from_config(config)
-    return sum(weight.numel() for weight in made.parameters())
 
 
 def n_read(config: PreTrainedConfig) -> int:

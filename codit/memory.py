@@ -7,7 +7,7 @@ import logging
 
 import psutil
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from codit.shared_cache import n_layers, paged_shape
 
@@ -17,6 +17,22 @@ USED = 0.8
 """Share of the free memory that caches may take: activations and growth need the rest. (ours)"""
 VECTORS = 4
 """Float32 vectors of the vocabulary that a row needs at a step: logits, mask, copies. (ours)"""
+
+
+def n_weights(config: PreTrainedConfig) -> int:
+    """Return the parameters of a causal LM, a tied head counted once; nothing is allocated.
+
+    Args:
+        config: of the model.
+
+    Returns:
+        int: parameters.
+
+    Source: ours.
+    """
+    with torch.device("meta"):
+        made = AutoModelForCausalLM.from_config(config)
+    return sum(weight.numel() for weight in made.parameters())
 
 
 def cache_bytes(config: PreTrainedConfig, itemsize: int) -> int:

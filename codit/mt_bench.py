@@ -13,7 +13,8 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from codit import decode, input_row
+from codit import decode
+from codit.prompts import name_of
 from codit.recipes import Decoding
 
 # Of FastChat's `temperature_config`; a category that it does not name is asked at .7.
@@ -172,7 +173,7 @@ def _question(line: bytes, where: str) -> dict[str, Any]:
             "Questions of one turn: codit synthesize."
         )
     name, category, reference = map(row.get, ("question_id", "category", "reference"))
-    if input_row.name_of({"id": name}) is None:
+    if name_of({"id": name}) is None:
         raise ValueError(
             f"{where}: expected a question_id, a whole number or a text; got {name!r:.60}. "
             "Number the questions."

@@ -126,16 +126,15 @@ def _write(
     files: Files, found: list[dict[str, Any]], errors: list[dict[str, Any]], told: dict[str, Any]
 ) -> None:
     """Write answers, what has none, and, last, the manifest."""
-    from codit import store
-    from codit.record_lines import line_of
+    from codit.files import line_of, replacing, versions, write_json
 
     for path, rows in ((files.out, found), (files.beside(ERRORS), errors)):
-        with store.replacing(path) as stream:
+        with replacing(path) as stream:
             stream.writelines(line_of(row).encode() for row in rows)
     if not errors:
         files.beside(ERRORS).unlink()
     counts = {"answered": len(found), "errors": len(errors)}
-    store.write_json(files.beside(MANIFEST), {**told, **counts, "versions": store.versions()})
+    write_json(files.beside(MANIFEST), {**told, **counts, "versions": versions()})
 
 
 def _digest(path: Path) -> str:

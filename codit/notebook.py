@@ -16,6 +16,7 @@ from typing import Any
 import nbformat
 
 from codit import store
+from codit.files import versions
 
 KERNEL = "python3"
 
@@ -145,5 +146,5 @@ def fingerprint(path: Path, parameters: Mapping[str, Any]) -> str:
         (file.relative_to(package.parent).as_posix(), hashlib.sha256(file.read_bytes()).hexdigest())
         for file in inputs
     ]
-    parts = [cells, sorted(parameters.items()), files, store.versions()]
+    parts = [cells, sorted(parameters.items()), files, versions()]
     return hashlib.sha256(json.dumps(parts, default=repr).encode()).hexdigest()

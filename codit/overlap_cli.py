@@ -58,8 +58,9 @@ def decontaminate(
         overlap.near_duplicates([], threshold=near_duplicates)  # a wrong one is said at once
     from tqdm.auto import tqdm
 
-    from codit import dataset_card, store
+    from codit import dataset_card
     from codit.dataset_file import Files
+    from codit.files import replacing
 
     card = Files(data).beside(".README.md")
     known = [read_benchmark(path) for path in benchmark]
@@ -77,7 +78,7 @@ def decontaminate(
         print(hits)
     if card.is_file():
         text = card.read_text(encoding="utf-8")
-        with store.replacing(card) as stream:
+        with replacing(card) as stream:
             stream.write(dataset_card.with_decontamination(text, tally).encode())
         print(f"{card}: section Decontamination")
     return int(fail_on_hit and bool(found))
@@ -145,8 +146,7 @@ def _near_duplicates(data: Path, threshold: float) -> dict[str, Any]:
 
 
 def _write(path: Path, found: Iterable[overlap.Hit]) -> None:
-    from codit import store
-    from codit.record_lines import line_of
+    from codit.files import line_of, replacing
 
-    with store.replacing(path) as stream:
+    with replacing(path) as stream:
         stream.writelines(line_of(asdict(hit)).encode() for hit in found)

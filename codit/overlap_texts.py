@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from codit.record_lines import record_of
+from codit.files import record_of
+from codit.prompts import load
 
 IDS = ("id", "question_id", "key")  # of benchmarks' rows
 FIELDS = ("instruction", "response", "earlier turns")
@@ -71,8 +72,6 @@ def read_benchmark(path: str | Path, *, name: str | None = None) -> Benchmark:
 
     Source: ours.
     """
-    from codit import prompts  # imports datasets, which takes seconds
-
     asked: list[dict[str, Any]] = []
     for number, row in enumerate(read_rows(path), start=1):
         own = next((str(row[key]) for key in IDS if row.get(key) is not None), str(number))
@@ -81,7 +80,7 @@ def read_benchmark(path: str | Path, *, name: str | None = None) -> Benchmark:
             {"id": own if place == 1 else f"{own}#{place}", "instruction": turn}
             for place, turn in enumerate(turns, start=1)
         ]
-    usable = prompts.check(asked).rows if asked else []
+    usable = load(asked).rows if asked else []
     texts = {row["id"]: row["instruction"] for row in usable if words(row["instruction"])}
     if not texts:
         raise ValueError(

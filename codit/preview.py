@@ -9,14 +9,14 @@ import torch
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from codit import decode, recipes
-from codit.limits import n_weights
-from codit.memory import cache_bytes
+from codit.memory import cache_bytes, n_weights
 from codit.pair import load_tokenizer
-from codit.prompts import load
-from codit.synthesis import Rows
+from codit.prompts import Rows, load
 from codit.teacher import named, named_models, prompt_ids, ready
 
 ROWS_AT_ONCE = 64  # of a static batch
+TOKENS = 600  # assumed mean length of a response, cut at max_new_tokens (ours)
+SPEED = 1e14  # assumed operations/s: a tenth of an H100's bfloat16 peak (ours)
 
 
 def compare(
@@ -92,8 +92,6 @@ def dry_run(
     *,
     batch_size: int | None = None,
     limit: int | None = None,
-    tokens_per_response: int = 600,
-    flops_per_second: float = 1e14,
 ) -> dict[str, float]:
     """Return what a synthesis will need, from configs and prompts alone: no weights are loaded.
 
@@ -105,14 +103,12 @@ def dry_run(
         prompts: as in `synthesize`.
         batch_size: rows computed at once; None: 64.
         limit: only the first `limit` input rows; None: all.
-        tokens_per_response: assumed mean length of a response, cut at max_new_tokens. (ours)
-        flops_per_second: assumed speed: a tenth of an H100's bfloat16 peak. (ours)
 
     Returns:
         dict: what was assumed; `rows`, `bad_rows`, `responses`; `prompt_tokens`,
         `response_tokens` (expected) and `response_tokens_most` (tokens); `weight_bytes`,
         `cache_bytes` (a batch of the longest prompt and response; sliding windows need less);
-        `operations`; `hours` at `flops_per_second`. Strength 0 counts the expert alone.
+        `operations`; `hours`. Strength 0 counts the expert alone.
 
     Raises:
         ValueError: models that are not named, or as in `synthesize`.
@@ -127,7 +123,7 @@ def dry_run(
     lengths = [len(prompt_ids(tokenizer, row["messages"])) for row in loaded.rows]
     most = recipe.decoding.max_new_tokens
     responses = len(loaded.rows) * recipe.n_samples
-    response_tokens = responses * min(tokens_per_response, most)
+    response_tokens = responses * min(TOKENS, most)
     longest = max(lengths, default=0) + most
     at_once = min(batch_size or ROWS_AT_ONCE, max(len(lengths), 1))
     tokens = sum(lengths) * recipe.n_samples + response_tokens
@@ -136,8 +132,8 @@ def dry_run(
         "rows": len(loaded.rows),
         "bad_rows": len(loaded.errors),
         "rows_at_once": at_once,
-        "tokens_per_response": min(tokens_per_response, most),
-        "flops_per_second": flops_per_second,
+        "tokens_per_response": min(TOKENS, most),
+        "flops_per_second": SPEED,
         "responses": responses,
         "prompt_tokens": sum(lengths),
         "response_tokens": response_tokens,
@@ -145,7 +141,7 @@ def dry_run(
         "weight_bytes": sum(need["parameters"] * need["bytes"] for need in needs),
         "cache_bytes": sum(need["cache"] for need in needs) * at_once * longest,
         "operations": operations,
-        "hours": operations / flops_per_second / 3600,
+        "hours": operations / SPEED / 3600,
     }
 
 

@@ -11,10 +11,12 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
 from codit import content
+from codit.files import versions
 
 
 def check_range(name: str, value: float, low: float, high: float) -> None:
@@ -320,3 +322,14 @@ def describe(recipe: Any) -> Any:
         kind: Any = type(recipe)
         return {"recipe": kind.__name__, "version": kind.version, **fields}
     return [describe(item) for item in recipe] if isinstance(recipe, (tuple, list)) else recipe
+
+
+def manifest(recipe: Any, **extra: Any) -> dict[str, Any]:
+    """Return what is recorded beside a result: its recipe and key, versions, when, and `extra`."""
+    return {
+        "key": key(recipe),
+        "recipe": describe(recipe),
+        "versions": versions(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        **extra,
+    }

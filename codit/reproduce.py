@@ -31,6 +31,7 @@ from traitlets import default
 from traitlets.config import Config
 
 from codit import figures, notebook, store
+from codit.files import versions, write_json
 
 QUIET = "import warnings; warnings.filterwarnings('ignore', message='IProgress not found')"
 # Between two lines about one running cell, so that a log file stays readable.
@@ -233,7 +234,7 @@ def _bring_up_to_date(job: Job, fresh: bool) -> Run:
         return Run(name=name, status="failed", seconds=seconds, error=error)
     os.replace(job.out / f"failed-{name}.ipynb", job.out / f"{name}.ipynb")
     record = {"inputs": inputs, "parameters": job.parameters, "figures": declared}
-    store.write_json(state_file, {**record, "seconds": seconds, "versions": store.versions()})
+    write_json(state_file, {**record, "seconds": seconds, "versions": versions()})
     return Run(name=name, status="executed", seconds=seconds, figures=declared)
 
 

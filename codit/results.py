@@ -25,6 +25,7 @@ from codit import (
     synthesis,
     world,
 )
+from codit.files import line_of, replacing, write_json
 from codit.judge_recipes import JudgedBest
 from codit.pair import ContrastivePair, load_tokenizer
 from codit.recipes import (
@@ -39,7 +40,6 @@ from codit.recipes import (
     Training,
     WorldPrompts,
 )
-from codit.record_lines import line_of
 
 REPLIES = "judgements.sqlite"  # of every judge that a recipe asks
 
@@ -139,17 +139,19 @@ def responses(recipe: Synthesis) -> Dataset:
         recipe: pair, prompts and decoding.
 
     Returns:
-        Dataset: as `synthesis.synthesize` returns it.
+        Dataset: as `dataset_file.read` returns it.
 
     Raises:
-        ValueError: prompts or pair do not allow it; see `synthesis.synthesize`.
+        ValueError: prompts or pair do not allow it; see `synthesis.write`.
 
     Source: ours.
     """
 
     def make(recipe: Synthesis, folder: Path) -> None:
         teacher = load_pair(recipe.pair)
-        synthesis.synthesize(recipe, recipe.prompts, folder / "responses.jsonl", model=teacher)
+        prompts = recipe.prompts
+        asked = world.prompts(prompts) if isinstance(prompts, WorldPrompts) else prompts
+        synthesis.write(recipe, asked, folder / "responses.jsonl", model=teacher)
 
     return dataset_file.read(store.get(recipe, make) / "responses.jsonl")
 
@@ -234,9 +236,9 @@ def judged_best(recipe: JudgedBest) -> Dataset:
     def make(recipe: JudgedBest, folder: Path) -> None:
         pool = list(responses(recipe.pool))
         rows, summary = judging.best_of(recipe, pool, cache=store.cache() / REPLIES)
-        with store.replacing(folder / "responses.jsonl") as stream:
+        with replacing(folder / "responses.jsonl") as stream:
             stream.writelines(line_of(row).encode() for row in rows)
-        store.write_json(folder / "summary.json", summary)
+        write_json(folder / "summary.json", summary)
 
     return dataset_file.read(store.get(recipe, make) / "responses.jsonl")
 

@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from codit import store
-from codit.dataset_file import ENDINGS, Files, read_object, writing
-from codit.record_lines import is_finished, record_of
+from codit.dataset_file import ENDINGS, Files, is_finished, read_object, writing
+from codit.files import record_of, write_json
 
 RESUME = ("never", "if_same", "always")
 Name = tuple[str, int | None]  # a row's id, and its sample where there are several
@@ -130,7 +129,7 @@ def begin(
                 os.fsync(stream.fileno())
         earlier = [{**run, "lines": min(kept, run.get("lines", kept))} for run in earlier if kept]
         record = {"fingerprint": fingerprint, "earlier": earlier}
-        store.write_json(files.beside(".partial.json"), record)
+        write_json(files.beside(".partial.json"), record)
         partial.touch()
     return kept, offset
 

@@ -8,17 +8,11 @@ works on a key, and a process killed at any moment leaves nothing that looks fin
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
 import os
-import platform
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
-from importlib import metadata
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +20,10 @@ import filelock
 
 import codit
 from codit import recipes
+from codit.files import write_json
 
 MANIFEST = "manifest.json"
 SHIPPED = ("data/models", "data/results")
-PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "trl", "accelerate", "numpy", "vllm")
 
 
 def repository() -> Path:
@@ -136,41 +130,20 @@ def get(recipe: Any, make: Callable[[Any, Path], object], *, fresh: bool = False
     return folder
 
 
-def manifest(recipe: Any, **extra: Any) -> dict[str, Any]:
-    """Return what is recorded beside a result: which recipe made it, with what, when.
-
-    Args:
-        recipe: a dataclass of `codit.recipes`.
-        extra: further JSON values: seconds, counts.
-
-    Returns:
-        dict: `key`, `recipe` (nested plain values), `versions`, `created` (UTC), and `extra`.
-
-    Source: ours.
-    """
-    return {
-        "key": recipes.key(recipe),
-        "recipe": recipes.describe(recipe),
-        "versions": versions(),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        **extra,
-    }
-
-
 def write_manifest(folder: str | Path, recipe: Any, **extra: Any) -> Path:
     """Write `manifest.json`, which declares a folder complete: call it last.
 
     Args:
         folder: an existing folder that holds the result.
         recipe: the recipe that made it.
-        extra: further JSON values; see `manifest`.
+        extra: further JSON values; see `recipes.manifest`.
 
     Returns:
         Path: the file written.
 
     Source: ours.
     """
-    return write_json(Path(folder) / MANIFEST, manifest(recipe, **extra))
+    return write_json(Path(folder) / MANIFEST, recipes.manifest(recipe, **extra))
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
@@ -196,84 +169,6 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"expected a JSON object in {path}; got {value}. Delete its folder.")
     return value
-
-
-def write_json(path: str | Path, value: Any) -> Path:
-    """Write a JSON file at once: a reader sees the old content or the new, never a part.
-
-    Args:
-        path: the file; its folder exists.
-        value: a JSON value without NaN or infinity.
-
-    Returns:
-        Path: the file written.
-
-    Source: ours.
-    """
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    with replacing(path) as stream:
-        stream.write(text.encode())
-    return Path(path)
-
-
-@contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[Any]:
-    """Open a binary stream whose content takes the place of `path` at once, when all is written.
-
-    Args:
-        path: the file to write or to replace; its folder exists.
-
-    Yields:
-        BinaryIO: writes to a temporary file beside `path`, removed when the block raises.
-
-    Source: ours.
-    """
-    path = Path(path)
-    descriptor, name = tempfile.mkstemp(".tmp", f".{path.name}.", path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(name).chmod(0o666 & ~umask)  # mkstemp's 0600 would hide results from one's group
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
-
-
-def sync_folder(folder: str | Path) -> None:
-    """Wait until the disk has a folder's list of names: new files and renames outlive a power cut.
-
-    Args:
-        folder: where files were made, renamed or removed.
-
-    Source: ours.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:  # some network file systems sync no folders
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that a result may depend on, without importing the packages.
-
-    Returns:
-        dict: package name to version, for Python, codit and the installed ones of `PACKAGES`.
-
-    Source: ours.
-    """
-    found = {"python": platform.python_version(), "codit": codit.__version__}
-    for name in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
 
 
 def _around() -> Path:

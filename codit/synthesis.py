@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,13 +23,14 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from codit import dataset_file, ray_workers, recipes, resumption, store
+from codit import dataset_file, ray_workers, recipes, resumption
 from codit import workers as processes
 from codit.batch_records import Row, Stream, Work, answer, loaded, metadata, samples
 from codit.dataset_file import Files
 from codit.decode import chosen_engine
 from codit.decode_arguments import check_engine
-from codit.prompts import Prompts, load
+from codit.files import versions
+from codit.prompts import Prompts, Rows, load
 from codit.resumption import Name
 from codit.teacher import expert_tokenizer, model_ids, named, ready
 from codit.vllm_pair import VllmPair
@@ -37,16 +38,6 @@ from codit.vllm_pair import VllmPair
 ROWS_PER_BATCH = 256  # (ours)
 VLLM_ROWS = 2048  # (ours) its scheduler fills places as rows end: only a batch's tail is wasted
 PACKAGES = ("codit", "torch", "transformers", "tokenizers")
-
-Rows = (
-    str
-    | Path
-    | recipes.File
-    | recipes.WorldPrompts
-    | recipes.HubPrompts
-    | Iterable[Mapping[str, Any]]
-)
-
 
 Answers = Callable[[Sequence[Sequence[Row]]], Stream]
 Used = dict[str, Any]
@@ -283,7 +274,7 @@ def _fingerprint(
         "engine": engine,
         "versions": {
             k: v
-            for k, v in store.versions().items()
+            for k, v in versions().items()
             if k in PACKAGES or (k == "vllm" and engine == "vllm")
         },
     }

@@ -97,7 +97,7 @@ def synthesize(
         n_samples=n_samples,
     )
     if dry_run:
-        return _show_needs(recipe, batch_size=batch_size, limit=limit)
+        return _show_needs(recipe, prompts, batch_size=batch_size, limit=limit)
     how: dict[str, Any] = {"engine": engine, "batch_size": batch_size}
     given = {
         "tensor_parallel_size": tensor_parallel_size,
@@ -194,11 +194,10 @@ def _placed(device_map: str | None) -> dict[str, str]:
     return {} if device_map is None else {"device_map": device_map}
 
 
-def _show_needs(recipe: recipes.Synthesis, *, batch_size: int | None, limit: int | None) -> int:
+def _show_needs(recipe: recipes.Synthesis, prompts: Path, **how: int | None) -> int:
     from codit import preview
 
-    needs = preview.dry_run(recipe, recipe.prompts, batch_size=batch_size, limit=limit)
-    print(preview.table(needs))
+    print(preview.table(preview.dry_run(recipe, prompts, **how)))
     return 0
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from codit import decode, limits, random_pairs, step_times, store, transport
+from codit.files import versions, write_json
 from codit.recipes import Decoding
 from codit.step_times import Case
 
@@ -136,7 +137,7 @@ def write(found: dict[str, Any], path: Path) -> None:
     Source: ours.
     """
     rows = found["rows"].astype(object).where(found["rows"].notna(), None)
-    store.write_json(path, {**found, "rows": rows.to_dict("records")})
+    write_json(path, {**found, "rows": rows.to_dict("records")})
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -188,7 +189,7 @@ def measure(
         rows += engine_rows(recipe.lengths, rounds=recipe.rounds)
     seconds = round(time.perf_counter() - start, 1)
     about: dict[str, Any] = {"machine": limits.machine(recipe.device), "speed": asdict(speed)}
-    about |= {"versions": store.versions(), "seconds": seconds}
+    about |= {"versions": versions(), "seconds": seconds}
     about |= {"date": datetime.now(UTC).isoformat(timespec="seconds")}
     table = pd.DataFrame(rows)
     keys = zip(table["quantity"], table["shape"], table["way"], strict=True)

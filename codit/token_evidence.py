@@ -17,6 +17,7 @@ from codit import comparison, quality, results, store, studies, world
 from codit.chat import prompt_ids
 from codit.comparison import Arm, ResponseStudy
 from codit.experiments import Scale
+from codit.files import replacing
 from codit.judge_recipes import JudgedArm
 from codit.pair import ContrastivePair, load_tokenizer
 from codit.recipes import Pair, WorldPrompts
@@ -113,7 +114,7 @@ def _make(recipe: TokenStudy, folder: Path) -> None:
     small |= {c: "int16" for c in steps if steps[c].dtype == "int64"}
     small |= {c: "category" for c in steps if steps[c].dtype in ("object", "str")}
     for name, table in ((STEPS, steps.astype(small)), (SUMMARIES, _summaries(recipe))):
-        with store.replacing(folder / name) as stream:
+        with replacing(folder / name) as stream:
             table.to_parquet(stream, index=False, compression="zstd")
 
 

@@ -15,6 +15,7 @@ import pandas as pd
 
 from codit import comparison, store, student, world
 from codit.comparison import ResponseStudy, StudentStudy
+from codit.files import replacing
 from codit.recipes import Evaluation, WorldPrompts
 from codit.results import dataset, load_model
 
@@ -152,7 +153,7 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
     Source: ours.
     """
     texts = [c for c in table if table[c].dtype in ("object", "str")]
-    with store.replacing(path) as stream:
+    with replacing(path) as stream:
         kinds = dict.fromkeys(texts, "category")
         table.astype(kinds).to_parquet(stream, index=False, compression="zstd")
 

@@ -23,6 +23,7 @@ import tyro
 
 from codit import decode, experiments, recipes, results, store, world
 from codit.experiments import ARMS, Scale
+from codit.files import versions
 from codit.pair import load_tokenizer
 from codit.recipes import Synthesis, WorldPrompts
 
@@ -179,7 +180,7 @@ def environment(root: Path) -> dict[str, Any]:
         "commit": git(root, "rev-parse", "HEAD").strip(),
         "changed": [line[3:] for line in status.splitlines()],
         "recorded": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": store.versions(),
+        "versions": versions(),
         "machine": f"{platform.system()} {platform.machine()}",
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),

@@ -16,11 +16,10 @@ from typing import Any
 import datasets
 import filelock
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from codit import dataset_file, recipes, record_lines, resumption
+from codit import dataset_file, recipes, resumption
 from codit.dataset_file import Files
+from codit.files import line_of
 
 FINGERPRINT = {"recipe": {"seed": 0}, "input": "abc"}
 RECIPE = recipes.Synthesis(
@@ -111,14 +110,6 @@ def test_a_missing_dataset_is_named(tmp_path: Path) -> None:
         dataset_file.read(tmp_path / "no.jsonl")
 
 
-@settings(deadline=None, max_examples=50)
-@given(st.text(st.characters(exclude_categories=["Cs"])))
-def test_every_reader_takes_a_record_for_one_line(text: str) -> None:
-    line = record_lines.line_of({"id": text})
-    assert line.splitlines() == [line.removesuffix("\n")]
-    assert json.loads(line) == {"id": text}
-
-
 def test_line_separators_survive_in_the_text_and_not_in_the_file(files: Files) -> None:
     text = "one\u2028two\u2029three\x85four"
     make(files, [row("a", text)])
@@ -172,7 +163,7 @@ def complete(files: Files) -> bytes:
     return files.out.read_bytes()
 
 
-WHOLE = "".join(record_lines.line_of(record) for record in RECORDS).encode()
+WHOLE = "".join(line_of(record) for record in RECORDS).encode()
 
 
 @contextlib.contextmanager

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from codit import dataset_file, decode, prompts, record_lines, resumption
+from codit import dataset_file, decode, prompts, resumption
 from codit.dataset_file import Files
+from codit.files import line_of, record_of
 from codit.recipes import Decoding
 from tests import tiny
 from tests.test_dataset_file import FINGERPRINT, RECIPE, row
@@ -66,7 +67,7 @@ def read(data: bytes) -> prompts.Prompts | None:
         path = Path(folder) / "in.jsonl"
         path.write_bytes(data)
         try:
-            return prompts.read_jsonl(path)
+            return prompts.load(path)
         except ValueError as error:
             if not str(error).startswith(DOCUMENTED):
                 raise
@@ -108,7 +109,7 @@ def test_any_bytes_are_read_or_refused(data: bytes) -> None:
 @given(st.lists(VALUE | ROW, max_size=5))
 def test_any_values_in_memory_are_rows_or_errors(values: list[Any]) -> None:
     try:
-        found = prompts.check(values)
+        found = prompts.load(values)
     except ValueError as error:
         if not str(error).startswith(DOCUMENTED):
             raise
@@ -128,7 +129,7 @@ def test_any_values_in_memory_are_rows_or_errors(values: list[Any]) -> None:
     ids=["id too long", "messages a number", "role a number", "many fields", "half a field name"],
 )
 def test_values_that_are_hard_to_show_are_recorded_in_few_words(value: Any) -> None:
-    (error,) = prompts.check([value]).errors
+    (error,) = prompts.load([value]).errors
     assert len(error["reason"]) < 200
     json.dumps(error, ensure_ascii=False).encode()
 
@@ -138,7 +139,7 @@ def test_a_message_nested_as_deep_as_json_allows_is_recorded(tmp_path: Path) -> 
         inner = "[" * depth + "]" * depth
         for text in (inner, f'[{{"role": {inner}, "content": "a"}}]', f'[{{"role": {inner}}}]'):
             (tmp_path / "in.jsonl").write_text(f'{{"id": "a", "messages": {text or 0}}}\n')
-            (error,) = prompts.read_jsonl(tmp_path / "in.jsonl").errors
+            (error,) = prompts.load(tmp_path / "in.jsonl").errors
             assert error["error"] == "bad row"
 
 
@@ -218,19 +219,17 @@ def test_records_come_back_as_they_were_written(records: list[dict[str, Any]]) -
 def test_a_line_that_was_cut_or_changed_is_never_taken_for_more_than_it_is(
     record: dict[str, Any], data: st.DataObject
 ) -> None:
-    whole = record_lines.line_of({"id": "a", **record}).encode()
-    found = record_lines.record_of(whole)
+    whole = line_of({"id": "a", **record}).encode()
+    found = record_of(whole)
     assert found is not None
-    assert record_lines.is_finished(found)
+    assert dataset_file.is_finished(found)
     assert found.pop("tokens") == len(record.get("score", []))
     assert found == {"id": "a", **{k: v for k, v in record.items() if k != "score"}}
     cut = data.draw(st.integers(0, len(whole) - 1))
-    assert record_lines.record_of(whole[:cut]) is None
-    assert record_lines.record_of(whole[:cut] + whole) is None or cut == 0
+    assert record_of(whole[:cut]) is None
+    assert record_of(whole[:cut] + whole) is None or cut == 0
     place, junk = data.draw(st.integers(0, len(whole))), data.draw(st.binary(max_size=4))
-    record_lines.record_of(
-        whole[:place] + junk + whole[place:]
-    )  # whatever it is, it raises nothing
+    record_of(whole[:place] + junk + whole[place:])  # whatever it is, it raises nothing
 
 
 @settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
@@ -244,7 +243,7 @@ def test_garbage_after_any_cut_costs_no_whole_batch_and_no_row_is_wrong(
 ) -> None:
     records = [row(str(number), f"answer {number}") for number in range(6)]
     names: list[resumption.Name] = [(record["id"], None) for record in records]
-    texts = [record_lines.line_of(record).encode() for record in records]
+    texts = [line_of(record).encode() for record in records]
     whole = b"".join(texts)
     cut %= len(whole) + 1
     lines = sum(len(b"".join(texts[:n])) <= cut for n in range(1, 7))

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from codit import experiments, recipes, results, store
+from codit import experiments, recipes, results
 from codit.experiments import Scale
+from codit.files import versions
 from codit.recipes import Pretraining, Synthesis
 from tests import golden
 
@@ -86,7 +87,7 @@ def test_a_file_says_which_recipe_and_environment_made_it(
     here = found["environment"]
     assert len(here["commit"]) == 40
     assert here["changed"] == []
-    assert here["versions"] == store.versions()
+    assert here["versions"] == versions()
     assert {"machine", "threads", "cores", "instructions", "recorded"} <= set(here)
     assert all(len(row["tokens"]) == 16 and row["logprobs"] for row in found["rows"])
 

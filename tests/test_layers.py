@@ -19,7 +19,7 @@ PACKAGE = ROOT / "codit"
 
 # From the bottom up. A module imports from lower lines only; `world` freely inside itself.
 LAYERS = (
-    ("content",),
+    ("content", "files"),
     ("recipes",),
     # Arithmetic, texts and the world: they know of no model's files and of no result's place.
     (
@@ -41,14 +41,13 @@ LAYERS = (
         "crossed",
         "dataset_card",
         "head_rows",
-        "input_row",
         "model_server",
         "judge_http",
         "judge_replies",
         "noise",
+        "prompts",
         "judge_agreement",
         "judge_bias",
-        "record_lines",
         "shared_cache",
         "tensor_files",
         "vocabulary",
@@ -57,7 +56,6 @@ LAYERS = (
     (
         "checkpoints",
         "store",
-        "prompts",
         "drawing",
         "memory",
         "pair_logits",

@@ -21,8 +21,11 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Synthesis:
     return tiny.synthesis(tmp_path_factory.mktemp("pair"), decoding=decoding, n_samples=2)
 
 
-def test_a_dry_run_counts_rows_tokens_memory_and_operations(recipe: Synthesis) -> None:
-    needs = preview.dry_run(recipe, [*ROWS, {"id": "bad"}], batch_size=2, tokens_per_response=4)
+def test_a_dry_run_counts_rows_tokens_memory_and_operations(
+    recipe: Synthesis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preview, "TOKENS", 4)
+    needs = preview.dry_run(recipe, [*ROWS, {"id": "bad"}], batch_size=2)
     tokenizer = tiny.tokenizer()
     chats = [[{"role": "user", "content": row["instruction"]}] for row in ROWS]
     lengths = [len(decode.prompt_ids(tokenizer, chat)) for chat in chats]

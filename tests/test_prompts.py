@@ -23,14 +23,9 @@ def write(path: Path, *lines: str | bytes) -> Path:
     return path
 
 
-@pytest.fixture
-def local_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hub")
-
-
 def test_an_instruction_becomes_a_conversation_of_one_turn(tmp_path: Path) -> None:
     path = write(tmp_path / "in.jsonl", '{"id": "a", "instruction": "Say hi."}')
-    found = prompts.read_jsonl(path)
+    found = prompts.load(path)
     messages = [{"role": "user", "content": "Say hi."}]
     row = {"id": "a", "instruction": "Say hi.", "messages": messages, "line": 1}
     assert (found.rows, found.errors) == ([row], [])
@@ -39,19 +34,19 @@ def test_an_instruction_becomes_a_conversation_of_one_turn(tmp_path: Path) -> No
 def test_the_instruction_of_a_conversation_is_its_last_user_turn() -> None:
     roles = ("system", "user", "assistant", "user")
     messages = [{"role": role, "content": f"{role} {i}"} for i, role in enumerate(roles)]
-    (row,) = prompts.check([{"id": 7, "messages": messages, "family": "x"}]).rows
+    (row,) = prompts.load([{"id": 7, "messages": messages, "family": "x"}]).rows
     assert row == {"id": "7", "instruction": "user 3", "messages": messages, "line": 1}
 
 
 def test_an_id_may_be_missing_or_an_integer() -> None:
     rows = [{"instruction": "a"}, {"id": None, "instruction": "b"}, {"id": 3, "instruction": "c"}]
-    assert [row["id"] for row in prompts.check(rows).rows] == [None, None, "3"]
+    assert [row["id"] for row in prompts.load(rows).rows] == [None, None, "3"]
 
 
 def test_marks_line_ends_and_blank_lines_of_other_systems_are_accepted(tmp_path: Path) -> None:
     first, second = b'\xef\xbb\xbf{"id": "a", "instruction": "x"}\r', b'{"instruction": "y"}\r'
     path = write(tmp_path / "in.jsonl", first, b"\r", b"  ", second, b"", b"")
-    found = prompts.read_jsonl(path)
+    found = prompts.load(path)
     assert [(row["instruction"], row["line"]) for row in found.rows] == [("x", 1), ("y", 4)]
     assert found.errors == []
 
@@ -59,13 +54,13 @@ def test_marks_line_ends_and_blank_lines_of_other_systems_are_accepted(tmp_path:
 def test_unicode_line_separators_inside_a_text_do_not_end_the_line(tmp_path: Path) -> None:
     text = "one\u2028two\u2029three\x85four\x0bfive\x0csix"
     path = write(tmp_path / "in.jsonl", json.dumps({"instruction": text}, ensure_ascii=False))
-    assert [row["instruction"] for row in prompts.read_jsonl(path).rows] == [text]
+    assert [row["instruction"] for row in prompts.load(path).rows] == [text]
 
 
 def test_a_very_long_line_is_read_whole(tmp_path: Path) -> None:
     text = "word " * 1_000_000
     path = write(tmp_path / "in.jsonl", json.dumps({"instruction": text}), '{"instruction": "b"}')
-    assert [len(row["instruction"]) for row in prompts.read_jsonl(path).rows] == [5_000_000, 1]
+    assert [len(row["instruction"]) for row in prompts.load(path).rows] == [5_000_000, 1]
 
 
 @settings(deadline=None, max_examples=50)
@@ -73,7 +68,7 @@ def test_a_very_long_line_is_read_whole(tmp_path: Path) -> None:
 def test_whatever_text_json_can_write_comes_back(texts: list[str], ascii_only: bool) -> None:
     lines = [json.dumps({"instruction": text}, ensure_ascii=ascii_only) for text in texts]
     with tempfile.TemporaryDirectory() as folder:
-        found = prompts.read_jsonl(write(Path(folder) / "in.jsonl", *lines))
+        found = prompts.load(write(Path(folder) / "in.jsonl", *lines))
     assert [row["instruction"] for row in found.rows] == texts
 
 
@@ -99,7 +94,7 @@ def test_a_line_that_is_not_a_json_object_is_recorded(
     line: str | bytes, reason: str, tmp_path: Path
 ) -> None:
     path = write(tmp_path / "in.jsonl", '{"instruction": "a"}', line, '{"instruction": "b"}')
-    found = prompts.read_jsonl(path)
+    found = prompts.load(path)
     assert [row["line"] for row in found.rows] == [1, 3]
     (error,) = found.errors
     assert (error["id"], error["line"]) == (None, 2)
@@ -108,31 +103,31 @@ def test_a_line_that_is_not_a_json_object_is_recorded(
 
 def test_a_folder_is_no_file_of_prompts(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="a file of JSON lines at .*; it is a folder"):
-        prompts.read_jsonl(tmp_path)
+        prompts.load(tmp_path)
 
 
 def test_a_bad_row_keeps_its_id_where_it_has_one() -> None:
-    found = prompts.check([{"id": 12, "instruction": ""}, {"id": 1.5, "instruction": "a"}])
+    found = prompts.load([{"id": 12, "instruction": ""}, {"id": 1.5, "instruction": "a"}])
     assert [error["id"] for error in found.errors] == ["12", None]
 
 
 def test_repeated_ids_are_named() -> None:
     rows = [{"id": name, "instruction": "a"} for name in ("a", 1, "b", "1", "b")]
     with pytest.raises(ValueError, match=r"2 occur more than once: 1, b\. Rename them"):
-        prompts.check(rows)
+        prompts.load(rows)
 
 
 def test_of_many_repeated_ids_ten_are_named_and_all_counted() -> None:
     rows = [{"id": i, "instruction": "a"} for i in [*range(12), *range(12)]]
     with pytest.raises(ValueError, match=r"12 occur .* once: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, \.\.\."):
-        prompts.check(rows)
+        prompts.load(rows)
 
 
 def test_no_rows_at_all_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"expected at least one prompt; .*in.jsonl is empty"):
-        prompts.read_jsonl(write(tmp_path / "in.jsonl", "", " "))
+        prompts.load(write(tmp_path / "in.jsonl", "", " "))
     with pytest.raises(ValueError, match="the rows given is empty"):
-        prompts.check([])
+        prompts.load([])
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -154,13 +149,15 @@ def test_a_file_recipe_and_its_path_give_the_same_rows(tmp_path: Path) -> None:
     assert prompts.load(recipes.File(path=str(path))) == prompts.load(str(path))
 
 
-def test_the_worlds_prompts_come_as_rows() -> None:
-    recipe = recipes.WorldPrompts(n=5)
-    found = prompts.load(recipe)
-    assert found.errors == []
-    expected = [(str(row["id"]), row["instruction"]) for row in world.prompts(recipe)]
-    assert [(row["id"], row["instruction"]) for row in found.rows] == expected
-    assert len(expected) == 5
+def test_what_is_no_source_of_prompts_is_refused() -> None:
+    message = r"got WorldPrompts\. Give its rows; those of the micro world are codit\.world"
+    with pytest.raises(ValueError, match=message):
+        prompts.load(recipes.WorldPrompts(n=5))  # type: ignore[arg-type]
+    rows = world.prompts(recipes.WorldPrompts(n=5))
+    found = prompts.load(rows)
+    assert [(row["id"], row["instruction"]) for row in found.rows] == [
+        (str(row["id"]), row["instruction"]) for row in rows
+    ]
 
 
 def talk(*turns: str) -> list[dict[str, str]]:
@@ -184,34 +181,117 @@ CHATS = [
 LANGUAGES = ["English", "French", "English", "English", "English"]
 
 
-@pytest.mark.usefixtures("local_cache")
+@pytest.fixture
+def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A collection that lies in a folder in place of the Hub's: its rows."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hub")
+
+    def rows(source: str, columns: dict[str, list[Any]], **how: Any) -> list[dict[str, Any]]:
+        folder = save(tmp_path / source, columns)
+        one = prompts.COLLECTIONS[source]._replace(repository=folder)
+        monkeypatch.setitem(prompts.COLLECTIONS, source, one)
+        return prompts.hub(recipes.HubPrompts(source=source, **how))
+
+    return rows
+
+
 @pytest.mark.parametrize(
-    ("loader", "id_column"),
-    [(prompts.lmsys, "conversation_id"), (prompts.wildchat, "conversation_hash")],
+    ("source", "id_column"), [("lmsys", "conversation_id"), ("wildchat", "conversation_hash")]
 )
-def test_a_chat_collection_gives_first_user_turns(
-    loader: Any, id_column: str, tmp_path: Path
+def test_a_chat_collection_gives_first_user_turns_in_english(
+    source: str, id_column: str, local: Any
 ) -> None:
     columns = {id_column: list("abcde"), "conversation": CHATS, "language": LANGUAGES}
-    path = save(tmp_path / "chats", columns)
-    rows = loader(path=path)
+    rows = local(source, columns)
     assert rows == [{"id": "a", "instruction": "Hello"}, {"id": "e", "instruction": "Bye"}]
-    assert [row["id"] for row in loader(path=path, dedupe=False)] == ["a", "c", "e"]
-    assert [row["id"] for row in loader(path=path, language="French")] == ["b"]
-    assert [row["id"] for row in loader(path=path, language=None)] == ["a", "b", "e"]
-    assert len(prompts.load(rows).rows) == 2
+    recipe = recipes.HubPrompts(source=source, n=1)
+    assert [row["instruction"] for row in prompts.load(recipe).rows] == ["Hello"]
 
 
-@pytest.mark.usefixtures("local_cache")
-def test_dolci_gives_first_user_turns_without_the_system_turn(tmp_path: Path) -> None:
+def test_dolci_gives_first_user_turns_without_the_system_turn(local: Any) -> None:
     system = [{"role": "system", "content": "Be brief."}]
     columns = {"id": ["x", "y"], "messages": [system + talk("One?", "1"), talk("Two?", "2")]}
-    rows = prompts.dolci(path=save(tmp_path / "dolci", columns))
+    rows = local("dolci", columns)
     assert rows == [{"id": "x", "instruction": "One?"}, {"id": "y", "instruction": "Two?"}]
 
 
-@pytest.mark.usefixtures("local_cache")
-def test_another_collection_is_told_by_its_columns(tmp_path: Path) -> None:
-    path = save(tmp_path / "other", {"text": ["a"]})
+def test_another_collection_is_told_by_its_columns(local: Any) -> None:
     with pytest.raises(ValueError, match=r"missing \['conversation_id', 'conversation', 'langu"):
-        prompts.lmsys(path=path)
+        local("lmsys", {"text": ["a"]})
+
+
+def test_an_unknown_collection_is_named() -> None:
+    with pytest.raises(ValueError, match=r"one of \['lmsys', 'wildchat', 'dolci'\]; got 'c4'"):
+        prompts.load(recipes.HubPrompts(source="c4"))
+
+
+# ---- what a row may be
+
+
+USER = {"role": "user", "content": "hi"}
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (
+            {str(n): n for n in range(99)},
+            "got the fields ['0', '1', '2', '3', '4', '5', '6', '7', '8'",
+        ),
+        ({"id": 10**5000, "instruction": "a"}, "got int that cannot be shown"),
+        ("not an object", "expected an object; got str"),
+        (None, "expected an object; got NoneType"),
+        ({}, "expected `instruction` or `messages`; got the fields []"),
+        ({"id": "a", "text": "b"}, "got the fields ['id', 'text']"),
+        ({"instruction": ""}, "instruction is empty"),
+        ({"instruction": " \n"}, "instruction is empty"),
+        ({"instruction": 3}, "instruction must be text; got int"),
+        ({"instruction": "\ud800"}, "instruction holds half of a surrogate pair"),
+        (
+            {"id": "\udfff", "instruction": "a"},
+            r"id must be non-empty text or an integer; got '\udfff'",
+        ),
+        ({"id": 1.5, "instruction": "a"}, "id must be non-empty text or an integer; got 1.5"),
+        ({"id": True, "instruction": "a"}, "id must be non-empty text or an integer; got True"),
+        ({"id": "", "instruction": "a"}, "id must be non-empty text or an integer; got ''"),
+        ({"messages": "hi"}, "messages must be a non-empty list; got 'hi'"),
+        ({"messages": []}, "messages must be a non-empty list; got []"),
+        ({"messages": ["hi"]}, "messages[0] must be an object; got str"),
+        ({"messages": [{"content": "hi"}]}, "messages[0] has role None; known are system, user"),
+        ({"messages": [{"role": "tool", "content": "hi"}]}, "messages[0] has role 'tool'"),
+        ({"messages": [{"role": ["user"], "content": "hi"}]}, "messages[0] has role ['user']"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content must be text; got NoneType"),
+        ({"messages": [USER, {**USER, "content": " "}]}, "messages[1].content is empty"),
+        ({"messages": [USER, {**USER, "role": "system"}]}, "only the first may be one"),
+        ({"messages": [USER, {**USER, "role": "assistant"}]}, "got role 'assistant'"),
+        ({"messages": [USER], "instruction": "other"}, "instruction differs from the last user"),
+    ],
+)
+def test_a_bad_row_is_recorded_with_its_reason_and_the_others_go_on(row: Any, reason: str) -> None:
+    found = prompts.load([{"id": "good", "instruction": "a"}, row, {"instruction": "b"}])
+    assert [good["line"] for good in found.rows] == [1, 3]
+    (error,) = found.errors
+    assert (error["line"], error["error"]) == (2, "bad row")
+    assert reason in error["reason"]
+
+
+def test_a_name_is_text_or_an_integer_as_text() -> None:
+    values = ("a", 7, 0, -1, True, 1.5, None, "", " ", ["a"], "\ud800")
+    names = [prompts.name_of({"id": value}) for value in values]
+    assert names == ["a", "7", "0", "-1", None, None, None, None, None, None, None]
+    assert prompts.name_of("no row") is None
+
+
+def test_an_integer_that_python_cannot_write_is_no_name() -> None:
+    assert prompts.name_of({"id": 10**1000}) == "1" + "0" * 1000
+    assert prompts.name_of({"id": 10**5000}) is None
+
+
+def test_what_is_shown_of_a_value_is_short() -> None:
+    (error,) = prompts.load([{"messages": "x" * 1000}]).errors
+    assert error["reason"] == f"messages must be a non-empty list; got '{'x' * 59}..."
+
+
+def test_other_fields_of_a_turn_are_left_out() -> None:
+    turn = {"role": "user", "content": "hi", "language": "English"}
+    assert prompts.messages_of({"messages": [turn]}) == [USER]

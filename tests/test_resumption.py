@@ -10,7 +10,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from codit import dataset_file, resumption, store
+from codit import dataset_file, recipes, resumption
 from codit.dataset_file import Files
 from tests.test_dataset_file import FINGERPRINT, RECIPE, make, row
 
@@ -201,7 +201,7 @@ def test_a_clock_that_is_set_back_changes_no_order(
     end = 0
     for day, first in ((3, 0), (2, 1), (1, 2)):  # each run a day before the last
         now = datetime(2026, 1, day, tzinfo=UTC)
-        monkeypatch.setattr(store, "datetime", Mock(now=Mock(return_value=now)))
+        monkeypatch.setattr(recipes, "datetime", Mock(now=Mock(return_value=now)))
         monkeypatch.setattr(time, "time", now.timestamp)
         fingerprint = {"seed": day}
         with dataset_file.locked(files):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -15,6 +14,7 @@ import pytest
 
 import codit
 from codit import recipes, store
+from codit.files import versions
 
 RECIPE = recipes.World(seed=7)
 
@@ -22,6 +22,7 @@ MAKER = """
 import os, sys, time
 from pathlib import Path
 from codit import recipes, store
+from codit.files import replacing, versions, write_json
 
 def make(recipe, folder):
     with open(sys.argv[1], "a") as log:
@@ -79,7 +80,7 @@ def test_the_manifest_says_which_recipe_made_a_result_and_with_what() -> None:
     manifest = store.read_manifest(store.get(RECIPE, make))
     assert manifest["key"] == recipes.key(RECIPE)
     assert manifest["recipe"] == recipes.describe(RECIPE)
-    assert manifest["versions"] == store.versions()
+    assert manifest["versions"] == versions()
     assert {"python", "codit", "torch"} <= set(manifest["versions"])
     assert 0 <= manifest["seconds"] < 60
     assert manifest["created"].endswith("+00:00")
@@ -223,17 +224,6 @@ def test_a_cache_that_cannot_be_made_says_what_to_do(
     monkeypatch.setenv("CODIT_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(PermissionError, match="Set CODIT_CACHE to a folder that can be written"):
         store.get(RECIPE, make)
-
-
-def test_a_json_file_is_replaced_at_once_or_not_at_all(tmp_path: Path) -> None:
-    path = store.write_json(tmp_path / "a.json", {"text": "é", "n": 1})
-    assert json.loads(path.read_text(encoding="utf-8")) == {"text": "é", "n": 1}
-    with pytest.raises(ValueError, match="Out of range float values"):
-        store.write_json(path, {"n": float("nan")})
-    with pytest.raises(TypeError, match="bytes"), store.replacing(path) as stream:
-        stream.write("text where bytes belong")
-    assert json.loads(path.read_text(encoding="utf-8"))["n"] == 1
-    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["a.json"]
 
 
 def test_two_processes_that_ask_for_one_key_make_it_once(tmp_path: Path) -> None:

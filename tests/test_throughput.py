@@ -15,6 +15,7 @@ import torch
 from codit import (
     decode,
     limits,
+    memory,
     random_pairs,
     recipes,
     rivals,
@@ -51,7 +52,7 @@ def prompts(shape: Shape, rows: int = 5, tokens: int = 4) -> torch.Tensor:
 def test_the_weights_of_a_step_are_counted_as_by_hand(tied: bool) -> None:
     config = random_pairs.config(replace(TINY, tied=tied))
     assert limits.n_read(config) == READ
-    assert limits.n_weights(config) == READ + (0 if tied else 64 * 8)
+    assert memory.n_weights(config) == READ + (0 if tied else 64 * 8)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,7 @@ def test_the_weights_of_a_step_are_counted_as_by_hand(tied: bool) -> None:
 def test_a_shape_has_as_many_parameters_as_the_model_it_is_named_after(
     name: str, published: int
 ) -> None:
-    assert limits.n_weights(random_pairs.config(SHAPES[name])) == published
+    assert memory.n_weights(random_pairs.config(SHAPES[name])) == published
 
 
 def test_the_embedded_pair_s_shape_is_that_of_the_embedded_pair() -> None:
@@ -77,7 +78,7 @@ def test_the_embedded_pair_s_shape_is_that_of_the_embedded_pair() -> None:
     made = random_pairs.config(SHAPES["micro"])
     for field in ("model_type", "num_hidden_layers", "hidden_size", "vocab_size", "head_dim"):
         assert getattr(made, field) == getattr(config, field)
-    assert limits.n_weights(made) == limits.n_weights(config)
+    assert memory.n_weights(made) == limits.n_weights(config)
 
 
 def test_the_bytes_of_a_step_are_weights_once_and_both_caches() -> None:

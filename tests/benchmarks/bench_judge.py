@@ -19,7 +19,8 @@ from typing import Any
 
 import tyro
 
-from codit import cli, experiments, results, store, world_judge
+from codit import cli, experiments, results, world_judge
+from codit.files import replacing
 from codit.judge_recipes import JUDGES
 
 TABLE = Path(__file__).parents[1] / "tables" / "judge.md"
@@ -97,7 +98,7 @@ def main(*, rows: int | None = None, commit: bool = False) -> int:
     text = written(found)
     print(text)
     if commit:
-        with store.replacing(TABLE) as stream:
+        with replacing(TABLE) as stream:
             stream.write(text.encode())
     slow, quick = (runs[0][0] for runs in found["ways"].values())
     return int(slow / quick < GOAL)

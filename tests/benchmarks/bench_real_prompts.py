@@ -21,6 +21,7 @@ import tyro
 from transformers import AutoModelForCausalLM
 
 from codit import ifeval, ifeval_cli, ifeval_data, judge, judging, mt_bench, recipes, store
+from codit.files import replacing
 from codit.judge_recipes import JUDGES
 from codit.pair import ContrastivePair
 from codit.vocabulary import load_tokenizer
@@ -154,7 +155,7 @@ def main(*, prompts_dir: Path, commit: bool = False) -> None:
     text = written(found, len(questions), scores, seconds)
     print(text)
     if commit:
-        with store.replacing(TABLE) as stream:
+        with replacing(TABLE) as stream:
             stream.write(text.encode())
 
 

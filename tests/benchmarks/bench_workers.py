@@ -18,7 +18,7 @@ from unittest import mock
 import torch
 import tyro
 
-from codit import dataset_file, embedded, recipes, synthesis
+from codit import dataset_file, embedded, recipes, synthesis, world
 
 EXPLAINED = """\
 rows/s      from the moment when as many batches are written as there are workers (so that loading
@@ -44,7 +44,7 @@ def measure(
     with mock.patch.object(dataset_file, "append", append):
         synthesis.write(
             recipe,
-            recipe.prompts,
+            world.prompts(recipe.prompts),
             out,
             batch_size=batch_size,
             workers=workers,
