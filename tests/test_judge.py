@@ -362,20 +362,6 @@ def test_a_server_that_fails_now_and_then_is_not_given_up(
     assert judged.tally.states == {"ok": 6, "api_error": 6}
 
 
-def test_a_question_without_a_reply_is_free_for_others_at_once(tmp_path: Path) -> None:
-    claimed: list[int] = []
-
-    def answer(request: dict[str, Any], number: int) -> Sent:
-        connection = sqlite3.connect(tmp_path / "c")
-        claimed.append(connection.execute("SELECT count(*) FROM claims").fetchone()[0])
-        connection.close()
-        return failed(403)
-
-    with serving(answer) as server:
-        score(server, MANY[:3], tmp_path / "c", asking=replace(QUICK, concurrency=1))
-    assert claimed == [1, 1, 1]
-
-
 def test_nothing_listens_at_the_address(tmp_path: Path) -> None:
     whom = Judge(model="m", base_url="http://127.0.0.1:1/v1")
     judged = judge.score(ONE, whom, cache=tmp_path / "c", asking=QUICK)
@@ -860,5 +846,5 @@ def test_a_missing_client_is_named_with_the_extra_that_brings_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(ValueError, match=r"openai.*codit\[eval\]"):
+    with pytest.raises(ValueError, match=r"openai.*\"\.\[eval\]\""):
         judge.score(ONE, Judge(model="m"), cache=tmp_path / "c", asking=QUICK)

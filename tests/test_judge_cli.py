@@ -80,7 +80,7 @@ def test_scores_are_written_and_a_second_run_asks_nothing(
     names = {path.name for path in place.iterdir()}
     assert names == {
         "data.jsonl", "other.jsonl", "talk.jsonl", "out.jsonl", "out.manifest.json",
-        "out.cache.sqlite",
+        "out.cache.sqlite", "out.cache.sqlite.lock",
     }  # fmt: skip
 
 
