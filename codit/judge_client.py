@@ -19,13 +19,12 @@ from typing import Any, TypeVar
 from tqdm.auto import tqdm
 
 from codit import judge_cache
-from codit.judge_cache import Attempt, attempt_key, item_key
+from codit.judge_cache import Attempt, attempt_key, final, item_key
 from codit.judge_prompts import Template, template_hash
 from codit.judge_replies import Reading
 from codit.judge_requests import Asking, Connection, Judge, Trouble, connected
 
 GIVE_UP = 32  # questions one after another without a reply: the server is gone (ours)
-POLL = 0.2  # seconds between looks at a question that another process asks (ours)
 Result = TypeVar("Result")
 
 
@@ -97,7 +96,8 @@ def ask(
     Args:
         questions: in any order.
         judge: whom to ask.
-        cache: SQLite file of all replies; made where there is none.
+        cache: SQLite file of all replies; made where there is none. Another process that asks into
+            it is waited for.
         asking: concurrency, waits, prices.
 
     Returns:
@@ -110,30 +110,30 @@ def ask(
 
     Source: ours.
     """
-    return _run(_ask(questions, judge, Path(cache), asking))
+    with judge_cache.opened(cache) as opened:
+        return _run(_ask(questions, judge, opened, asking))
 
 
 async def _ask(
-    questions: Sequence[Question], judge: Judge, path: Path, asking: Asking
+    questions: Sequence[Question], judge: Judge, cache: judge_cache.Cache, asking: Asking
 ) -> tuple[list[Judgement], Tally]:
     start = time.monotonic()
     items = [item_of(judge, question) for question in questions]
     tally = Tally(questions=len(items), cost=None if asking.price_in is None else 0.0)
     known: dict[str, Judgement] = {}
     left: dict[str, Question] = {}
-    with judge_cache.opened(path) as cache:
-        for item, question in zip(items, questions, strict=True):
-            if (attempt := cache.final(item, limit=asking.attempts)) is None:
-                left[item] = question
-            else:
-                known[item] = Judgement(**asdict(attempt), is_cached=True)
-        counts = {"total": len(known) + len(left), "initial": len(known)}
-        shown = {"unit": " judged", "desc": "judge", "leave": None, "disable": not asking.progress}
-        if left:
-            with tqdm(**counts, **shown) as bar:
-                async with connected(judge, asking) as connection:
-                    known |= await _Run(cache, connection, asking, tally, bar).all(left)
-                    tally.calls = connection.calls
+    for item, question in zip(items, questions, strict=True):
+        if (attempt := final(cache.attempts(item), limit=asking.attempts)) is None:
+            left[item] = question
+        else:
+            known[item] = Judgement(**asdict(attempt), is_cached=True)
+    counts = {"total": len(known) + len(left), "initial": len(known)}
+    shown = {"unit": " judged", "desc": "judge", "leave": None, "disable": not asking.progress}
+    if left:
+        with tqdm(**counts, **shown) as bar:
+            async with connected(judge, asking) as connection:
+                known |= await _Run(cache, connection, asking, tally, bar).all(left)
+                tally.calls = connection.calls
     judgements = [known[item] for item in items]
     tally.cached = sum(judgement.is_cached for judgement in judgements)
     tally.states = dict(Counter(judgement.state for judgement in judgements))
@@ -186,22 +186,16 @@ class _Run:
 
     async def _judge(self, item: str, question: Question) -> Judgement:
         """Ask until there is a value, or nothing is left to try."""
-        asked = False
         while True:
-            turn = self.cache.claim(item, limit=self.asking.attempts)
-            if isinstance(turn, Attempt):
-                return Judgement(**asdict(turn), is_cached=not asked)
-            if turn is None:
-                await asyncio.sleep(POLL)
-                continue
+            attempts = self.cache.attempts(item)
+            if (known := final(attempts, limit=self.asking.attempts)) is not None:
+                return Judgement(**asdict(known))
             if self.silent >= GIVE_UP:
                 trouble: Trouble | None = Trouble(f"not asked: {GIVE_UP} before it had no reply")
             else:
-                trouble = await self._attempt(item, question, turn)
+                trouble = await self._attempt(item, question, len(attempts))
             if trouble is not None:
-                self.cache.release(item)
-                return _unanswered(turn, str(trouble))
-            asked = True
+                return _unanswered(len(attempts), str(trouble))
 
     async def _attempt(self, item: str, question: Question, number: int) -> Trouble | None:
         """Ask once and store the reply; where there is none, return why."""

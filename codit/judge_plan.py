@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from codit import judge_cache, judge_client, judge_questions, judge_rows
@@ -108,8 +109,9 @@ def plan(
     items = [judge_client.item_of(judge, question) for question in drawn]
     left = {item: len(one.prompt) for item, one in zip(items, drawn, strict=True)}
     if Path(cache).exists():
-        with judge_cache.opened(cache) as known:
-            left = {k: n for k, n in left.items() if known.final(k, limit=asking.attempts) is None}
+        with judge_cache.opened(cache, is_asking=False) as known:
+            final = partial(judge_cache.final, limit=asking.attempts)
+            left = {k: n for k, n in left.items() if final(known.attempts(k)) is None}
     prompt_tokens = sum(-(-n // CHARACTERS) for n in left.values())
     reply_tokens = judge.max_tokens * len(left)
     cost = None

@@ -69,7 +69,7 @@ def read(body: Any, template: Template) -> Reading:
 
     Source: ours; the paper's code gives 0 to a missing text and -1 to most other failures.
     """
-    choice, message = _message(body)
+    choice, message = message_of(body)
     usage = body.get("usage") if isinstance(body.get("usage"), dict) else {}
     text = _text(message.get("content"))
     known: dict[str, Any] = {
@@ -93,6 +93,16 @@ def read(body: Any, template: Template) -> Reading:
         return Reading(state="empty", note="thoughts without an answer", **known)
     state: State = "parse_error" if value is None else "ok"
     return Reading(state=state, value=value, note=note, is_pure=is_pure, **known)
+
+
+def message_of(body: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the first choice of a completion and its message; raise where it has none."""
+    choices = body.get("choices") if isinstance(body, dict) else None
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = choice.get("message") if isinstance(choice, dict) else None
+    if not isinstance(choice, dict) or not isinstance(message, dict):
+        raise NotACompletion(f"expected a chat completion; got {_short(json.dumps(body))}")
+    return choice, message
 
 
 def value_in(text: str, template: Template) -> tuple[float | str | None, bool, str]:
@@ -211,16 +221,6 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 DECODER = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_once, strict=False)
-
-
-def _message(body: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the first choice of a completion and its message."""
-    choices = body.get("choices") if isinstance(body, dict) else None
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    message = choice.get("message") if isinstance(choice, dict) else None
-    if not isinstance(choice, dict) or not isinstance(message, dict):
-        raise NotACompletion(f"expected a chat completion; got {_short(json.dumps(body))}")
-    return choice, message
 
 
 def _text(content: Any) -> str:

@@ -11,17 +11,15 @@ import contextlib
 import json
 import os
 import re
-import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
-from codit.judge_http import is_address, retry_after
+from codit.judge_http import is_address
 from codit.judge_prompts import Template, schema
-from codit.judge_replies import Reading, read
+from codit.judge_replies import Reading, message_of, read
 
 PLACEHOLDER_KEY = "none"  # a local server wants no key, the client wants one (ours)
-PASSING = (408, 409, 425, 429)  # and 5xx: the same request may succeed later
 FATAL = {
     401: "the key was refused: set OPENAI_API_KEY",
     404: "no such model or address: look at model and base_url, which mostly ends in /v1",
@@ -75,13 +73,12 @@ class Asking:
 
     Args:
         concurrency: questions asked at the same time, at least 1.
-        timeout: seconds that a whole reply may take, from request to last byte. A longer
-            Retry-After is not waited for.
+        timeout: seconds that a whole reply may take, from request to last byte.
         attempts: replies paid for one question at most, over all runs: a failed one is asked again
             with another seed.
-        tries: requests of one attempt while the server does not reply, at least 1.
-        wait: seconds before the second request; doubled each time, with up to as much jitter.
-        longest_wait: seconds before another request at most, but for a Retry-After.
+        tries: requests of one attempt while the server does not reply, at least 1. The openai
+            client waits between them: as long as the server asks, up to two minutes, or .5 s,
+            doubled each time up to 8 s.
         max_failures: share of judgements without a value, in [0, 1], above which a run fails.
         price_in: of a million prompt tokens, in any currency. None: cost is not counted.
         price_out: of a million completion tokens.
@@ -94,8 +91,6 @@ class Asking:
     timeout: float = 600.0
     attempts: int = 3
     tries: int = 5
-    wait: float = 1.0
-    longest_wait: float = 60.0
     max_failures: float = 0.01
     price_in: float | None = None
     price_out: float | None = None
@@ -103,12 +98,10 @@ class Asking:
 
     def __post_init__(self) -> None:
         counts = (self.concurrency, self.attempts, self.tries)
-        # Said of what is allowed: NaN is neither above nor below anything.
-        are_waits = self.wait >= 0 and self.longest_wait >= 0 and self.timeout > 0
-        if min(counts) < 1 or not are_waits:
+        if min(counts) < 1 or not self.timeout > 0:  # said so that NaN is refused
             raise ValueError(
-                "expected concurrency, attempts and tries of at least 1, waits of at least 0 and a "
-                f"timeout above 0; got {self}."
+                "expected concurrency, attempts and tries of at least 1 and a timeout above 0; got "
+                f"{self}."
             )
         if not 0 <= self.max_failures <= 1:
             raise ValueError(f"max_failures is a share in [0, 1]; got {self.max_failures}.")
@@ -119,17 +112,15 @@ class Asking:
 
 
 class Trouble(Exception):  # noqa: N818  (the server's, mostly not an error of ours)
-    """No reply: what the server said instead.
+    """No reply: what the server said instead, in one line.
 
     Args:
-        note: one line.
-        is_passing: whether the same request may succeed later.
         refusal: where it is the request that the server does not take (400, 422), all it says.
     """
 
-    def __init__(self, note: str, *, is_passing: bool = False, refusal: str | None = None) -> None:
+    def __init__(self, note: str, *, refusal: str | None = None) -> None:
         super().__init__(note)
-        self.is_passing, self.refusal = is_passing, refusal
+        self.refusal = refusal
 
 
 @contextlib.asynccontextmanager
@@ -138,20 +129,18 @@ async def connected(judge: Judge, asking: Asking) -> AsyncIterator[Connection]:
 
     Args:
         judge: whom to ask.
-        asking: timeout, tries, waits.
+        asking: timeout, tries.
 
     Yields:
         Connection: for any number of requests at the same time.
 
     Raises:
-        ValueError: the packages openai and tenacity are missing, or the environment's key or
-            address is none.
+        ValueError: the package openai is missing, or the environment's key or address is none.
 
     Source: ours.
     """
     try:
         import openai
-        import tenacity  # noqa: F401  (better now than at the first error)
     except ImportError as error:
         raise ValueError(
             f"expected the packages that ask a judge; got {error}. Install them: "
@@ -166,24 +155,63 @@ async def connected(judge: Judge, asking: Asking) -> AsyncIterator[Connection]:
     usual = os.environ.get("OPENAI_BASE_URL")  # the client's default, where it is set
     if judge.base_url is None and usual and not is_address(usual):
         raise ValueError(f"expected an address in OPENAI_BASE_URL; got {usual!r}. Set it again.")
+    http = _http(asking.timeout)
     async with openai.AsyncOpenAI(
-        api_key=key, base_url=judge.base_url, max_retries=0, timeout=asking.timeout
+        api_key=key,
+        base_url=judge.base_url,
+        max_retries=asking.tries - 1,
+        timeout=asking.timeout,
+        http_client=http,
     ) as client:
-        yield Connection(client, key, judge, asking)
+        yield Connection(client, http, key, judge, asking)
+
+
+def _http(timeout: float) -> Any:
+    """Return a client to which a reply that drips past the timeout, or is no completion, is none.
+
+    The openai client asks again then. Its own timeout counts from byte to byte, and to it every
+    reply with status 200 is one.
+    """
+    import httpx2
+    import openai
+
+    class Http(openai.DefaultAsyncHttpxClient):
+        calls = 0
+
+        async def send(self, request: httpx2.Request, **how: Any) -> httpx2.Response:
+            self.calls += 1
+            try:
+                async with asyncio.timeout(timeout):
+                    response = await super().send(request, **how)
+                if response.is_success:
+                    message_of(json.loads(response.text))
+            except TimeoutError:
+                raise httpx2.ReadTimeout("not whole", request=request) from None
+            except (ValueError, RecursionError) as error:
+                note = f"the reply is no chat completion: {error}"
+                raise httpx2.DecodingError(note, request=request) from None
+            return response
+
+    return Http()
 
 
 class Connection:
     """The way to a judge; `connected` makes it. It learns what its server does not take."""
 
-    def __init__(self, client: Any, key: str, judge: Judge, asking: Asking) -> None:
-        self._client, self._key = client, key
+    def __init__(self, client: Any, http: Any, key: str, judge: Judge, asking: Asking) -> None:
+        self._client, self._http, self._key = client, http, key
         self._judge, self._asking = judge, asking
-        self.calls = 0  # requests sent, those without a reply included
         self._takes_schema, self._takes_seed, self._budget = True, True, "max_tokens"
-        self._not_before = 0.0
+
+    @property
+    def calls(self) -> int:
+        """Requests sent, those without a reply included."""
+        return int(self._http.calls)
 
     async def reply(self, template: Template, prompt: str, *, seed: int) -> tuple[Reading, bool]:
-        """Ask once, trying again while the server does not reply.
+        """Ask once; the client tries again while the server does not reply.
+
+        What the server refuses to take is left out or renamed.
 
         Args:
             template: whose schema is asked for, unless the server has rejected one.
@@ -200,23 +228,6 @@ class Connection:
 
         Source: ours.
         """
-        import tenacity
-
-        trying = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception(lambda e: isinstance(e, Trouble) and e.is_passing),
-            stop=tenacity.stop_after_attempt(self._asking.tries),
-            wait=tenacity.wait_exponential_jitter(
-                multiplier=self._asking.wait,
-                max=self._asking.longest_wait,
-                jitter=self._asking.wait,
-            ),
-            reraise=True,
-        )
-        answer: tuple[Reading, bool] = await trying(self._adapted, template, prompt, seed)
-        return answer
-
-    async def _adapted(self, template: Template, prompt: str, seed: int) -> tuple[Reading, bool]:
-        """Send a request; what the server refuses to take is left out or renamed."""
         with_schema, with_seed, budget = self._takes_schema, self._takes_seed, self._budget
         while True:
             request: dict[str, Any] = {budget: self._judge.max_tokens}
@@ -244,49 +255,32 @@ class Connection:
                 return reading, with_schema
 
     async def _send(self, template: Template, prompt: str, request: dict[str, Any]) -> Reading:
-        """Send one request and read the reply."""
+        """Send one request, as often as the client tries, and read the reply."""
+        import httpx2
         import openai
 
-        while (left := self._not_before - time.monotonic()) > 0:
-            await asyncio.sleep(left)
         if self._judge.reasoning_effort is not None:
             request = {**request, "reasoning_effort": self._judge.reasoning_effort}
-        self.calls += 1
         try:
-            # The client's timeout counts from byte to byte: a slow drip never ends it.
-            async with asyncio.timeout(self._asking.timeout):
-                raw = await self._client.chat.completions.with_raw_response.create(
-                    model=self._judge.model,
-                    messages=[{"role": "user", "content": prompt}],
-                    temperature=self._judge.temperature,
-                    **request,
-                )
+            raw = await self._client.chat.completions.with_raw_response.create(
+                model=self._judge.model,
+                messages=[{"role": "user", "content": prompt}],
+                temperature=self._judge.temperature,
+                **request,
+            )
             return read(json.loads(raw.text), template)
-        except (TimeoutError, openai.APITimeoutError):
-            note = f"no whole reply within {self._asking.timeout:g} s"
-            raise Trouble(note, is_passing=True) from None
+        except openai.APITimeoutError:
+            raise Trouble(f"no whole reply within {self._asking.timeout:g} s") from None
         except openai.APIStatusError as error:
-            raise self._trouble(error.status_code, error.response.headers, error.message) from None
+            note = f"HTTP {error.status_code}: {self._said(error.message)}"
+            if error.status_code in FATAL:
+                raise ValueError(f"{note}. {FATAL[error.status_code]}.") from None
+            is_refusal = error.status_code in (400, 422)
+            raise Trouble(note, refusal=error.message if is_refusal else None) from None
         except openai.APIError as error:
-            note = self._said(f"{error} {error.__cause__ or ''}")
-            raise Trouble(note, is_passing=True) from None
-        except (ValueError, RecursionError) as error:
-            note = f"the reply is no chat completion: {self._said(error)}"
-            raise Trouble(note, is_passing=True) from None
-
-    def _trouble(self, status: int, headers: Any, message: str) -> Trouble:
-        """Return what an HTTP error means; where no question can succeed, raise."""
-        note = f"HTTP {status}: {self._said(message)}"
-        if status in FATAL:
-            raise ValueError(f"{note}. {FATAL[status]}.") from None
-        after = retry_after(headers)
-        if after is not None and after > self._asking.timeout:
-            return Trouble(f"{note} (it asks to wait {after:.0f} s)")
-        if after is not None:  # what it says to one question holds for all
-            self._not_before = max(self._not_before, time.monotonic() + after)
-        is_passing = status in PASSING or status >= 500
-        refusal = message if status in (400, 422) else None
-        return Trouble(note, is_passing=is_passing, refusal=refusal)
+            cause = error.__cause__
+            is_told = isinstance(cause, httpx2.DecodingError)  # by `_http`
+            raise Trouble(self._said(cause if is_told else f"{error} {cause or ''}")) from None
 
     def _said(self, error: object) -> str:
         """Return a server's words in one short line, without the key."""

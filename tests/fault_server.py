@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, TypeAlias
+from unittest import mock
 
 GOOD = {"strengths": "clear", "weaknesses": "short", "score": 8}
 VERDICT = {"comparison": "the first is clearer", "verdict": "first"}
@@ -184,12 +185,13 @@ class Server(ThreadingHTTPServer):
 
 @contextmanager
 def serving(answer: Answer | Sent) -> Iterator[Server]:
-    """A running server that answers so."""
+    """A running server that answers so; a client in this process asks it again without delay."""
     server = Server(answer if callable(answer) else lambda request, number: answer)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:
-        yield server
+        with mock.patch("openai._base_client.INITIAL_RETRY_DELAY", 0.01):
+            yield server
     finally:
         server.closing.set()
         server.shutdown()

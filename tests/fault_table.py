@@ -26,9 +26,7 @@ from codit.judge import Asking, Judge, Judged
 from tests.fault_server import FAULTS, TEXT, Sent, said, serving
 
 TABLE = Path(__file__).parent / "tables" / "faults.md"
-QUICK = Asking(
-    timeout=20, tries=2, attempts=2, wait=0.01, longest_wait=0.02, max_failures=1.0, progress=False
-)
+QUICK = Asking(timeout=20, tries=2, attempts=2, max_failures=1.0, progress=False)
 SLOW = ("hangs", "slow drip")  # given up after a third of a second
 ONE = [{"id": "a", "instruction": "Say hi.", "response": "Hi."}]
 MANY = [{"id": n, "instruction": f"Say {n}.", "response": f"{n}!"} for n in range(12)]

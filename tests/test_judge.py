@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from codit import judge, judge_client, judge_http, judge_prompts, judge_rows
+from codit import judge, judge_client, judge_prompts, judge_rows
 from codit.judge import Asking, Judge, Judged, TooManyFailures
 from tests.fault_server import (
     FAULTS,
@@ -251,32 +251,6 @@ def test_a_wait_that_the_server_asks_for_is_kept(kind: str, tmp_path: Path) -> N
     assert 0.29 < times[1] - times[0] < 2.5
 
 
-def test_a_wait_asked_of_one_question_holds_for_all(tmp_path: Path) -> None:
-    times: list[float] = []
-
-    def answer(request: dict[str, Any], number: int) -> Sent:
-        times.append(time.monotonic())
-        return failed(429, **{"Retry-After": "0.4"}) if number == 0 else said(TEXT)
-
-    asking = replace(QUICK, tries=1, concurrency=1)  # the question itself is given up
-    with serving(answer) as server:
-        assert score(server, MANY[:2], tmp_path / "c", asking=asking).summary["n_ok"] == 1
-    assert times[1] - times[0] > 0.39
-
-
-def test_what_cannot_be_read_as_a_wait_is_none() -> None:
-    read = judge_http.retry_after
-    assert read({"retry-after": "7"}) == 7
-    assert read({"retry-after": "-7"}) == 0
-    assert read({"retry-after-ms": "1500", "retry-after": "7"}) == 1.5
-    assert read({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
-    huge = "99999999999999999999"
-    dates = [f"Wed, 21 Oct {huge} 07:28:00 GMT", f"Wed, 21 Oct 2015 07:28:00 +{huge}"]
-    for said_so in ("soon", "nan", "", *dates):
-        assert read({"retry-after": said_so}) is None
-    assert read({}) is None
-
-
 def test_a_server_without_schemas_is_asked_without_and_that_is_recorded(tmp_path: Path) -> None:
     def answer(request: dict[str, Any], number: int) -> Sent:
         if "response_format" in request:
@@ -360,20 +334,6 @@ def test_a_server_that_fails_now_and_then_is_not_given_up(
     with serving(lambda request, number: said(TEXT) if number % 2 else failed(500)) as server:
         judged = score(server, MANY, tmp_path / "c", asking=asking)
     assert judged.tally.states == {"ok": 6, "api_error": 6}
-
-
-def test_a_question_without_a_reply_is_free_for_others_at_once(tmp_path: Path) -> None:
-    claimed: list[int] = []
-
-    def answer(request: dict[str, Any], number: int) -> Sent:
-        connection = sqlite3.connect(tmp_path / "c")
-        claimed.append(connection.execute("SELECT count(*) FROM claims").fetchone()[0])
-        connection.close()
-        return failed(403)
-
-    with serving(answer) as server:
-        score(server, MANY[:3], tmp_path / "c", asking=replace(QUICK, concurrency=1))
-    assert claimed == [1, 1, 1]
 
 
 def test_nothing_listens_at_the_address(tmp_path: Path) -> None:
@@ -815,9 +775,9 @@ def test_a_conversation_s_last_answer_is_judged_after_all_its_turns() -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"concurrency": 0}, {"attempts": 0}, {"tries": 0}, {"timeout": 0}, {"wait": -1},
+    [{"concurrency": 0}, {"attempts": 0}, {"tries": 0}, {"timeout": 0},
      {"max_failures": 1.1}, {"price_in": 1.0}, {"price_out": 1.0}, {"timeout": math.nan},
-     {"wait": math.nan}, {"longest_wait": math.nan}, {"max_failures": math.nan},
+     {"max_failures": math.nan},
      {"price_in": -1.0, "price_out": 1.0}, {"price_in": 1.0, "price_out": math.nan}],
 )  # fmt: skip
 def test_settings_out_of_their_range_are_refused(settings: dict[str, Any]) -> None:
@@ -860,5 +820,5 @@ def test_a_missing_client_is_named_with_the_extra_that_brings_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(ValueError, match=r"openai.*codit\[eval\]"):
+    with pytest.raises(ValueError, match=r"openai.*\"\.\[eval\]\""):
         judge.score(ONE, Judge(model="m"), cache=tmp_path / "c", asking=QUICK)

@@ -1,4 +1,4 @@
-"""The cache of judgements: nothing is lost, nothing is asked by two, and a dead claim is none."""
+"""The cache of judgements: nothing is lost, one process asks at a time, and a dead one none."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from typing import Any
 import pytest
 
 from codit import judge_cache
-from codit.judge_cache import Attempt, attempt_key, item_key, opened
+from codit.judge_cache import Attempt, attempt_key, final, item_key, opened
 
 OK = Attempt(
     attempt=0, state="ok", value=8.0, note="", reply="{}", schema="honoured", model="m",
@@ -29,79 +31,76 @@ BAD = replace(OK, state="parse_error", value=None, note="prose")
 def test_what_is_stored_is_found_again_by_another_run(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "cache.sqlite"
     with opened(path) as cache:
-        assert cache.final("a", limit=3) is None
-        assert cache.claim("a", limit=3) == 0
+        assert cache.attempts("a") == []
         cache.store("a", OK)
     with opened(path) as cache:
-        assert cache.final("a", limit=1) == OK
-        assert cache.claim("a", limit=1) == OK
-    assert [file.name for file in path.parent.iterdir()] == ["cache.sqlite"]
+        assert cache.attempts("a") == [OK]
+    assert sorted(file.name for file in path.parent.iterdir()) == [
+        "cache.sqlite", "cache.sqlite.lock",
+    ]  # fmt: skip
 
 
 def test_failures_use_up_attempts_and_a_higher_limit_allows_more(tmp_path: Path) -> None:
     with opened(tmp_path / "c") as cache:
+        assert final(cache.attempts("a"), limit=1) is None
         for number in range(2):
-            assert cache.claim("a", limit=2) == number
             cache.store("a", replace(BAD, attempt=number))
-        assert cache.claim("a", limit=2) == cache.final("a", limit=2) == replace(BAD, attempt=1)
-        assert cache.final("a", limit=3) is None
-        assert cache.claim("a", limit=3) == 2
+        assert final(cache.attempts("a"), limit=2) == replace(BAD, attempt=1)
+        assert final(cache.attempts("a"), limit=3) is None
         cache.store("a", replace(OK, attempt=2))
-        assert cache.final("a", limit=1) == replace(OK, attempt=2)
+        cache.store("a", replace(BAD, attempt=3))
+        for limit in (1, 3, 9):
+            assert final(cache.attempts("a"), limit=limit) == replace(OK, attempt=2)
 
 
-def test_a_question_that_one_run_asks_no_other_asks(tmp_path: Path) -> None:
-    with opened(tmp_path / "c") as one, opened(tmp_path / "c") as other:
-        assert one.claim("a", limit=3) == 0
-        assert other.claim("a", limit=3) is None
-        assert other.claim("b", limit=3) == 0
-        one.release("a")
-        assert other.claim("a", limit=3) == 0
-        other.store("a", OK)
-        assert one.claim("a", limit=3) == OK
-
-
-def test_claims_end_with_their_run(tmp_path: Path) -> None:
-    with opened(tmp_path / "c") as other:
-        with contextlib.suppress(RuntimeError), opened(tmp_path / "c") as one:
-            assert one.claim("a", limit=3) == 0
-            assert other.claim("a", limit=3) is None
-            raise RuntimeError
-        assert other.claim("a", limit=3) == 0
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that asks into the cache."""
+    code = (
+        "import sys, time\nfrom codit.judge_cache import opened\n"
+        "with opened(sys.argv[1]):\n    print('held', flush=True)\n    time.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", code, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
 
 
 @pytest.mark.parametrize("is_waited_for", [True, False])
-def test_the_claim_of_a_killed_process_counts_no_longer(
-    is_waited_for: bool, tmp_path: Path
+def test_another_process_is_waited_for_and_a_killed_one_is_not(
+    is_waited_for: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    code = (
-        "import sys, time\nfrom codit.judge_cache import opened\n"
-        "with opened(sys.argv[1]) as cache:\n"
-        "    print(cache.claim('a', limit=3), flush=True)\n    time.sleep(60)\n"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "c")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "0\n"
+    def waits() -> list[Attempt]:
         with opened(tmp_path / "c") as cache:
-            assert cache.claim("a", limit=3) is None
-            os.kill(process.pid, signal.SIGKILL)
-            if is_waited_for:
-                process.wait()
-            else:  # as in a container whose first process waits for nobody
-                os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-            assert cache.claim("a", limit=3) == 0
+            return cache.attempts("a")
+
+    with held(tmp_path / "c") as process, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(waits)
+        with pytest.raises(TimeoutError):
+            waiting.result(timeout=0.3)
+        assert caplog.messages == [
+            f"another process judges into {tmp_path / 'c'}; this one waits for it"
+        ]
+        os.kill(process.pid, signal.SIGKILL)
+        if is_waited_for:
+            process.wait()
+        else:  # as in a container whose first process waits for nobody
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert waiting.result(timeout=10) == []
 
 
-def test_a_process_number_that_is_another_s_now_is_no_claim(tmp_path: Path) -> None:
-    assert judge_cache._is_alive(f"{os.getpid()} 12.0 x") is False
+def test_whoever_only_looks_does_not_wait(tmp_path: Path) -> None:
+    with held(tmp_path / "c"), opened(tmp_path / "c", is_asking=False) as cache:
+        assert cache.attempts("a") == []
 
 
-def claim_all(path: Path, items: list[str], results: Any) -> None:
+def ask_all(path: Path, items: list[str], results: Any) -> None:
     mine = []
     with opened(path) as cache:
         for item in items:
-            if cache.claim(item, limit=3) == 0:
+            if not cache.attempts(item):
                 mine.append(item)
                 cache.store(item, OK)
     results.put(mine)
@@ -112,7 +111,7 @@ def test_processes_that_share_a_file_ask_each_question_once(tmp_path: Path) -> N
     results = context.Queue()
     items = [str(n) for n in range(40)]
     arguments = (tmp_path / "c", items, results)  # none has the file: all make it at once
-    workers = [context.Process(target=claim_all, args=arguments) for _ in range(3)]
+    workers = [context.Process(target=ask_all, args=arguments) for _ in range(3)]
     for worker in workers:
         worker.start()
     asked = [item for _ in workers for item in results.get(timeout=60)]
@@ -154,16 +153,19 @@ def test_another_file_is_refused_and_left_alone(tmp_path: Path) -> None:
         pass
 
 
-def test_a_folder_or_a_locked_file_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+def test_a_folder_or_a_locked_file_is_an_error_that_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(OSError, match="name another file"), opened(tmp_path):
         pass
     with opened(tmp_path / "c"):
         pass
     connection = sqlite3.connect(tmp_path / "c", isolation_level=None)
     connection.execute("BEGIN IMMEDIATE")
+    monkeypatch.setattr(judge_cache, "PATIENCE", 0.1)
     start = time.monotonic()
-    with pytest.raises(OSError, match="locked"), opened(tmp_path / "c", patience=0.1):
-        pass
+    with pytest.raises(OSError, match="locked"), opened(tmp_path / "c") as cache:
+        cache.store("a", OK)
     assert 0.1 <= time.monotonic() - start < 2
     connection.execute("ROLLBACK")
     connection.close()
@@ -171,14 +173,9 @@ def test_a_folder_or_a_locked_file_is_an_error_that_says_what_to_do(tmp_path: Pa
 
 def test_where_room_runs_out_the_error_says_so_and_what_was_stored_is_kept(tmp_path: Path) -> None:
     with opened(tmp_path / "c") as cache:
-        cache.claim("a", limit=3)
         cache.store("a", OK)
         (pages,) = cache._connection.execute("PRAGMA page_count").fetchone()
         cache._connection.execute(f"PRAGMA max_page_count = {pages}")
-        cache.claim("b", limit=3)
         with pytest.raises(OSError, match=r"full\. Make room"):
             cache.store("b", replace(OK, reply="x" * 200_000))
-        assert cache.final("a", limit=3) == OK
-        cache.release("b")
-        with opened(tmp_path / "c") as other:
-            assert other.claim("b", limit=3) == 0
+        assert (cache.attempts("a"), cache.attempts("b")) == ([OK], [])

@@ -41,7 +41,7 @@ def grade(request: dict[str, Any], number: int) -> Sent:
 def run(place: Path, server: Server | None, *more: str, data: str = "data.jsonl") -> int:
     url = server.url if server else "http://127.0.0.1:1/v1"
     given = ["judge", "--data", str(place / data), "--out", str(place / "out.jsonl")]
-    given += ["--model", "m", "--base-url", url, "--wait", "0.01", "--no-progress"]
+    given += ["--model", "m", "--base-url", url, "--no-progress"]
     return cli.main([*given, *more])
 
 
@@ -80,7 +80,7 @@ def test_scores_are_written_and_a_second_run_asks_nothing(
     names = {path.name for path in place.iterdir()}
     assert names == {
         "data.jsonl", "other.jsonl", "talk.jsonl", "out.jsonl", "out.manifest.json",
-        "out.cache.sqlite",
+        "out.cache.sqlite", "out.cache.sqlite.lock",
     }  # fmt: skip
 
 

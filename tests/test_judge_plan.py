@@ -50,7 +50,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(*more: str, url: str = NOBODY, data: str = "data.jsonl") -> int:
     given = ["judge", "--data", data, "--out", "out.jsonl", "--model", "m", "--base-url", url]
-    return cli.main([*given, "--wait", "0.01", "--no-progress", *more])
+    return cli.main([*given, "--no-progress", *more])
 
 
 def numbers(shown: str) -> dict[str, list[str]]:

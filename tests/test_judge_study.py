@@ -237,7 +237,7 @@ def test_a_study_whose_server_went_away_is_not_finished_and_goes_on(
         return grade(request, number) if number < paid else failed(500)
 
     with monkeypatch.context() as patch:
-        patch.setattr(judging, "Asking", partial(Asking, tries=1, wait=0.0))
+        patch.setattr(judging, "Asking", partial(Asking, tries=1))
         with pytest.raises(ValueError, match="expected replies; .* judgements have none"):
             made(one, folder, patch, dies)
     assert not list(folder.glob("*.parquet"))

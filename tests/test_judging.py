@@ -171,7 +171,7 @@ def test_a_dataset_is_not_chosen_where_too_many_judgements_fail(
 def test_a_choice_that_lost_its_server_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(judging, "Asking", partial(Asking, tries=1, wait=0.0, concurrency=1))
+    monkeypatch.setattr(judging, "Asking", partial(Asking, tries=1, concurrency=1))
     recipe, answer = JudgedBest(pool=POOL, judge=MODEL), graded([[1, 2, 3, 4]] * 3)
 
     def dies(request: dict[str, Any], number: int) -> Sent:
