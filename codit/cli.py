@@ -133,9 +133,9 @@ def _commands(first: Sequence[str]) -> dict[str, Callable[..., Any]]:
         "chat-vector": chat_vector_cli.command,
     }
     if not first or first[0] not in commands:
-        from codit import reproduce
+        from codit import run
 
-        commands["reproduce"] = reproduce.command
+        commands["reproduce"] = run.command
     return commands
 
 
