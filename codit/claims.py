@@ -14,7 +14,7 @@ from typing import Any
 
 import nbformat
 
-from codit import figures, notebook, store
+from codit import figures, run, store
 from codit.files import replacing
 
 WORDS = {True: "holds", False: "does not", None: "undecided"}
@@ -67,8 +67,8 @@ def figure_table() -> str:
     """
     lines = ["| notebook | the paper's | first claim | found | verdict |", "| --- " * 5 + "|"]
     known = sidecars()
-    for path in notebook.choose(store.repository() / "notebooks"):
-        name = notebook.declared_figures(path)[0]
+    for path in run.choose(store.repository() / "notebooks"):
+        name = run.declared_figures(path)[0]
         claim = known[name]["claims"][0]
         link = f"[{path.stem}](notebooks/{path.name})"
         picture = f"[{reproduced(path)}](figures/{name}.png)"

@@ -43,8 +43,11 @@ def train(
     warmup: float = recipes.Training.warmup,
     weight_decay: float = recipes.Training.weight_decay,
     seed: int = recipes.Training.seed,
+    save_every: int = 500,
 ) -> int:
     """Fine-tune a student on a dataset of responses, all parameters, loss on the answer only.
+
+    Killed, the same command goes on from the last checkpoint, to the same weights.
 
     Args:
         base: Hub name or folder of the model to train.
@@ -60,11 +63,11 @@ def train(
         warmup: share of steps over which the learning rate rises.
         weight_decay: of AdamW.
         seed: order of the rows.
+        save_every: steps between checkpoints; each is three times the size of the student, the
+            latest is kept until the student is saved. 0: none.
 
     Returns:
         int: exit status.
-
-    Source: ours; the paper's settings were not found.
     """
     recipe = recipes.Training(
         base=recipes.Model(name=base, revision=base_revision),
@@ -80,7 +83,7 @@ def train(
     )
     from codit import dataset_file, student
 
-    print(student.train(recipe, dataset_file.read(data), out))
+    print(student.train(recipe, dataset_file.read(data), out, save_every=save_every))
     return 0
 
 
@@ -133,9 +136,9 @@ def _commands(first: Sequence[str]) -> dict[str, Callable[..., Any]]:
         "chat-vector": chat_vector_cli.command,
     }
     if not first or first[0] not in commands:
-        from codit import reproduce
+        from codit import run
 
-        commands["reproduce"] = reproduce.command
+        commands["reproduce"] = run.command
     return commands
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from codit import claims, committed, experiments, figures, notebook, recipes, store
+from codit import claims, committed, experiments, figures, recipes, run, store
 
 ROOT = store.repository()
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -27,7 +27,7 @@ def test_the_readme_s_tables_are_those_of_the_committed_figures() -> None:
 def test_every_committed_figure_is_declared_by_a_notebook_and_every_declared_one_committed() -> (
     None
 ):
-    declared = [name for path in NOTEBOOKS for name in notebook.declared_figures(path)]
+    declared = [name for path in NOTEBOOKS for name in run.declared_figures(path)]
     assert sorted(declared) == sorted(SIDECARS)
 
 
@@ -84,7 +84,7 @@ def test_a_verdict_on_speed_agrees_with_the_goal_and_the_quartiles_beside_it() -
 def test_the_first_claim_of_each_notebook_stands_in_the_figure_table() -> None:
     table = claims.figure_table()
     for path in NOTEBOOKS:
-        first = SIDECARS[notebook.declared_figures(path)[0]]["claims"][0]
+        first = SIDECARS[run.declared_figures(path)[0]]["claims"][0]
         assert f"({'notebooks/' + path.name})" in table
         assert first["ours"] in table
 

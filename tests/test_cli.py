@@ -63,7 +63,7 @@ def whole(place: Path) -> bytes:
 # Importing torch takes seconds: one process does it, and forks a copy of itself for every command.
 READY = """
 import json, os, sys
-from codit import cli, synthesis
+from codit import cli, student, synthesis
 for line in sys.stdin:
     child = os.fork()
     if child == 0:
@@ -348,6 +348,32 @@ def test_a_student_is_trained_from_the_dataset(
     assert cli.main(["train", *given]) == 0
     assert capsys.readouterr().out.strip().endswith("student")
     assert list((tmp_path / "student").glob("*.safetensors"))
+
+
+def test_a_training_that_is_killed_goes_on_to_the_same_weights(
+    place: Path, whole: bytes, ready: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    rows = [{**json.loads(line), "is_completed": True} for line in whole.splitlines()]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = ["train", "--base", str(place / "expert"), "--data", str(tmp_path / "data.jsonl")]
+    asked += ["--batch", "4", "--epochs", "3", "--max-length", "64", "--save-every", "5"]
+    ask(ready, [*asked, "--out", str(tmp_path / "uninterrupted")])
+    assert status_of(ready) == 0
+    out = tmp_path / "killed"
+    child, deadline = ask(ready, [*asked, "--out", str(out)]), time.monotonic() + 300
+    while not list(out.glob("checkpoint-*/trainer_state.json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    os.kill(child, signal.SIGKILL)
+    assert status_of(ready) == -signal.SIGKILL
+    assert list(out.glob("checkpoint-*"))
+    assert not (out / "model.safetensors").exists()
+    ask(ready, [*asked, "--out", str(out)])
+    assert status_of(ready) == 0
+    files = sorted(path.name for path in (tmp_path / "uninterrupted").iterdir())
+    assert sorted(path.name for path in out.iterdir()) == files
+    for name in files:
+        assert (out / name).read_bytes() == (tmp_path / "uninterrupted" / name).read_bytes(), name
 
 
 def test_a_base_without_a_chat_template_takes_the_teachers(

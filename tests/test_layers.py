@@ -78,9 +78,10 @@ LAYERS = (
         "overlap",
     ),
     ("decode_arguments",),
-    ("decode", "figures", "notebook", "dataset_file", "addition", "random_pairs"),
+    ("decode", "figures", "dataset_file", "addition", "random_pairs"),
     (
         "plots",
+        "run",
         "line_plots",
         "token_classes",
         "token_plots",
@@ -111,7 +112,6 @@ LAYERS = (
     ("judge_leanings", "judge_plots"),
     (
         "claims",
-        "reproduce",
         "chat_vector_cli",
         "ifeval_cli",
         "judge_agreement_cli",

@@ -12,7 +12,7 @@ from typing import Any
 import nbformat
 import pytest
 
-from codit import notebook, reproduce
+from codit import run
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "notebooks"
@@ -79,7 +79,7 @@ def test_its_title_shows_a_figure_that_it_writes_and_that_is_committed(path: Pat
     title = nbformat.read(path, as_version=4).cells[0].source
     shown = re.findall(r"!\[[^\]]+\]\(\.\./figures/([a-z0-9_]+)\.png\)", title)
     assert shown, "![what it shows](../figures/NN_slug.png)"
-    declared = notebook.declared_figures(path)
+    declared = run.declared_figures(path)
     assert set(shown) <= set(declared)
     for name in declared:
         assert re.match(r"\d\d", name)[0] == path.stem[:2]  # type: ignore[index]
@@ -89,21 +89,22 @@ def test_its_title_shows_a_figure_that_it_writes_and_that_is_committed(path: Pat
 
 @each_notebook
 def test_it_has_one_parameters_cell_and_the_kernel_python3(path: Path) -> None:
-    parameters = notebook.parameters_of(path)
-    assert ast.literal_eval(parameters["scale"]) == "micro"
+    assert run.parameters_of(path)["scale"] == "micro"
+    kernel = nbformat.read(path, as_version=4).metadata["kernelspec"]["name"]
+    assert kernel == "python3"
 
 
 @each_notebook
 def test_a_parameter_besides_the_scale_is_left_to_the_scale_s_recipe(path: Path) -> None:
-    values = {name: ast.unparse(value) for name, value in notebook.parameters_of(path).items()}
+    values = run.parameters_of(path)
     values.pop("scale")
-    assert set(values.values()) <= {"None"}
+    assert set(values.values()) <= {None}
 
 
 @each_notebook
 def test_every_parameter_is_read_and_none_is_bound_again(path: Path) -> None:
     tree = below_parameters(path)
-    parameters = set(notebook.parameters_of(path))
+    parameters = set(run.parameters_of(path))
     assert parameters - names(tree, ast.Load) == set(), "papermill would change nothing"
     assert parameters & names(tree, ast.Store) == set(), "papermill's value would be lost"
 
@@ -153,10 +154,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def execute(path: Path, cwd: Path, tmp_path: Path) -> list[dict[str, Any]]:
     """Run a notebook with its reduced parameters; return the provenance of its figures."""
     parameters = {"scale": "micro", **REDUCED[path.stem]}
-    (run,) = reproduce.reproduce(parameters, only=[path.stem], out=tmp_path / "executed", cwd=cwd)
-    assert run.status == "executed", run.error
+    executed = run.bring_up_to_date(path, parameters, out=tmp_path / "executed", cwd=cwd)
+    assert executed == "executed", "see what it printed"
     files = sorted((tmp_path / "figures" / "micro").glob("*.json"))
-    assert tuple(file.stem for file in files) == tuple(sorted(notebook.declared_figures(path)))
+    assert tuple(file.stem for file in files) == tuple(sorted(run.declared_figures(path)))
     return [json.loads(file.read_text()) for file in files]
 
 
