@@ -27,8 +27,7 @@ from codit import dataset_file, ray_workers, recipes, resumption, store
 from codit import workers as processes
 from codit.batch_records import Row, Stream, Work, answer, loaded, metadata, samples
 from codit.dataset_file import Files
-from codit.decode import chosen_engine
-from codit.decode_arguments import check_engine
+from codit.decode import check_engine, chosen_engine
 from codit.prompts import Prompts, load
 from codit.resumption import Name
 from codit.teacher import expert_tokenizer, model_ids, named, ready
