@@ -9,32 +9,32 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import pandas as pd
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codit.chat import Conversation, answer_ids, prompt_ids, prompt_or_error, text_of
 from codit.contrast import contrast, plausible
-from codit.decode_arguments import ENGINES as ENGINES
-from codit.decode_arguments import check
-from codit.drawing import Meter, Step
+from codit.drawing import Batch, Meter, Step, evaluating, undisturbed
 from codit.noise import default_ids, noise_key
 from codit.paged_batches import continuous
 from codit.pair import ContrastivePair
 from codit.recipes import Decoding
-from codit.shared_cache import paged_shape
+from codit.shared_cache import engines, reach
 from codit.static_batches import static
-from codit.vllm_pair import VllmPair, vllm_batches
+from codit.vllm_pair import vllm_batches
 from codit.vocabulary import stop_ids
 
 logger = logging.getLogger(__name__)
 
 RUN: dict[str, Any] = {"static": static, "continuous": continuous, "vllm": vllm_batches}
+ENGINES = ("auto", *RUN)
 
 __all__ = ["Response", "default_ids", "generate", "prompt_ids", "token_table"]
 
@@ -61,8 +61,83 @@ class Response:
     error: str | None = None
 
 
+@runtime_checkable
+class Decoder(Protocol):
+    """What `generate` asks of what it decodes with; a single causal LM becomes one by `Single`."""
+
+    @property
+    def generation_config(self) -> Any:
+        """Where its own stop ids stand."""
+
+    @property
+    def is_contrast(self) -> bool:
+        """Whether its scores are log q: masked, contrasted and cut to `vocab_size` already."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids that it scores."""
+
+    @property
+    def context(self) -> int | None:
+        """How many tokens it can read; None: no limit is known."""
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """Keys of `RUN`, the one that "auto" means first."""
+
+    def deciding(
+        self, decoding: Decoding, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int]
+    ) -> AbstractContextManager[Any]:
+        """Hold a call's settings for a block and yield the model that an engine runs.
+
+        Raises:
+            ValueError: a decoding that it cannot follow.
+        """
+
+
+@dataclass(frozen=True)
+class Single:
+    """One causal LM as a `Decoder`: sampled as it is, or truncated."""
+
+    model: PreTrainedModel
+    is_contrast: ClassVar[bool] = False
+
+    @property
+    def generation_config(self) -> Any:
+        """The model's own."""
+        return self.model.generation_config
+
+    @property
+    def vocab_size(self) -> int:
+        """The model's, rows that pad an embedding included."""
+        return self.model.config.get_text_config(decoder=True).vocab_size
+
+    @property
+    def context(self) -> int | None:
+        """See `Decoder`."""
+        return reach(self.model.config)
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """See `Decoder`."""
+        return engines(self.model.device, self.model.config)
+
+    @contextmanager
+    def deciding(
+        self, decoding: Decoding, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int]
+    ) -> Iterator[PreTrainedModel]:
+        """See `Decoder`."""
+        if decoding.strength:
+            raise ValueError(
+                "a single model has no amateur to contrast: strength must be 0; got "
+                f"{decoding.strength}. Use Decoding(strength=0), or a ContrastivePair."
+            )
+        with undisturbed(self.model, decoding, tokenizer, stops):
+            yield self.model
+
+
 def generate(
-    model: PreTrainedModel | VllmPair,
+    model: PreTrainedModel | Decoder,
     tokenizer: PreTrainedTokenizerBase,
     conversations: Sequence[Conversation],
     decoding: Decoding,
@@ -88,7 +163,9 @@ def generate(
         ids: names of the rows, unequal as text; a word of the noise key. None: `default_ids`.
         engine: "static" (length-sorted left-padded batches), "continuous" (paged cache: a row
             that ends makes room for the next), "vllm" (a `VllmPair`; noise is vLLM's own, one
-            seed for each row), "auto": see `chosen_engine`.
+            seed for each row), "auto": the model's
+            first: vLLM's for a pair in it, "continuous" on a GPU where all keys have one shape,
+            "static" elsewhere.
         batch_size: rows computed at once. None: 64 when static, as many as fit when continuous.
             Where memory runs out it is halved, and nothing is lost.
         progress: show a bar with rows/s and tokens/s.
@@ -106,8 +183,9 @@ def generate(
     Source: order of one step and stop set: the authors' scripts (arXiv 2604.13538). Noise,
     engines and rows with errors: ours.
     """
-    check(model, tokenizer, conversations, decoding, ids, engine, batch_size)
-    room = _context(model), int(decoding.max_new_tokens)
+    _check(model, tokenizer, ids, len(conversations), engine, batch_size)
+    decoder = _decoder(model)
+    room = decoder.context, int(decoding.max_new_tokens)
     prompts = [prompt_or_error(tokenizer, chat, *room) for chat in conversations]
     if ids is None:
         ids = default_ids([[] if isinstance(prompt, str) else prompt for prompt in prompts])
@@ -119,40 +197,28 @@ def generate(
         if isinstance(prompt, str)
     }
     keys = {i: noise_key(decoding.seed, names[i], decoding.sample) for i in rows}
-    stops = stop_ids(tokenizer, model.generation_config)
+    stops = stop_ids(tokenizer, decoder.generation_config)
     chosen = chosen_engine(model, engine)
     logger.info("engine %s (asked for: %s)", chosen, engine)
-    step = Step(decoding, len(tokenizer), is_pair=isinstance(model, (ContrastivePair, VllmPair)))
-    meter = Meter(len(prompts), progress)
-    with _overridden(model, tokenizer, decoding, stops), meter.bar:
-        meter.add(rows=len(answers))
-        for i, drawn, logprobs in RUN[chosen](model, step, rows, keys, batch_size, meter):
-            answers[i] = _response(tokenizer, names[i], drawn, logprobs, stops)
-            meter.add(rows=1, tokens=len(answers[i].token_ids))
+    step = Step(decoding, len(tokenizer), is_pair=decoder.is_contrast)
+    with decoder.deciding(decoding, tokenizer, stops) as ready:
+        meter = Meter(len(prompts), progress)
+        with meter.bar:
+            meter.add(rows=len(answers))
+            batch = Batch(step, rows, keys, batch_size, meter)
+            for i, drawn, logprobs in RUN[chosen](ready, batch):
+                answers[i] = _response(tokenizer, names[i], drawn, logprobs, stops)
+                meter.add(rows=1, tokens=len(answers[i].token_ids))
     return [answers[i] for i in range(len(prompts))]
 
 
-def chosen_engine(model: PreTrainedModel | VllmPair, engine: str = "auto") -> str:
-    """Return the engine that `generate` uses.
+def chosen_engine(model: PreTrainedModel | Decoder, engine: str = "auto") -> str:
+    """Return the engine that `generate` uses: the one asked for, or the model's first."""
+    return _decoder(model).engines[0] if engine == "auto" else engine
 
-    Args:
-        model: a pair or a single causal LM.
-        engine: "auto": vLLM's for a pair in it; continuous batching on a GPU, where both models'
-            keys have one shape; otherwise static batches, which were quicker on a CPU.
 
-    Returns:
-        str: "static", "continuous" or "vllm".
-
-    Source: ours.
-    """
-    if isinstance(model, VllmPair):
-        return "vllm"
-    if engine != "auto":
-        return engine
-    if model.device.type != "cuda":
-        return "static"
-    halves = [model.expert, model.amateur] if isinstance(model, ContrastivePair) else [model]
-    return "continuous" if len({paged_shape(half.config) for half in halves}) == 1 else "static"
+def _decoder(model: PreTrainedModel | Decoder) -> Decoder:
+    return model if isinstance(model, Decoder) else Single(model)
 
 
 @torch.no_grad()
@@ -184,7 +250,7 @@ def token_table(
 
     Source: ours.
     """
-    if not isinstance(pair, ContrastivePair):
+    if not hasattr(pair, "both_logits"):
         raise ValueError(
             f"token_table compares two models; got a {type(pair).__name__}. Make a "
             "ContrastivePair of it and its amateur."
@@ -194,7 +260,7 @@ def token_table(
     prompt = prompt_ids(tokenizer, conversation)
     ids = torch.tensor([prompt + answer], device=pair.device)
     drawn = torch.tensor(answer, device=pair.device)[:, None]
-    with _evaluating(pair):
+    with evaluating(pair):
         logits = [z[0, len(prompt) - 1 : -1] for z in pair.both_logits(ids)]
     logq = contrast(*logits, strength=pair.strength, plausibility=pair.plausibility)
     logp = [z.float().log_softmax(-1).gather(1, drawn)[:, 0].tolist() for z in logits]
@@ -210,16 +276,6 @@ def token_table(
             "argmax_changed": (logq.argmax(-1) != logits[0].argmax(-1)).tolist(),
         }
     )
-
-
-def _context(model: PreTrainedModel | VllmPair) -> int | None:
-    """Return how many tokens a model, or both models of a pair, can read."""
-    if isinstance(model, VllmPair):
-        return model.context
-    parts = [model.expert, model.amateur] if isinstance(model, ContrastivePair) else [model]
-    configs = [part.config.get_text_config() for part in parts]
-    limits = [getattr(config, "max_position_embeddings", None) for config in configs]
-    return min((limit for limit in limits if limit), default=None)
 
 
 def _response(
@@ -249,45 +305,55 @@ def _response(
     )
 
 
-@contextmanager
-def _overridden(
-    model: PreTrainedModel | VllmPair,
+def check_engine(engine: str, batch_size: int | None) -> None:
+    """Raise ValueError for an engine that does not exist or a batch without rows."""
+    if engine not in ENGINES:
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}; got {engine!r}.")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1; got {batch_size}. None chooses one.")
+
+
+def _check(
+    model: PreTrainedModel | Decoder,
     tokenizer: PreTrainedTokenizerBase,
-    decoding: Decoding,
-    stops: list[int],
-) -> Iterator[None]:
-    """Make the model decode as `decoding` says and nothing else does, for a `with` block."""
-    if isinstance(model, VllmPair):  # was started so, and each request says the rest
-        yield
-        return
-    pad = tokenizer.pad_token_id
-    before = model.generation_config
-    # A checkpoint's own generation config may hold penalties, temperatures and limits, which
-    # `generate` would mix in. The draw is ours, so its arg max is the token.
-    config = GenerationConfig(
-        max_new_tokens=int(decoding.max_new_tokens),
-        do_sample=False,
-        eos_token_id=stops,
-        pad_token_id=min(stops) if pad is None else pad,
-    )
-    with ExitStack() as stack:
-        stack.enter_context(_evaluating(model))
-        if isinstance(model, ContrastivePair):
-            values = {"strength": decoding.strength, "plausibility": decoding.plausibility}
-            stack.enter_context(model.override(**values))
-        model.generation_config = config
-        try:
-            yield
-        finally:
-            model.generation_config = before
-
-
-@contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Switch dropout off for a `with` block."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
+    ids: Sequence[Any] | None,
+    n: int,
+    engine: str,
+    batch_size: int | None,
+) -> None:
+    """Raise ValueError for arguments of `generate` that none of n rows could be answered with."""
+    check_engine(engine, batch_size)
+    decoder = _decoder(model)
+    allowed = ("auto", *decoder.engines)
+    if engine not in allowed:
+        raise ValueError(
+            f"a {type(model).__name__} decodes with engine {', '.join(allowed)}; got {engine!r}. "
+            "vLLM loads its models itself: make a vllm_pair.VllmPair for it, a ContrastivePair "
+            "for the others."
+        )
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            "expected a tokenizer with a chat template; got none. Use the expert's tokenizer, or "
+            "set tokenizer.chat_template."
+        )
+    if ids is not None and len(ids) != n:
+        raise ValueError(
+            f"expected an id for each of {n} conversations; got {len(ids)}. Give as many, or None."
+        )
+    twice = [name for name, times in Counter(map(str, ids or ())).items() if times > 1]
+    if twice:
+        raise ValueError(
+            f"ids must be unique, for equal ids share their noise; got more than once: "
+            f"{', '.join(sorted(twice)[:10])}. Rename them, or pass None."
+        )
+    if not stop_ids(tokenizer, decoder.generation_config):
+        raise ValueError(
+            "expected a stop token from the tokenizer or the expert's generation_config; got none. "
+            "Set tokenizer.eos_token or generation_config.eos_token_id."
+        )
+    if decoder.is_contrast and decoder.vocab_size > len(tokenizer):
+        raise ValueError(
+            f"expected a pair of at most {len(tokenizer)} ids, as many as the tokenizer has; "
+            f"got {decoder.vocab_size}. Make it with ContrastivePair(..., "
+            "vocab_size=len(tokenizer))."
+        )

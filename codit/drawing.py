@@ -1,4 +1,4 @@
-"""How one token is drawn, the same in every engine, and the bar that counts what was drawn.
+"""What every engine shares: how one token is drawn, what a call asks for, the bar that counts.
 
 Notation: B rows computed at once, V ids of the vocabulary, K plausible ones at most in a row, t a
 step from 0, q the model's or the pair's next-token distribution, u a uniform number in [0, 1).
@@ -7,12 +7,14 @@ step from 0, q the model's or the pair's next-token distribution, u a uniform nu
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation import TopKLogitsWarper, TopPLogitsWarper
 
 from codit.candidates import Candidates, candidates, contrast_candidates
@@ -127,3 +129,58 @@ class Step:
         tokens, logprobs = self.draw(scores, noise)
         forced = torch.full_like(scores, float("-inf")).scatter(1, tokens[:, None], 0.0)
         return forced, logprobs
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What an engine is asked for in one call.
+
+    Args:
+        step: how a token is drawn.
+        rows: prompts as token ids, by the row's number.
+        keys: the rows' noise keys.
+        size: rows computed at once. None: the engine's choice.
+        meter: shows what is under way.
+    """
+
+    step: Step
+    rows: Mapping[int, list[int]]
+    keys: Mapping[int, int]
+    size: int | None
+    meter: Meter
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Switch dropout off for a `with` block."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+@contextmanager
+def undisturbed(
+    model: PreTrainedModel,
+    decoding: Decoding,
+    tokenizer: PreTrainedTokenizerBase,
+    stops: Sequence[int],
+) -> Iterator[None]:
+    """Keep dropout and a checkpoint's own generation config out of what is drawn in a block."""
+    pad = tokenizer.pad_token_id
+    before = model.generation_config
+    # It may hold penalties, temperatures and limits, which `generate` would mix in. The draw is
+    # ours, so its arg max is the token.
+    model.generation_config = GenerationConfig(
+        max_new_tokens=int(decoding.max_new_tokens),
+        do_sample=False,
+        eos_token_id=list(stops),
+        pad_token_id=min(stops) if pad is None else pad,
+    )
+    try:
+        with evaluating(model):
+            yield
+    finally:
+        model.generation_config = before

@@ -13,12 +13,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from codit.candidates import Candidates
 
 TOLERANCE = 1e-4
 """Largest difference, in nats per unit of size, that rounding explains. (ours)"""
@@ -101,6 +103,22 @@ def head_rows(model: PreTrainedModel, ids: Tensor) -> Iterator[None]:
     bias = None if head.bias is None else head.bias.index_select(0, ids)
     with _replaced(head, weight, bias):
         yield
+
+
+def logits_at(model: PreTrainedModel, found: Candidates, run: Callable[[], Tensor]) -> Tensor:
+    """Return z [B, K] at each row's plausible ids, from the rows of a head that some row needs.
+
+    Args:
+        model: one that `can_gather`.
+        found: the plausible ids.
+        run: computes the model's logits [..., ids of its head], B rows in all.
+    """
+    some, place = found.at(found.ids).unique(return_inverse=True)
+    with head_rows(model, some):
+        logits = run().flatten(0, -2).to(found.ids.device)
+    at_ids = torch.zeros_like(found.scores)
+    at_ids[found.rows, found.places] = logits[found.rows, place].float()
+    return at_ids
 
 
 @contextmanager

@@ -6,17 +6,14 @@ distribution function at the row's uniform number, and forces it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import (
-    ContinuousBatchingConfig,
-    LogitsProcessorList,
-    PreTrainedModel,
-)
+from transformers import ContinuousBatchingConfig, LogitsProcessorList, PreTrainedModel
 from transformers.generation.continuous_batching.cb_logits_processors import (
     ContinuousBatchingLogitsProcessor,
     ContinuousBatchingLogitsProcessorList,
@@ -24,7 +21,7 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
 from transformers.generation.continuous_batching.requests import FutureRequestState
 from transformers.generation.continuous_batching.utils import WorkloadHints
 
-from codit.drawing import Drawn, Meter, Step
+from codit.drawing import Batch, Drawn, Step
 from codit.memory import fewer_rows, is_exhausted
 from codit.noise import uniforms
 
@@ -85,39 +82,27 @@ class PagedSampler(ContinuousBatchingLogitsProcessor):
         return forced
 
 
-def continuous(
-    model: PreTrainedModel,
-    step: Step,
-    rows: Mapping[int, list[int]],
-    keys: Mapping[int, int],
-    batch_size: int | None,
-    meter: Meter,
-) -> Drawn:
+def continuous(model: PreTrainedModel, batch: Batch) -> Drawn:
     """Yield what continuous batching draws, each row when it ends.
 
     Where memory runs out, the rows that have not ended begin again, half as many at once.
 
     Args:
         model: a pair or a causal LM.
-        step: how a token is drawn.
-        rows: prompts as token ids.
-        keys: the rows' noise keys.
-        batch_size: rows at once. None: as many as fit.
-        meter: the bar.
+        batch: what is asked for; size None: as many rows as fit.
 
     Yields:
         tuple: row, its tokens and log q of each.
 
     Raises:
         RuntimeError: the loop stopped for another reason, or one row alone does not fit.
-
-    Source: ours; the loop is the library's.
     """
-    waiting, at_once, share = dict(rows), batch_size, MEMORY
+    waiting, at_once, share = dict(batch.rows), batch.size, MEMORY
     while waiting:
         exhausted = False
         try:
-            for i, drawn, logprobs in _batched(model, step, dict(waiting), keys, at_once, share):
+            rest = replace(batch, rows=dict(waiting), size=at_once)
+            for i, drawn, logprobs in _batched(model, rest, share):
                 del waiting[i]
                 yield i, drawn, logprobs
         except RuntimeError as error:
@@ -129,21 +114,12 @@ def continuous(
             at_once, share = fewer_rows(tried), 0.75 * share
 
 
-def _batched(
-    model: PreTrainedModel,
-    step: Step,
-    rows: Mapping[int, list[int]],
-    keys: Mapping[int, int],
-    at_once: int | None,
-    share: float,
-) -> Drawn:
+def _batched(model: PreTrainedModel, batch: Batch, share: float) -> Drawn:
     """Yield what one run of the library's loop draws."""
-    order = list(rows)
-    prompts = [rows[i] for i in order]
-    sampler = PagedSampler(
-        step, [len(prompt) for prompt in prompts], [keys[i] for i in order], model.device
-    )
-    with _manager(model, sampler, prompts, at_once, share) as manager:
+    order, prompts = list(batch.rows), list(batch.rows.values())
+    keys = [batch.keys[i] for i in order]
+    sampler = PagedSampler(batch.step, [len(prompt) for prompt in prompts], keys, model.device)
+    with _manager(model, sampler, prompts, batch.size, share) as manager:
         for row, prompt in enumerate(prompts):
             manager.add_request(prompt, request_id=str(row))
         waiting = set(range(len(order)))

@@ -12,8 +12,10 @@ expert alone. At strength 0 the amateur is not run at all.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +31,32 @@ from transformers import (
 )
 from transformers.generation.continuous_batching import PagedAttentionCache
 from transformers.masking_utils import create_masks_for_generate
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from codit.candidates import Candidates, candidates, contrast_candidates
 from codit.checkpoints import read_pair, write_pair
 from codit.contrast import contrast
-from codit.head_rows import can_gather, pays
-from codit.pair_logits import Amateur, PairOutput, contrasted, logits_of
-from codit.shared_cache import PagedHalf, check_paged, halves, joint_config, n_layers
+from codit.drawing import undisturbed
+from codit.head_rows import can_gather, float32_logits, logits_at, pays
+from codit.recipes import Decoding
+from codit.shared_cache import (
+    PagedHalf,
+    check_paged,
+    engines,
+    halves,
+    joint_config,
+    n_layers,
+    reach,
+)
 from codit.vocabulary import check_tokenizers as check_tokenizers
 from codit.vocabulary import load_tokenizer as load_tokenizer
+
+
+@dataclass
+class PairOutput(CausalLMOutputWithPast):
+    """What a pair returns: `logits`, `past_key_values`, and `candidates` in place of logits."""
+
+    candidates: Candidates | None = None
 
 
 class ContrastivePair(PreTrainedModel, GenerationMixin):
@@ -110,6 +130,27 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
             for name, value in before.items():
                 setattr(self, name, value)
 
+    is_contrast = True
+
+    @property
+    def context(self) -> int | None:
+        """How many tokens both models can read."""
+        return reach(self.expert.config, self.amateur.config)
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """The engines of `decode.generate` for this pair, the quicker one first."""
+        return engines(self.device, self.expert.config, self.amateur.config)
+
+    @contextmanager
+    def deciding(
+        self, decoding: Decoding, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int]
+    ) -> Iterator[ContrastivePair]:
+        """Decode as `decoding` says and nothing else does, for the length of a `with` block."""
+        numbers = {"strength": decoding.strength, "plausibility": decoding.plausibility}
+        with self.override(**numbers), undisturbed(self, decoding, tokenizer, stops):
+            yield self
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -161,18 +202,39 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
         inputs |= {"logits_to_keep": logits_to_keep, **kwargs, "return_dict": True}
         expert_logits = self._logits(self.expert, past_key_values=caches[0], **inputs)
         paged = isinstance(inputs.get("cache"), PagedAttentionCache)
-        if paged and self.needs_amateur:
+        if paged:
             inputs["cache"] = PagedHalf(inputs["cache"], first=self.expert_layers)
+        inputs["past_key_values"] = caches[1]
+        # Shapes that depend on values fit into no graph, and gradients are kept whole.
         fixed = paged or torch.is_grad_enabled() or torch.compiler.is_compiling()
-        amateur = None
-        if self.needs_amateur:
-            inputs["past_key_values"] = caches[1]
-            amateur = Amateur(self.amateur, inputs, not fixed and self.gathers_head)
-        numbers = {"strength": self.strength, "plausibility": self.plausibility}
-        logits, found = contrasted(expert_logits, amateur, fixed_shapes=fixed, **numbers)
+        logits, found = self._contrasted(expert_logits, inputs, fixed_shapes=fixed)
         if found is not None and not sparse:
             logits, found = found.dense(self.vocab_size).view(expert_logits.shape), None
         return PairOutput(logits=logits, past_key_values=past_key_values, candidates=found)
+
+    def _contrasted(
+        self, expert_logits: Tensor, inputs: dict[str, Any], *, fixed_shapes: bool
+    ) -> tuple[Tensor | None, Candidates | None]:
+        """Run the amateur, and contrast: on the plausible ids alone where they are few, else all.
+
+        The amateur is run here, because what it has to compute depends on what is plausible.
+        """
+        found = amateur_logits = at_ids = None
+        if not fixed_shapes:
+            found = candidates(expert_logits.flatten(0, -2), plausibility=self.plausibility)
+        if self.needs_amateur and found is not None and self.gathers_head:
+            run = partial(self._logits, self.amateur, **inputs)
+            at_ids = logits_at(self.amateur, found, run)
+        elif self.needs_amateur:
+            amateur_logits = self._logits(self.amateur, **inputs).to(expert_logits.device)
+            if found is not None:
+                at_ids = amateur_logits.flatten(0, -2).gather(1, found.ids)
+                if at_ids.isneginf().any():  # the floor of `contrast` has to mend it
+                    found = None
+        if found is not None:
+            return None, contrast_candidates(found, at_ids, strength=self.strength)
+        numbers = {"strength": self.strength, "plausibility": self.plausibility}
+        return contrast(expert_logits, amateur_logits, **numbers), None
 
     @torch.no_grad()
     def both_logits(
@@ -202,9 +264,8 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
     @property
     def gathers_head(self) -> bool:
         """Whether the amateur's output projection is computed for plausible ids only."""
-        if self.gather_head is None:
-            return pays(self.amateur) and can_gather(self.amateur)
-        return self.gather_head and can_gather(self.amateur)
+        wanted = pays(self.amateur) if self.gather_head is None else self.gather_head
+        return wanted and can_gather(self.amateur)
 
     @property
     def needs_amateur(self) -> bool:
@@ -213,7 +274,14 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
 
     def _logits(self, model: PreTrainedModel, **inputs: Any) -> Tensor:
         """Run one model, on its own device, and cut its logits to the ids that are tokens."""
-        return logits_of(model, inputs)[..., : self.vocab_size]
+        device = model.device  # looked up once: it walks through the parameters
+        if device.type != "meta":  # offloaded: its hooks move them
+            inputs = {
+                name: value.to(device) if isinstance(value, Tensor) else value
+                for name, value in inputs.items()
+            }
+        with float32_logits(model):
+            return model(**inputs).logits[..., : self.vocab_size]
 
     def _halves(self, cache: Cache) -> tuple[Cache, Cache]:
         """Return the expert's and the amateur's view of a cache."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer, get_layer_types_and_kwargs
@@ -154,6 +155,23 @@ def paged_shape(config: PreTrainedConfig) -> tuple[int, int]:
     """
     text = config.get_text_config(decoder=True)
     return find_num_key_value_heads(text), find_head_dim(text)
+
+
+def engines(device: torch.device, *configs: PreTrainedConfig) -> tuple[str, ...]:
+    """Return the engines of `decode` for models in this process, the quicker one first.
+
+    On a GPU continuous batching, where all keys have one shape; static batches elsewhere: they were
+    quicker on a CPU.
+    """
+    paged = device.type == "cuda" and len({paged_shape(config) for config in configs}) == 1
+    return ("continuous", "static") if paged else ("static", "continuous")
+
+
+def reach(*configs: PreTrainedConfig) -> int | None:
+    """Return how many tokens all of these models can read; None where no config names a limit."""
+    texts = [config.get_text_config(decoder=True) for config in configs]
+    limits = [getattr(text, "max_position_embeddings", None) for text in texts]
+    return min((limit for limit in limits if limit), default=None)
 
 
 class GrowingLayer(DynamicLayer):

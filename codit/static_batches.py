@@ -7,7 +7,6 @@ responses are computed among few. The plan is a pure function of the rows, unles
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 from codit.candidates import Candidates
-from codit.drawing import Drawn, Meter, Step
+from codit.drawing import Batch, Drawn, Meter, Step
 from codit.memory import fewer_rows, is_exhausted, rows_that_fit
 from codit.noise import uniforms
 from codit.packed_weights import packed_weights
@@ -26,71 +25,47 @@ PREFILL_TOKENS = 16_384  # of a batch's prompts, read at once: bounds the activa
 ENDED = 0.125  # share of a batch's rows: that many have ended, and they are taken out (ours)
 
 
-def static(
-    model: PreTrainedModel,
-    step: Step,
-    rows: Mapping[int, list[int]],
-    keys: Mapping[int, int],
-    batch_size: int | None,
-    meter: Meter,
-) -> Drawn:
+def static(model: PreTrainedModel, batch: Batch) -> Drawn:
     """Yield what is drawn for each row, batch by batch, shortest prompts first.
 
     Where memory runs out, the batch is halved and computed again, and so are those that follow.
 
     Args:
         model: a pair or a causal LM; its generation config names stop ids and padding.
-        step: how a token is drawn.
-        rows: prompts as token ids.
-        keys: the rows' noise keys.
-        batch_size: rows of a batch. None: 64, or fewer where memory is short.
-        meter: shows the step.
+        batch: what is asked for; size None: 64 rows, or fewer where memory is short.
 
     Yields:
         tuple: row, its tokens and log q of each. What follows a stop token is left out.
 
     Raises:
         RuntimeError: one row alone does not fit into memory.
-
-    Source: ours.
     """
-    with packed_weights(model, rows=len(rows), tokens=int(step.decoding.max_new_tokens)):
-        yield from _batches(model, step, rows, keys, batch_size, meter)
-
-
-def _batches(
-    model: PreTrainedModel,
-    step: Step,
-    rows: Mapping[int, list[int]],
-    keys: Mapping[int, int],
-    batch_size: int | None,
-    meter: Meter,
-) -> Drawn:
-    """Yield what is drawn for each row; see `static`."""
+    rows, longest = batch.rows, int(batch.step.decoding.max_new_tokens)
     order = sorted(rows, key=lambda i: len(rows[i]))
-    most, start = batch_size or ROWS, 0
-    while start < len(order):
-        batch = order[start : start + most]
-        if batch_size is None:
-            tokens = len(rows[batch[-1]]) + int(step.decoding.max_new_tokens)
-            batch = batch[: rows_that_fit(model, tokens, most=most)]
-        try:
-            drawn = _decode(model, step, [rows[i] for i in batch], [keys[i] for i in batch], meter)
-        except (RuntimeError, MemoryError) as error:
-            if not is_exhausted(error):
-                raise
-            drawn = None
-            if len(batch) == 1:
-                raise RuntimeError(
-                    f"expected room for one row of {len(rows[batch[0]])} prompt tokens and up to "
-                    f"{step.decoding.max_new_tokens} new ones; the memory of {model.device} ran "
-                    "out. Lower max_new_tokens, leave the row out, or take a larger device."
-                ) from error
-        if drawn is None:  # here, for the error holds on to what failed
-            most = fewer_rows(len(batch))
-            continue
-        yield from ((i, *row) for i, row in zip(batch, drawn, strict=True))
-        start += len(batch)
+    most, start = batch.size or ROWS, 0
+    with packed_weights(model, rows=len(rows), tokens=longest):
+        while start < len(order):
+            some = order[start : start + most]
+            if batch.size is None:
+                some = some[: rows_that_fit(model, len(rows[some[-1]]) + longest, most=most)]
+            prompts, keys = [rows[i] for i in some], [batch.keys[i] for i in some]
+            try:
+                drawn = _decode(model, batch.step, prompts, keys, batch.meter)
+            except (RuntimeError, MemoryError) as error:
+                if not is_exhausted(error):
+                    raise
+                drawn = None
+                if len(some) == 1:
+                    raise RuntimeError(
+                        f"expected room for one row of {len(prompts[0])} prompt tokens and up to "
+                        f"{longest} new ones; the memory of {model.device} ran out. Lower "
+                        "max_new_tokens, leave the row out, or take a larger device."
+                    ) from error
+            if drawn is None:  # here, for the error holds on to what failed
+                most = fewer_rows(len(some))
+                continue
+            yield from ((i, *row) for i, row in zip(some, drawn, strict=True))
+            start += len(some)
 
 
 @torch.inference_mode()

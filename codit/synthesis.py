@@ -27,8 +27,7 @@ from codit import dataset_file, ray_workers, recipes, resumption
 from codit import workers as processes
 from codit.batch_records import Row, Stream, Work, answer, loaded, metadata, samples
 from codit.dataset_file import Files
-from codit.decode import chosen_engine
-from codit.decode_arguments import check_engine
+from codit.decode import check_engine, chosen_engine
 from codit.files import versions
 from codit.prompts import Prompts, Rows, load
 from codit.resumption import Name

@@ -7,18 +7,19 @@ engine in this process and is what `decode.generate(..., engine="vllm")` decodes
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
-from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
-from codit.drawing import GREEDY, Drawn, Meter, Step
+from codit.drawing import GREEDY, Batch, Drawn
 from codit.recipes import Decoding
-from codit.shared_cache import joint_config
+from codit.shared_cache import joint_config, reach
 from codit.vllm_plugin import ARCHITECTURE
 from codit.vllm_settings import Settings
-from codit.vocabulary import check_tokenizers, load_tokenizer, loading, stop_ids
+from codit.vocabulary import check_tokenizers, load_tokenizer, loading
 
 HELD = ("strength", "plausibility")
 """What of a `Decoding` an engine is started with and keeps."""
@@ -107,11 +108,7 @@ def context(
         _config(name, revision=revision, trust_remote_code=trust_remote_code)
         for name, revision in zip(names, revisions, strict=False)
     ]
-    limits = [
-        getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-        for config in configs
-    ]
-    return min((limit for limit in limits if limit), default=None)
+    return reach(*configs)
 
 
 class VllmPair:
@@ -134,8 +131,8 @@ class VllmPair:
     Source: ours.
     """
 
-    is_pair = True
-    training = False
+    is_contrast = True
+    engines = ("vllm",)
 
     def __init__(
         self,
@@ -163,9 +160,7 @@ class VllmPair:
         revisions = (expert_revision, amateur_revision)
         longest = context(expert, amateur, made, revisions=revisions, **trust)
         self.name_or_path = str(expert)
-        tokenizer = load_tokenizer(expert, revision=expert_revision, **trust)
         self.generation_config = _generation_config(expert, revision=expert_revision, **trust)
-        self.stops = stop_ids(tokenizer, self.generation_config)
         engine = {"max_model_len": longest, "generation_config": "vllm"} | engine
         self.engine = _started(
             model=str(expert),
@@ -175,64 +170,57 @@ class VllmPair:
             **trust,
             **{name: value for name, value in engine.items() if value is not None},
         )
+        self.vocab_size = int(made["codit"]["vocab_size"])
         # What the engine settled on, not what was asked for: it may have less memory.
-        self.config = _config(expert, revision=expert_revision, **trust)
-        self.config.get_text_config().vocab_size = int(made["codit"]["vocab_size"])
         self.context = int(self.engine.model_config.max_model_len)
         self.numbers = itertools.count()
 
-    def check(self, decoding: Decoding) -> None:
-        """Raise ValueError for a decoding that contrasts otherwise than the engine does."""
+    @contextmanager
+    def deciding(
+        self, decoding: Decoding, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int]
+    ) -> Iterator[VllmPair]:
+        """Yield the pair, or refuse a decoding that contrasts otherwise than the engine does."""
         asked = {name: getattr(decoding, name) for name in HELD}
         if asked != self.held:
             raise ValueError(
                 f"an engine contrasts as it was started, with {self.held}; got {asked}. Start "
                 "another VllmPair, or decode with these."
             )
+        self.stops = list(stops)  # each request says the rest
+        yield self
 
     def close(self) -> None:
         """Stop the engine and give its memory back."""
         self.engine.llm_engine.engine_core.shutdown()
 
 
-def vllm_batches(
-    model: VllmPair,
-    step: Step,
-    rows: Mapping[int, list[int]],
-    keys: Mapping[int, int],
-    batch_size: int | None,
-    meter: Meter,
-) -> Drawn:
+def vllm_batches(model: VllmPair, batch: Batch) -> Drawn:
     """Yield what vLLM draws for each row, as rows end.
 
     Args:
         model: a started engine, which schedules all rows itself.
-        step: how a token is drawn: temperature, top-k and top-p after the contrast, as in vLLM.
-        rows: prompts as token ids.
-        keys: the rows' noise keys; each request gets a seed of its own from them.
-        batch_size: not used: `max_num_seqs` of the engine is.
-        meter: shows how many rows are left.
+        batch: what is asked for; `max_num_seqs` of the engine stands in place of its size, and each
+            request gets a seed of its own from the rows' keys.
 
     Yields:
         tuple: row, its tokens, the stop token included, and log q of each at temperature 1.
 
     Raises:
         RuntimeError: the engine lost a request.
-
-    Source: ours.
     """
     from vllm import TokensPrompt
 
     engine = model.engine.llm_engine
     mark = next(model.numbers)
-    open_rows = {f"{mark}-{row}": row for row in rows}
+    open_rows = {f"{mark}-{row}": row for row in batch.rows}
     internal = {}
     try:
         for name, row in open_rows.items():
-            prompt = TokensPrompt(prompt_token_ids=rows[row])
-            internal[name] = engine.add_request(name, prompt, _sampling(step, keys[row], model))
+            prompt = TokensPrompt(prompt_token_ids=batch.rows[row])
+            asked = _sampling(batch.step.decoding, batch.keys[row], model.stops)
+            internal[name] = engine.add_request(name, prompt, asked)
         while open_rows and engine.has_unfinished_requests():
-            meter.show(f"{len(open_rows)} rows in the engine")
+            batch.meter.show(f"{len(open_rows)} rows in the engine")
             for output in engine.step():
                 if output.finished and output.request_id in open_rows:
                     made = output.outputs[0]
@@ -251,11 +239,10 @@ def vllm_batches(
             engine.abort_request([internal.get(name, name) for name in open_rows])
 
 
-def _sampling(step: Step, key: int, model: VllmPair) -> Any:
+def _sampling(how: Decoding, key: int, stops: list[int]) -> Any:
     """Return vLLM's parameters of one request."""
     from vllm import SamplingParams
 
-    how = step.decoding
     return SamplingParams(
         temperature=0.0 if how.temperature < GREEDY else how.temperature,
         top_k=int(how.top_k or 0),
@@ -264,7 +251,7 @@ def _sampling(step: Step, key: int, model: VllmPair) -> Any:
         max_tokens=int(how.max_new_tokens),
         logprobs=0,  # of the token drawn, before temperature: log q
         ignore_eos=True,  # the stop set is the expert's, and named here
-        stop_token_ids=model.stops,
+        stop_token_ids=stops,
         detokenize=False,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from codit.drawing import Meter, Step
+from codit.drawing import Batch, Meter, Step
 from codit.noise import noise_key
 from codit.recipes import Decoding
 from tests import tiny
@@ -32,9 +32,13 @@ def model_and_step(**decoding: float) -> tuple[object, Step]:
     return model, step(280, max_new_tokens=12, **decoding)
 
 
+def batch(how: Step, size: int | None = None, rows=PROMPTS) -> Batch:
+    """What an engine is asked for."""
+    return Batch(how, rows, KEYS, size, Meter(4, shown=False))
+
+
 def drawn_by(engine, batch_size: int | None = None, prompts=None) -> dict[int, tuple]:
     """What an engine draws, by row."""
     model, how = model_and_step()
-    prompts = prompts or PROMPTS
-    rows = engine(model, how, prompts, KEYS, batch_size, Meter(4, shown=False))
+    rows = engine(model, batch(how, batch_size, PROMPTS if prompts is None else prompts))
     return {row: (tokens, logprobs) for row, tokens, logprobs in rows}

@@ -15,7 +15,7 @@ from scipy import stats
 from codit import decode
 from codit.contrast import contrast
 from codit.decode import Response, generate, prompt_ids, token_table
-from codit.drawing import Meter, Step
+from codit.drawing import Batch, Meter, Step
 from codit.noise import noise_key, uniforms
 from codit.recipes import Decoding
 from codit.static_batches import static
@@ -178,8 +178,10 @@ def test_first_tokens_are_as_frequent_as_contrast_says():
     keys = {row: noise_key(0, f"{row}", 0) for row in range(n)}
     pair.generation_config.max_new_tokens = 1
     step = Step(how, len(TOKENIZER), is_pair=True)
-    rows = static(pair, step, dict.fromkeys(keys, prompt), keys, 2000, Meter(n, shown=False))
-    drawn = np.bincount([tokens[0] for _, tokens, _ in rows], minlength=len(TOKENIZER))
+    batch = Batch(step, dict.fromkeys(keys, prompt), keys, 2000, Meter(n, shown=False))
+    drawn = np.bincount(
+        [tokens[0] for _, tokens, _ in static(pair, batch)], minlength=len(TOKENIZER)
+    )
     logits = [z[:, -1] for z in pair.both_logits(torch.tensor([prompt]))]
     q = contrast(*logits, strength=1.0, plausibility=0.01).exp()[0].double().numpy()
     assert drawn[q == 0].sum() == 0
@@ -398,6 +400,19 @@ def test_the_token_table_wants_a_pair_and_an_answer(pair, model):
         with pytest.raises(ValueError, match=r"an answer of at least one token; got") as error:
             token_table(pair, TOKENIZER, CHATS[0], empty)
         assert "Give a Response without an error, token ids or a text." in str(error.value)
+
+
+def test_whatever_has_what_a_decoder_has_is_decoded(pair):
+    class Held:
+        generation_config, vocab_size = pair.generation_config, pair.vocab_size
+        is_contrast, context, engines = True, pair.context, ("static",)
+        deciding = staticmethod(pair.deciding)
+
+    assert_same(run(Held()), run(pair))
+    with pytest.raises(
+        ValueError, match="a Held decodes with engine auto, static; got 'continuous'"
+    ):
+        run(Held(), engine="continuous")
 
 
 def test_a_single_model_cannot_contrast(model):

@@ -11,11 +11,10 @@ import torch
 from transformers.generation.continuous_batching.requests import RequestState
 
 from codit import paged_batches
-from codit.drawing import Meter
 from codit.noise import uniforms
 from codit.paged_batches import PagedSampler, continuous
 from codit.static_batches import static
-from tests.engine_rows import KEYS, PROMPTS, drawn_by, model_and_step, scores, step
+from tests.engine_rows import PROMPTS, batch, drawn_by, model_and_step, scores, step
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -115,7 +114,7 @@ def test_a_paged_row_that_was_evicted_and_read_again_continues_with_its_own_nois
 def test_continuous_batching_leaves_model_and_attention_as_they_were():
     model, how = model_and_step()
     model.set_attn_implementation("eager")
-    list(continuous(model, how, PROMPTS, KEYS, None, Meter(4, shown=False)))
+    list(continuous(model, batch(how)))
     assert model.config._attn_implementation == "eager"
     assert not hasattr(model, "_cached_continuous_batching_manager")
 
@@ -129,23 +128,23 @@ def test_continuous_batching_that_stops_says_how_many_rows_are_missing(monkeypat
     monkeypatch.setattr(model, "forward", broken)
     expected = "expected 4 responses; continuous batching stopped with 4 to come: the device is"
     with pytest.raises(RuntimeError, match=expected) as error:
-        list(continuous(model, how, PROMPTS, KEYS, None, Meter(4, shown=False)))
+        list(continuous(model, batch(how)))
     assert "Lower batch_size, or use engine='static'." in str(error.value)
 
 
 def test_no_rows_need_no_engine():
     for engine in (static, continuous):
         model, how = model_and_step()
-        assert list(engine(model, how, {}, {}, None, Meter(0, shown=False))) == []
+        assert list(engine(model, batch(how, rows={}))) == []
 
 
 def test_where_memory_runs_out_the_rest_begins_again_with_half_the_rows(monkeypatch, caplog):
     expected, seen = drawn_by(static), []
     batched = paged_batches._batched
 
-    def cramped(model, how, rows, keys, at_once, share):
-        seen.append((len(rows), at_once, round(share, 2)))
-        drawn = batched(model, how, rows, keys, at_once, share)
+    def cramped(model, batch, share):
+        seen.append((len(batch.rows), batch.size, round(share, 2)))
+        drawn = batched(model, batch, share)
         if len(seen) == 2:  # one row ends before memory runs out
             yield next(drawn)
         if len(seen) < 3:

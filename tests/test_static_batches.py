@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from codit import static_batches
-from codit.drawing import Meter, Step
+from codit.drawing import Step
 from codit.recipes import Decoding
 from codit.static_batches import static
 from tests import tiny
-from tests.engine_rows import KEYS, PROMPTS, drawn_by, model_and_step
+from tests.engine_rows import batch, drawn_by, model_and_step
 
 
 def watched(monkeypatch) -> list[int]:
@@ -39,7 +39,7 @@ def test_rows_that_ended_are_taken_out_and_the_others_go_on_as_they_would(monkey
     stops = [expected[4][0][3], expected[9][0][6]]  # ids that end two of the rows early
     model.generation_config.eos_token_id = stops
     seen = watched(monkeypatch)
-    made = static(model, how, PROMPTS, KEYS, None, Meter(4, shown=False))
+    made = static(model, batch(how))
     for row, tokens, logprobs in made:
         whole = expected[row][0]
         end = next((t for t, token in enumerate(whole) if token in stops), len(whole))
@@ -58,7 +58,7 @@ def test_prompts_read_in_chunks_give_the_same_responses(architecture, tokens, mo
     how = Step(Decoding(plausibility=0.1, max_new_tokens=5), 280, is_pair=True)
 
     def drawn():
-        rows = static(pair, how, PROMPTS, KEYS, None, Meter(4, shown=False))
+        rows = static(pair, batch(how))
         return {row: tokens for row, tokens, _ in rows}
 
     expected = drawn()
