@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codit import judge_prompts, judge_replies
+from codit import judge_prompts
 from codit.judge_prompts import PAIRWISE, SINGLE, Template
 from codit.judge_replies import NotACompletion, read, score_of, value_in, verdict_of
 from tests.fault_server import GOOD, TEXT, said
@@ -200,7 +200,3 @@ def test_a_conversation_shows_every_turn_and_a_single_turn_only_itself() -> None
     assert judge_prompts.conversation(turns[:1]) == "a"
     shown = judge_prompts.conversation(turns)
     assert shown == "[user]\na\n\n[assistant]\nb\n\n[user]\nc"
-
-
-def test_every_state_is_listed_once() -> None:
-    assert len(set(judge_replies.STATES)) == 6
