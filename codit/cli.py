@@ -17,7 +17,6 @@ import codit
 from codit import (
     chat_vector_cli,
     ifeval_cli,
-    judge_agreement_cli,
     judge_cli,
     mt_bench_cli,
     overlap_cli,
@@ -127,7 +126,7 @@ def _commands(first: Sequence[str]) -> dict[str, Callable[..., Any]]:
         "synthesize": synthesis_cli.synthesize,
         "compare": synthesis_cli.compare,
         "judge": judge_cli.judge,
-        "judge-agreement": judge_agreement_cli.judge_agreement,
+        "judge-agreement": judge_cli.judge_agreement,
         "serve": serve_cli.serve,
         "decontaminate": overlap_cli.decontaminate,
         "ifeval": ifeval_cli.ifeval,

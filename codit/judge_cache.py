@@ -59,14 +59,14 @@ class Attempt:
 
     attempt: int
     state: State
-    value: float | str | None
-    note: str
-    reply: str
-    schema: str
-    model: str
-    prompt_tokens: int | None
-    completion_tokens: int | None
-    seconds: float
+    value: float | str | None = None
+    note: str = ""
+    reply: str = ""
+    schema: str = ""
+    model: str = ""
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    seconds: float = 0.0
 
 
 def item_key(**asked: Any) -> str:

@@ -1,4 +1,4 @@
-"""`codit judge`: flags, what it writes and prints, and its status."""
+"""`codit judge`, and `codit judge-agreement` of two files that it wrote: flags, files, lines."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from codit.judge_client import Asking, Judge, Tally
 from codit.judge_prompts import REFERENCE_CATEGORIES
-from codit.judge_requests import Asking, Judge
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from codit.dataset_file import Files
-    from codit.judge import Judged, Tally
+    from codit.judge import Judged, Plan
+    from codit.judge_agreement import Agreement, Kind
 
 JudgeFlags = Annotated[Judge, tyro.conf.arg(name="")]
 AskingFlags = Annotated[Asking, tyro.conf.arg(name="")]
 USUAL = Asking()
+COLUMNS = {"score": "scores", "preference": "preferences"}  # what a file holds, by its column
 
 # pandas and the client are imported by the command that needs them: help takes no seconds.
 
@@ -59,12 +63,12 @@ def judge(
         cache: SQLite file of all replies; several runs may share one. Default: OUT.cache.sqlite.
         dry_run: check the rows, show how many questions, tokens and what cost at most, and stop:
             nothing is asked or written.
-        asking: concurrency, waits, prices.
+        asking: concurrency, prices.
 
     Returns:
         int: exit status, 1 where too many judgements have no value.
 
-    Source: scores and their defaults: the paper's script; the rest: ours.
+    Source: scores and their defaults: the paper's script.
     """
     modes = (against is not None, best_of is not None, conversations)
     if sum(modes) > 1:
@@ -72,6 +76,8 @@ def judge(
     if not conversations and reference_categories != REFERENCE_CATEGORIES:
         raise ValueError("--reference-categories are those of --conversations. Add it.")
     from codit import dataset_file
+    from codit import judge as judging
+    from codit.files import replacing, write_json
 
     files = dataset_file.Files(out)
     read = [data, *([] if against is None else [against])]
@@ -79,24 +85,64 @@ def judge(
     _check_files(read, files, cache)
     how: dict[str, Any] = {"cache": cache, "samples": samples, "asking": asking}
     what: dict[str, Any] = {
-        "against": against,
         "best_of": best_of,
         "conversations": conversations,
         "reference_categories": reference_categories,
     }
     if dry_run:
-        from codit import judge_plan
-
-        questions = judge_plan.questions(data, **what)
-        print(judge_plan.table(judge_plan.plan(questions, judge, **how)))
+        asked = judging.questions(data, against=against, **what)
+        print(plan_lines(judging.plan(asked, judge, **how), asking.attempts))
         return 0
     out.parent.mkdir(parents=True, exist_ok=True)  # before anything is paid
-    judged = _judged(data, judge, **what, **how)
-    if judged is None:
+    try:
+        if against is not None:
+            judged = judging.compare(data, against, judge, **how)
+            judged.summary.update(judging.length_controlled(judged.table))
+        elif best_of is not None:
+            judged = judging.best_of(data, judge, n=best_of, **how)
+        elif conversations:
+            how["reference_categories"] = reference_categories
+            judged = judging.conversations(data, judge, **how)
+        else:
+            judged = judging.score(data, judge, **how)
+    except judging.TooManyFailures as error:
+        print(tally_line(error.judged.tally))
+        print(f"codit: {error}", file=sys.stderr)
         return 1
-    asked = {name: value for name, value in what.items() if name != "against"}
-    _write(files, judged, _manifest(judge, judged, read, samples=samples, **asked))
+    with replacing(out) as stream:
+        stream.writelines(_lines(judged))
+    manifest = _manifest(judge, judged, read, samples=samples, **what)
+    write_json(files.beside(".manifest.json"), manifest)
     print(f"{out}: {summary_line(judged.summary)}\n{tally_line(judged.tally)}")
+    return 0
+
+
+def judge_agreement(*, first: Path, second: Path, level: float = 0.95, seed: int = 0) -> int:
+    """Say how far two judges agree: two files that `codit judge` wrote about the same data.
+
+    Both hold scores (of responses, or of both turns of conversations), or both comparisons
+    (--against) of the same two datasets in the same order. What either judge could not judge is
+    left out and counted.
+
+    Args:
+        first: a judge's file.
+        second: the other's.
+        level: coverage of the intervals, in (0, 1).
+        seed: of the resampling of prompts.
+
+    Returns:
+        int: exit status.
+    """
+    from codit import judge_agreement as agreeing
+
+    (one, kind), (other, another) = _said(first), _said(second)
+    if kind != another:
+        raise ValueError(
+            f"expected two files of one kind; {first} holds {kind}, {second} {another}. "
+            "Judge both in the same way."
+        )
+    found = agreeing.agreement(one, other, kind=kind, level=level, seed=seed)
+    print(agreement_lines(found, kind))
     return 0
 
 
@@ -112,122 +158,6 @@ def _check_files(read: list[Path], files: Files, cache: Path) -> None:
             )
     if cache.resolve() in written:
         raise ValueError(f"expected a cache that is no file of the result; got {cache}. Rename it.")
-
-
-def _judged(
-    data: Path,
-    judge: Judge,
-    *,
-    against: Path | None,
-    best_of: int | None,
-    conversations: bool,
-    reference_categories: tuple[str, ...],
-    **how: Any,
-) -> Judged | None:
-    """Return what the judge said; None, and why on stderr, where too much of it has no value."""
-    from codit import judge as judging
-
-    try:
-        if against is not None:
-            return judging.compare(data, against, judge, **how)
-        if best_of is not None:
-            return judging.best_of(data, judge, n=best_of, **how)
-        if conversations:
-            how |= {"reference_categories": reference_categories}
-            return judging.conversations(data, judge, **how)
-        return judging.score(data, judge, **how)
-    except judging.TooManyFailures as error:
-        print(tally_line(error.judged.tally))
-        print(f"codit: {error}", file=sys.stderr)
-        return None
-
-
-def _write(files: Files, judged: Judged, manifest: dict[str, Any]) -> None:
-    """Write a result and, last, its manifest."""
-    from codit.files import replacing, write_json
-
-    with replacing(files.out) as stream:
-        stream.writelines(_lines(judged))
-    write_json(files.beside(".manifest.json"), manifest)
-
-
-def summary_line(summary: dict[str, Any]) -> str:
-    """Return what a judge said in one line.
-
-    Args:
-        summary: of a `judge.Judged`.
-
-    Returns:
-        str: how many have a value, mean and interval, share of failures; of a comparison both win
-        rates, raw and length-controlled, how many pairs flip with the order, and the share of
-        verdicts, ties aside, for what stood first (50 % without a bias).
-
-    Source: ours.
-    """
-    n, known = summary["n"], summary["n_ok"]
-    if "flip_rate" in summary:
-        said = (
-            f"{known} of {n} pairs decided: {summary['first']} for the first, {summary['tie']} "
-            f"ties, {summary['second']} for the second, {summary['left_out']} rows without a "
-            f"partner; win rate {_interval(summary)}, length-controlled {_controlled(summary)}; "
-            f"flip rate {_share(summary['flip_rate'])}, "
-            f"first-place rate {_share(summary['first_place_rate'])}"
-        )
-    else:
-        said = f"{known} of {n} scored, mean {_interval(summary)}"
-    if "turn_1" in summary:
-        said += f", turn 1 {summary['turn_1']:.2f}, turn 2 {summary['turn_2']:.2f}"
-    if "first_mean" in summary:
-        said += f", first responses {summary['first_mean']:.2f}, {summary['ties']} ties"
-    return f"{said}; {summary['failed']:.1%} of the judgements failed"
-
-
-def tally_line(tally: Tally) -> str:
-    """Return what a run asked and used in one line.
-
-    Args:
-        tally: of a `judge.Judged`.
-
-    Returns:
-        str: judgements, those from the cache, calls; where there were calls, speed, tokens, cost
-        and what became of the schema.
-
-    Source: ours.
-    """
-    line = f"{tally.questions} judgements: {tally.cached} from the cache, {tally.calls} calls"
-    if not tally.calls:
-        return line
-    speed = (tally.questions - tally.cached) / tally.seconds if tally.seconds else math.nan
-    least = "at least " if tally.unmetered else ""
-    line += (
-        f" in {tally.seconds:.1f} s, {speed:.3g} judged/s, "
-        f"{least}{tally.prompt_tokens} + {tally.completion_tokens} tokens"
-    )
-    if tally.cost is not None:
-        line += f", cost {least}{tally.cost:.4g}"
-    schema = ", ".join(f"{n} {name}" for name, n in sorted(tally.schema.items()))
-    return f"{line}; schema: {schema or 'no reply'}"
-
-
-def _share(value: float) -> str:
-    return "undefined" if math.isnan(value) else f"{value:.1%}"
-
-
-def _controlled(summary: dict[str, Any]) -> str:
-    """Return the length-controlled win rate, or why there is none."""
-    names = ("length_controlled", "lc_low", "lc_high")
-    value, low, high = (summary[name] for name in names)
-    return (
-        f"undefined ({summary['lc_note'].rstrip('.')})"
-        if math.isnan(value)
-        else f"{value:.3g} [{low:.3g}, {high:.3g}]"
-    )
-
-
-def _interval(summary: dict[str, Any]) -> str:
-    if math.isnan(summary["low"]):
-        return f"{summary['mean']:.3g}"
-    return f"{summary['mean']:.3g} [{summary['low']:.3g}, {summary['high']:.3g}]"
 
 
 def _lines(judged: Judged) -> Iterable[bytes]:
@@ -267,3 +197,119 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "item"):  # numpy's
         value = value.item()
     return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _said(path: Path) -> tuple[pd.DataFrame, Kind]:
+    """Return what a judge said, from the file that `codit judge` wrote: its rows and their kind.
+
+    A turn's number is its row's `sample`.
+    """
+    import pandas as pd
+
+    from codit import judge_rows
+
+    rows = judge_rows.read(path)
+    kinds = {tuple(name for name in COLUMNS if name in row) for row in rows}
+    if kinds not in ({("score",)}, {("preference",)}) or not all("id" in row for row in rows):
+        raise ValueError(
+            f"expected `id` and one of `score` and `preference` in every row of {path}; got others."
+            " Name a file that `codit judge` wrote, not --best-of's dataset."
+        )
+    ((column,),) = kinds
+    values = [row[column] for row in rows]
+    if not all(value is None or type(value) in (int, float) for value in values):
+        raise ValueError(
+            f"expected numbers or null in `{column}` of {path}; got others. Name a file that "
+            "`codit judge` wrote, not --best-of's dataset."
+        )
+    # Not as pandas reads JSON: it would take ids for numbers or dates.
+    found = pd.DataFrame({"id": [str(row["id"]) for row in rows]})
+    for name in ("sample", "turn"):
+        if all(name in row for row in rows):
+            found["sample"] = [row[name] for row in rows]
+    found[column] = pd.Series(values, dtype="float64")
+    return found, "scores" if column == "score" else "preferences"
+
+
+def plan_lines(found: Plan, attempts: int) -> str:
+    """Return what a run would ask, and what it would use at most, as lines for people."""
+    lines = {
+        "judgements": f"{found.questions:,}",
+        "to ask": f"{found.to_ask:,} (what is equal or in the cache is asked once)",
+        "prompts": f"about {found.prompt_tokens:,} tokens (estimate: 4 characters a token)",
+        "replies": f"at most {found.reply_tokens:,} tokens",
+    }
+    if found.cost is not None:
+        lines["cost"] = f"at most {found.cost:.4g} with one reply each"
+    if attempts > 1:
+        lines["failures"] = f"at most {attempts} times that, where all but the last reply fail"
+    return "\n".join(f"{name:<11} {text}" for name, text in lines.items())
+
+
+def summary_line(summary: dict[str, Any]) -> str:
+    """Return a judge's summary in one line; where there is no length-controlled rate, why."""
+    n, known, said = summary["n"], summary["n_ok"], _interval(summary, "mean", "low", "high")
+    if "flip_rate" in summary:
+        controlled = f"undefined ({summary['lc_note'].rstrip('.')})"
+        if not math.isnan(summary["length_controlled"]):
+            controlled = _interval(summary, "length_controlled", "lc_low", "lc_high")
+        said = (
+            f"{known} of {n} pairs decided: {summary['first']} for the first, {summary['tie']} "
+            f"ties, {summary['second']} for the second, {summary['left_out']} rows without a "
+            f"partner; win rate {said}, length-controlled {controlled}; "
+            f"flip rate {_share(summary['flip_rate'])}, "
+            f"first-place rate {_share(summary['first_place_rate'])}"
+        )
+    else:
+        said = f"{known} of {n} scored, mean {said}"
+    if "turn_1" in summary:
+        said += f", turn 1 {summary['turn_1']:.2f}, turn 2 {summary['turn_2']:.2f}"
+    if "first_mean" in summary:
+        said += f", first responses {summary['first_mean']:.2f}, {summary['ties']} ties"
+    return f"{said}; {summary['failed']:.1%} of the judgements failed"
+
+
+def tally_line(tally: Tally) -> str:
+    """Return what a run asked and used in one line."""
+    line = f"{tally.questions} judgements: {tally.cached} from the cache, {tally.calls} calls"
+    if not tally.calls:
+        return line
+    speed = (tally.questions - tally.cached) / tally.seconds if tally.seconds else math.nan
+    least = "at least " if tally.unmetered else ""
+    line += (
+        f" in {tally.seconds:.1f} s, {speed:.3g} judged/s, "
+        f"{least}{tally.prompt_tokens} + {tally.completion_tokens} tokens"
+    )
+    if tally.cost is not None:
+        line += f", cost {least}{tally.cost:.4g}"
+    schema = ", ".join(f"{n} {name}" for name, n in sorted(tally.schema.items()))
+    return f"{line}; schema: {schema or 'no reply'}"
+
+
+def agreement_lines(found: Agreement, kind: Kind) -> str:
+    """Return an agreement as lines for people."""
+    equal = "the same score" if kind == "scores" else "the same winner, or a tie for both"
+    spearman, plain, weighted = (
+        "undefined: a judge says the same of every row"
+        if math.isnan(value.estimate)
+        else f"{value.estimate:.3f} [{value.low:.3f}, {value.high:.3f}]"
+        for value in (found.spearman, found.plain_kappa, found.weighted_kappa)
+    )
+    lines = {
+        "rows": f"{found.n_both:,} judged by both, {found.n_first:,} by the first alone, "
+        f"{found.n_second:,} by the second alone, {found.n_neither:,} by neither",
+        "Spearman": spearman,
+        "kappa": plain,
+        "weighted": f"{weighted} (kappa, by squared distance)",
+        "equal": f"{found.equal:.1%}: {equal}",
+    }
+    return "\n".join(f"{name:<9} {text}" for name, text in lines.items())
+
+
+def _share(value: float) -> str:
+    return "undefined" if math.isnan(value) else f"{value:.1%}"
+
+
+def _interval(summary: dict[str, Any], *names: str) -> str:
+    value, low, high = (summary[name] for name in names)
+    return f"{value:.3g}" if math.isnan(low) else f"{value:.3g} [{low:.3g}, {high:.3g}]"

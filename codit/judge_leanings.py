@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from codit import judge_bias, statistics
+from codit.judge import length_controlled, outcomes
 from codit.judge_evidence import VERIFIER, ends_of
-from codit.judge_tables import length_controlled, outcomes
 
 
 def order(comparisons: pd.DataFrame) -> pd.DataFrame:
@@ -134,7 +134,7 @@ def _rates(
 
 
 def _outcomes(own: pd.DataFrame) -> pd.DataFrame:
-    """Return who wins each pair by a judge, as `judge_tables.outcomes` decides it."""
+    """Return who wins each pair by a judge, as `judge.outcomes` decides it."""
     names = {"length_one": "length", "length_other": "length_baseline"}
     return outcomes(own.rename(columns=names).assign(draw=0))
 

@@ -54,8 +54,6 @@ class Template:
         text: the prompt, with placeholders such as {response}.
         answer: what is read from the reply: "score", a number from 1 to 10, or "verdict", one of
             "first", "second" and "tie".
-
-    Source: ours.
     """
 
     name: str
@@ -128,16 +126,7 @@ PAIRWISE = Template(
 
 
 def fill(template: Template, values: Mapping[str, str]) -> str:
-    """Put values in the place of a template's placeholders, in one pass.
-
-    What is put in is not looked at again: an instruction that holds "{response}" keeps it.
-
-    Args:
-        template: its placeholders are names in braces.
-        values: a text for each placeholder.
-
-    Returns:
-        str: the prompt.
+    """Return a template's prompt: all placeholders filled in at once, braces in values untouched.
 
     Raises:
         ValueError: a placeholder without a value, or a value without a placeholder.
@@ -154,13 +143,7 @@ def fill(template: Template, values: Mapping[str, str]) -> str:
 
 
 def fields(template: Template) -> tuple[str, ...]:
-    """Return the keys that a reply's JSON object must have, the analysis before the answer.
-
-    Args:
-        template: its answer decides.
-
-    Returns:
-        tuple[str, ...]: the last one is the answer's.
+    """Return the keys of a reply's JSON object, analysis before answer, the answer's last.
 
     Source: analysis first, strengths and weaknesses: the paper's code; of a comparison: ours.
     """
@@ -170,16 +153,7 @@ def fields(template: Template) -> tuple[str, ...]:
 
 
 def schema(template: Template) -> dict[str, Any]:
-    """Return the JSON schema that the server is asked to enforce, as `response_format` wants it.
-
-    Args:
-        template: its answer decides.
-
-    Returns:
-        dict: of type "json_schema".
-
-    Source: ours.
-    """
+    """Return the JSON schema that the server is asked to enforce, as `response_format` wants it."""
     *analysis, answer = fields(template)
     properties: dict[str, Any] = {name: {"type": "string"} for name in analysis}
     if answer == "score":
@@ -197,28 +171,13 @@ def schema(template: Template) -> dict[str, Any]:
 
 
 def template_hash(template: Template) -> str:
-    """Return what tells this template from any other: another word in it is another judge.
-
-    Args:
-        template: any.
-
-    Returns:
-        str: 64 hexadecimal digits, of the text and of the schema.
-
-    Source: ours.
-    """
+    """Return what tells a template from any other: of its text and its schema, 64 hex digits."""
     said = json.dumps([template.text, schema(template)], sort_keys=True)
     return hashlib.sha256(said.encode()).hexdigest()
 
 
 def conversation(messages: Sequence[Mapping[str, str]]) -> str:
-    """Return the turns that a response answers as one text.
-
-    Args:
-        messages: role and content of each turn, the last one a user's.
-
-    Returns:
-        str: the content alone where there is one turn; else every turn after its role.
+    """Return the turns that a response answers as one text: roles shown where there are several.
 
     Source: ours; the paper's prompt shows one query.
     """

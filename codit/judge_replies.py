@@ -141,14 +141,9 @@ def value_in(text: str, template: Template) -> tuple[float | str | None, bool, s
 
 
 def score_of(value: Any) -> float | None:
-    """Return a score as a number, or None where it is none from 1 to 10.
+    """Return a score as a number in [1, 10], or None where it is none: nothing is clipped.
 
-    Args:
-        value: a JSON value: a number, or the digits of one in quotes. A fraction inside the range
-            is taken as it stands.
-
-    Returns:
-        float | None: in [1, 10]. None for booleans, NaN, "7/10", 0, 11, lists: nothing is clipped.
+    A fraction and a number in quotes count as they stand; booleans, NaN, "7/10" and lists do not.
 
     Source: range: the paper; both quoted and bare, and no rescaling of 10 to 100: ours.
     """
@@ -160,16 +155,7 @@ def score_of(value: Any) -> float | None:
 
 
 def verdict_of(value: Any) -> str | None:
-    """Return a verdict, or None where it is none.
-
-    Args:
-        value: a JSON value: "first", "second" or "tie", in any case.
-
-    Returns:
-        str | None: in lower case.
-
-    Source: ours.
-    """
+    """Return "first", "second" or "tie", whatever its case, or None where it is none of them."""
     said = value.strip().lower() if isinstance(value, str) else None
     return said if said in VERDICTS else None
 

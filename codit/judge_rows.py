@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from codit import judge_prompts
+from codit.judge_client import Question
 from codit.judge_prompts import Template
 from codit.prompts import messages_of, name_of
 
@@ -35,40 +36,8 @@ class Answered:
     row: Mapping[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Turn:
-    """One turn of a conversation, ready to be asked about.
-
-    Args:
-        id: the conversation's.
-        category: as the benchmark names it.
-        turn: 1 or 2.
-        template: with a reference or without.
-        prompt: the template filled in.
-    """
-
-    id: str
-    category: str
-    turn: int
-    template: Template
-    prompt: str
-
-
 def read(rows: Rows) -> list[Mapping[str, Any]]:
-    """Return rows in memory.
-
-    Args:
-        rows: dicts, or the path of a file of JSON lines.
-
-    Returns:
-        list: of the file, as they stand there: no date is made of a text.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not made of JSON objects, or there is no row.
-
-    Source: ours.
-    """
+    """Return rows in memory: dicts, or a file of JSON lines as they stand there."""
     found = _lines(Path(rows)) if isinstance(rows, (str, Path)) else list(rows)
     if not found:
         raise ValueError("expected at least one row to judge; got none.")
@@ -88,7 +57,7 @@ def answered(rows: Rows) -> list[Answered]:
     Raises:
         ValueError: a row lacks one of the two, or (id, sample) repeats: nothing is asked then.
 
-    Source: ours; the paper's judge sees the query and the response.
+    Source: the paper's judge sees the query and the response.
     """
     found = [_answered(row, place) for place, row in enumerate(read(rows), start=1)]
     counted = Counter((row.id, row.sample) for row in found)
@@ -103,20 +72,10 @@ def answered(rows: Rows) -> list[Answered]:
 def pairs(
     first: Sequence[Answered], second: Sequence[Answered]
 ) -> tuple[list[tuple[Answered, Answered]], int]:
-    """Match two arms' responses to the same prompts.
-
-    Args:
-        first: of an arm.
-        second: of the other.
-
-    Returns:
-        tuple: pairs of equal id and sample, in the first arm's order; how many rows of both arms
-        have no partner.
+    """Match two arms' responses by id and sample, and count the rows without a partner.
 
     Raises:
         ValueError: no row has a partner, or two prompts under one id differ.
-
-    Source: ours.
     """
     others = {(row.id, row.sample): row for row in second}
     found = [(row, others[row.id, row.sample]) for row in first if (row.id, row.sample) in others]
@@ -131,7 +90,7 @@ def pairs(
     return found, len(first) + len(second) - 2 * len(found)
 
 
-def turns(rows: Rows, *, reference_categories: Collection[str]) -> list[Turn]:
+def turns(rows: Rows, *, reference_categories: Collection[str]) -> list[Question]:
     """Return what to ask about conversations of two turns.
 
     Args:
@@ -141,52 +100,52 @@ def turns(rows: Rows, *, reference_categories: Collection[str]) -> list[Turn]:
             reference is blank, as some of MT-Bench's are, is judged without.
 
     Returns:
-        list[Turn]: first and second turn of each row; the second turn's prompt holds the whole
-        conversation.
+        list: first and second turn of each row, labelled with `id`, `category` and `turn`; the
+        second turn's prompt holds the whole conversation.
 
     Raises:
         ValueError: a row is not of this form, ids repeat, or a reference is missing: nothing is
             asked then.
 
-    Source: two turns, references of some categories: MT-Bench (arXiv 2306.05685); wording: ours.
+    Source: two turns, references of some categories: MT-Bench (arXiv 2306.05685).
     """
-    found = []
+    found: dict[str, list[Question]] = {}
     for place, row in enumerate(read(rows), start=1):
         if not isinstance(row, Mapping):
             raise ValueError(f"row {place}: expected an object; got {type(row).__name__}.")
         given = row.get("question_id") if row.get("id") is None else row["id"]
         name = name_of({"id": given}) or f"row {place}"
-        questions, answers = (_two(row.get(key), name, key) for key in ("turns", "responses"))
+        if name in found:
+            raise ValueError(f"expected every id once; {name!r} occurs more than once.")
+        asked, answers = (_two(row.get(key), name, key) for key in ("turns", "responses"))
         category = str(row.get("category") or "")
         references = ["", ""]
         if category in reference_categories:
             references = _two(row.get("reference"), name, "reference")
-        both = _turns(questions, answers, references)
-        for turn, (template, values) in enumerate(both, start=1):
-            prompt = judge_prompts.fill(template, values)
-            found.append(
-                Turn(id=name, category=category, turn=turn, template=template, prompt=prompt)
-            )
-    if repeated := [name for name, n in Counter(turn.id for turn in found).items() if n > 2]:
-        raise ValueError(f"expected every id once; {repeated[0]!r} occurs more than once.")
-    return found
+        both = enumerate(_turns(asked, answers, references), start=1)
+        found[name] = [
+            Question.of(template, values, {"id": name, "category": category, "turn": turn})
+            for turn, (template, values) in both
+        ]
+    return [question for both in found.values() for question in both]
 
 
 def _turns(
     questions: list[str], answers: list[str], references: list[str]
 ) -> list[tuple[Template, dict[str, str]]]:
     """Return the template of each turn and what is filled in."""
-    first = {"instruction": questions[0], "response": answers[0]}
-    second = {f"question_{n}": text for n, text in enumerate(questions, start=1)}
-    second |= {f"answer_{n}": text for n, text in enumerate(answers, start=1)}
+    told = {"instruction": questions[0], "response": answers[0], "reference": references[0]}
+    for name, texts in (("question", questions), ("answer", answers), ("reference", references)):
+        told |= {f"{name}_{n}": text for n, text in enumerate(texts, start=1)}
     templates = [judge_prompts.SINGLE, judge_prompts.SECOND_TURN]
     if references[0].strip():
-        first["reference"] = references[0]
         templates[0] = judge_prompts.SINGLE_REFERENCE
     if references[1].strip():
-        second |= {f"reference_{n}": text for n, text in enumerate(references, start=1)}
         templates[1] = judge_prompts.SECOND_TURN_REFERENCE
-    return list(zip(templates, (first, second), strict=True))
+    return [
+        (one, {name: told[name] for name in judge_prompts.PLACEHOLDER.findall(one.text)})
+        for one in templates
+    ]
 
 
 def _answered(row: Mapping[str, Any], place: int) -> Answered:

@@ -18,7 +18,6 @@ from codit import (
     comparison,
     evidence,
     judge,
-    judge_tables,
     statistics,
     store,
     studies,
@@ -272,7 +271,7 @@ def wins(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     for who, own in _by(tables["comparisons"], "preference"):
         for arm, table in own.groupby("arm", sort=False):
             raw = statistics.mean_interval(table.groupby("id")["preference"].mean().to_numpy())
-            fitted = judge_tables.length_controlled(table)  # NaN where nothing can be fitted
+            fitted = judge.length_controlled(table)  # NaN where nothing can be fitted
             both = {
                 "raw": (raw.estimate, raw.low, raw.high),
                 "length-controlled": [

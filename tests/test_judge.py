@@ -14,11 +14,11 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -370,6 +370,23 @@ def test_whatever_may_change_a_judgement_is_another_question(
         assert judge.score(ONE, moved, cache=tmp_path / "c", asking=QUICK).tally.calls == 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Later(Judge):
+    """A judge that has learned of another setting."""
+
+    top_k: int = 0
+    LATE: ClassVar[dict[str, Any]] = {"top_k": 0}
+
+
+def test_a_setting_that_comes_in_later_pays_no_reply_again() -> None:
+    question = judge_client.Question(template=judge_prompts.SINGLE, prompt="p")
+    item = judge_client.item_of(Judge(model="m", base_url="http://a"), question)
+    # Of another template or key, caches that are about hold nothing: every reply is paid again.
+    assert item == "d8429ec0f0ee89c69c0504e705b90464860f8004bfea57b40a5ed2048c134172"
+    assert judge_client.item_of(Later(model="m"), question) == item
+    assert judge_client.item_of(Later(model="m", top_k=1), question) != item
+
+
 def test_equal_questions_are_asked_once(tmp_path: Path) -> None:
     rows = [{**ONE[0], "id": n} for n in range(5)]
     with serving(said(TEXT)) as server:
@@ -513,6 +530,23 @@ def test_it_works_inside_a_running_event_loop(tmp_path: Path) -> None:
 
     with serving(said(TEXT)) as server:
         assert asyncio.run(cell(server)).table["score"].tolist() == [8]
+
+
+def test_an_interrupted_run_ends_at_once_and_keeps_what_was_paid(tmp_path: Path) -> None:
+    def answer(request: dict[str, Any], number: int) -> Sent:
+        if number < 3:
+            return said(TEXT)
+        os.kill(os.getpid(), signal.SIGINT)
+        return Sent(is_hanging=True)
+
+    asking = replace(QUICK, concurrency=1)
+    with serving(answer) as server:
+        start = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            score(server, MANY, tmp_path / "c", asking=asking)
+        assert time.monotonic() - start < 10
+        server.answer = lambda request, number: said(TEXT)
+        assert score(server, MANY, tmp_path / "c", asking=asking).tally.cached == 3
 
 
 def choose(prefer: Callable[[str, str], str]) -> Callable[[dict[str, Any], int], Sent]:
@@ -743,7 +777,7 @@ def test_a_conversation_that_cannot_be_judged_is_named(row: Any, message: str) -
 
 def test_a_conversation_is_named_by_its_question_where_its_id_is_null() -> None:
     (first, _) = judge_rows.turns([{**MT_BENCH[0], "id": None}], reference_categories=())
-    assert first.id == "81"
+    assert first.label["id"] == "81"
 
 
 @pytest.mark.parametrize(
