@@ -67,7 +67,7 @@ LAYERS = (
         "tensor_match",
         "transport",
     ),
-    ("packed_weights", "judge_client", "overlap_texts"),
+    ("packed_weights", "judge_client"),
     (
         "pair",
         "static_batches",
