@@ -16,7 +16,6 @@ import tyro
 import codit
 from codit import (
     chat_vector_cli,
-    ifeval_cli,
     judge_cli,
     mt_bench_cli,
     overlap_cli,
@@ -129,7 +128,6 @@ def _commands(first: Sequence[str]) -> dict[str, Callable[..., Any]]:
         "judge-agreement": judge_cli.judge_agreement,
         "serve": serve_cli.serve,
         "decontaminate": overlap_cli.decontaminate,
-        "ifeval": ifeval_cli.ifeval,
         "mt-bench": mt_bench_cli.mt_bench,
         "train": train,
         "chat-vector": chat_vector_cli.command,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,10 +10,8 @@ from typing import Annotated, Any
 import tyro
 
 from codit import overlap
-from codit.overlap_texts import FIELDS, read_benchmark, read_rows, texts_of
 
 Repeated = tyro.conf.UseAppendAction
-COLUMNS = ("prompts", "left_out", "prompts_hit", "rows_hit", "share", *FIELDS)
 
 
 def decontaminate(
@@ -47,8 +44,6 @@ def decontaminate(
     Raises:
         ValueError: no benchmark, one of a name twice, an empty dataset, or hits that would replace
             an input.
-
-    Source: n-grams of 8 to 13 words: Brown et al. 2020; the rest: ours.
     """
     if not benchmark:
         raise ValueError("expected at least one --benchmark; got none. Name a file of prompts.")
@@ -60,21 +55,21 @@ def decontaminate(
 
     from codit import dataset_card
     from codit.dataset_file import Files
-    from codit.files import replacing
+    from codit.files import line_of, replacing
 
     card = Files(data).beside(".README.md")
-    known = [read_benchmark(path) for path in benchmark]
-    counted: Counter[str] = Counter()
-    rows = _counted(tqdm(read_rows(data), "overlap", unit="row", disable=None), counted)
-    found = list(overlap.contaminated(rows, known, n=n))
-    if not counted["rows"]:
+    known = [overlap.read_benchmark(path) for path in benchmark]
+    rows = list(overlap.read_rows(data))
+    if not rows:
         raise ValueError(f"expected rows in {data}; it is empty.")
-    tally = overlap.tally(found, known, rows=counted["rows"], n=n)
+    found = list(overlap.contaminated(tqdm(rows, "overlap", unit="row", disable=None), known, n=n))
+    tally = overlap.tally(found, known, rows=len(rows), n=n)
     if near_duplicates is not None:
-        tally["near_duplicates"] = _near_duplicates(data, near_duplicates)
+        tally["near_duplicates"] = _near_duplicates(rows, near_duplicates)
     print("\n".join(table(tally)))
     if hits is not None:
-        _write(hits, found)
+        with replacing(hits) as stream:
+            stream.writelines(line_of(asdict(hit)).encode() for hit in found)
         print(hits)
     if card.is_file():
         text = card.read_text(encoding="utf-8")
@@ -85,68 +80,34 @@ def decontaminate(
 
 
 def table(tally: Mapping[str, Any]) -> list[str]:
-    """Return a tally as lines of text, a benchmark each, and its sums.
+    """Return a tally of `overlap.tally` as lines of text, a benchmark each, and its sums."""
+    import pandas as pd
 
-    Args:
-        tally: from `overlap.tally`, with `near_duplicates` where these were looked for.
-
-    Returns:
-        list[str]: lines of equal columns, then sentences.
-
-    Source: ours.
-    """
-    lines = [["benchmark", *(name.replace("_", " ") for name in COLUMNS)]]
-    for one in tally["benchmarks"]:
-        values = [f"{one[k]:.4%}" if k == "share" else str(one[k]) for k in COLUMNS]
-        lines.append([one["name"], *values])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    shown = [_padded(line, widths) for line in lines]
-    shown.append(
+    columns = ("name", "prompts", "left_out", "prompts_hit", "rows_hit", "share", *overlap.FIELDS)
+    frame = pd.DataFrame(tally["benchmarks"], columns=columns)
+    frame["share"] = frame["share"].map("{:.4%}".format)
+    frame = frame.rename(columns=lambda name: name.replace("_", " "))
+    lines = frame.to_string(index=False).splitlines()
+    lines.append(
         f"{tally['rows_hit']} of {tally['rows']} rows share {tally['n']} words in a row, or a "
         "whole shorter prompt, with a benchmark"
     )
     if near := tally.get("near_duplicates"):
-        shown.append(
+        lines.append(
             f"near-duplicates of an earlier row, Jaccard >= {near['threshold']:g}: "
             f"{near['instruction']} of {near['instructions']} prompts, "
             f"{near['response']} of {near['responses']} responses"
         )
-    return shown
+    return lines
 
 
-def _padded(line: Sequence[str], widths: Sequence[int]) -> str:
-    name, *values = line
-    cells = [value.rjust(width) for value, width in zip(values, widths[1:], strict=True)]
-    return "  ".join([name.ljust(widths[0]), *cells])
-
-
-def _counted(rows: Iterable[Any], counter: Counter[str]) -> Iterator[Any]:
-    for row in rows:
-        counter["rows"] += 1
-        yield row
-
-
-def _near_duplicates(data: Path, threshold: float) -> dict[str, Any]:
+def _near_duplicates(rows: Sequence[Mapping[str, Any]], threshold: float) -> dict[str, Any]:
     """Return how many prompts and responses nearly repeat an earlier one."""
-    asked: dict[Any, str] = {}
-    answered: list[str] = []
-    for number, row in enumerate(read_rows(data)):
-        texts = texts_of(row)
-        # Several responses to one prompt repeat it on purpose: it counts once.
-        key = number if row.get("id") is None else str(row["id"])
-        for text in texts["instruction"]:
-            asked.setdefault(key, text)
-        answered += texts["response"]
-    found = {
-        name: len(overlap.near_duplicates(texts, threshold=threshold))
-        for name, texts in (("instruction", asked.values()), ("response", answered))
-    }
-    totals = {"instructions": len(asked), "responses": len(answered)}
-    return {"threshold": threshold, **found, **totals}
-
-
-def _write(path: Path, found: Iterable[overlap.Hit]) -> None:
-    from codit.files import line_of, replacing
-
-    with replacing(path) as stream:
-        stream.writelines(line_of(asdict(hit)).encode() for hit in found)
+    texts = [overlap.texts_of(row) for row in rows]
+    names = [number if row.get("id") is None else str(row["id"]) for number, row in enumerate(rows)]
+    # Several responses to one prompt repeat it on purpose: it counts once.
+    asked = dict(zip(names, (one["instruction"] for one in texts), strict=True)).values()
+    given = {"instruction": [text for one in asked for text in one]}
+    given["response"] = [text for one in texts for text in one["response"]]
+    found = {name: len(overlap.near_duplicates(given[name], threshold=threshold)) for name in given}
+    return {"threshold": threshold, **found, **{f"{name}s": len(given[name]) for name in given}}

@@ -65,7 +65,7 @@ LAYERS = (
         "tensor_match",
         "transport",
     ),
-    ("packed_weights", "judge_client", "overlap_texts"),
+    ("packed_weights", "judge_client"),
     (
         "pair",
         "static_batches",
@@ -92,10 +92,10 @@ LAYERS = (
         "chat_vector",
         "rivals",
     ),
-    ("batch_records", "step_times", "speed_tables", "judge_rows", "ifeval_data"),
-    ("workers", "ray_workers", "engine_runs", "engine_tables"),
+    ("batch_records", "step_times", "speed_tables", "judge_rows"),
+    ("workers", "ray_workers", "judge_tables", "judge_questions", "engine_runs", "engine_tables"),
     ("synthesis", "token_tables", "first_order_tables", "throughput"),
-    ("judge", "student", "pretraining", "preview", "ifeval", "mt_bench"),
+    ("judge", "judge_plan", "student", "pretraining", "preview", "harness", "mt_bench"),
     (
         "experiments",
         "contrastive_tuning",
@@ -113,7 +113,7 @@ LAYERS = (
     (
         "claims",
         "chat_vector_cli",
-        "ifeval_cli",
+        "judge_agreement_cli",
         "judge_cli",
         "mt_bench_cli",
         "overlap_cli",

@@ -12,8 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codit import overlap
-from codit.overlap import Hit, contaminated, near_duplicates, tally
-from codit.overlap_texts import Benchmark, read_benchmark, words
+from codit.overlap import (
+    Benchmark,
+    Hit,
+    contaminated,
+    near_duplicates,
+    read_benchmark,
+    read_rows,
+    tally,
+    texts_of,
+    words,
+)
 
 NUMBERS = [f"w{k}" for k in range(40)]
 PROMPT = " ".join(NUMBERS[:20])
@@ -62,12 +71,11 @@ def test_what_is_found_is_what_trying_everything_finds(
     found = hits(" ".join(text), *map(" ".join, prompts), n=n)
     assert len(found) == bool(expected)
     if expected:
-        runs = {place: longest_run(text, prompts[place]) for place in expected}
-        assert found[0].prompts == len(expected)
-        assert found[0].n_words == max(runs.values())
-        assert int(found[0].prompt) == max(runs, key=lambda place: (runs[place], -place))
+        assert int(found[0].prompt) in expected
         shared = found[0].text.split()
-        assert longest_run(text, shared) == longest_run(shared, prompts[int(found[0].prompt)])
+        assert len(shared) == min(n, len(prompts[int(found[0].prompt)]))
+        for whole in (text, prompts[int(found[0].prompt)]):
+            assert longest_run(whole, shared) == len(shared)
 
 
 @pytest.mark.parametrize(("length", "expected"), [(12, 0), (13, 1)])
@@ -76,38 +84,30 @@ def test_thirteen_words_in_a_row_are_a_hit_and_twelve_are_not(length: int, expec
     assert len(hits(text, PROMPT)) == expected
 
 
-def test_the_longest_run_is_given_with_its_prompt() -> None:
-    text = f"x {' '.join(NUMBERS[:14])} y {' '.join(NUMBERS[2:19])} z"
+def test_what_stands_first_in_the_text_is_given_with_its_prompt() -> None:
+    text = f"x {' '.join(NUMBERS[2:19])} y {' '.join(NUMBERS[:14])} z"
     (found,) = hits(text, "another prompt " + " ".join(NUMBERS[:14]), PROMPT)
-    assert (found.prompt, found.prompts, found.n_words) == ("1", 2, 17)
-    assert found.text == " ".join(NUMBERS[2:19])
+    assert (found.prompt, found.text) == ("1", " ".join(NUMBERS[2:15]))
     assert (found.line, found.row, found.field, found.benchmark) == (1, "r", "instruction", "b")
-
-
-def test_a_run_is_found_once_however_long_and_wherever_it_stands() -> None:
-    prompt = tuple(NUMBERS[:20])
-    index = overlap._indexed([prompt], 13)
-    text = ("x", *prompt, "y", *prompt[:15])
-    assert list(overlap._shared(text, [prompt], index)) == [(0, prompt), (0, prompt[:15])]
 
 
 def test_case_punctuation_and_line_breaks_hide_nothing() -> None:
     text = "\n\n".join(f"**{word.upper()}**," for word in NUMBERS[:20])
-    assert hits(text, PROMPT)[0].n_words == 20
+    assert hits(text, PROMPT)[0].text == " ".join(NUMBERS[:13])
 
 
 def test_words_in_another_order_or_with_one_exchanged_are_no_hit() -> None:
     assert not hits(" ".join(reversed(NUMBERS[:20])), PROMPT)
     changed = [*NUMBERS[:10], "other", *NUMBERS[11:20]]
     assert not hits(" ".join(changed), PROMPT, n=13)
-    assert hits(" ".join(changed), PROMPT, n=8)[0].n_words == 10
+    assert hits(" ".join(changed), PROMPT, n=8)[0].text == " ".join(NUMBERS[:8])
 
 
 def test_a_shorter_prompt_matches_as_a_whole_and_a_very_short_one_alone() -> None:
     nine, four = " ".join(NUMBERS[:9]), "write a short poem"
-    assert hits(f"please {nine} now", nine)[0].n_words == 9
+    assert hits(f"please {nine} now", nine)[0].text == nine
     assert not hits(f"please {' '.join(NUMBERS[:8])} now", nine), "not all of it"
-    assert hits("Write a short poem!", four)[0].n_words == 4
+    assert hits("Write a short poem!", four)[0].text == four
     assert not hits("write a short poem about trees", four)
 
 
@@ -200,20 +200,15 @@ TEXTS = st.lists(
 
 
 @settings(deadline=None, max_examples=60)
-@given(TEXTS, st.sampled_from([0.3, 0.5, 0.8, 1.0]), st.booleans())
-def test_only_and_exactly_true_near_duplicates_are_reported(
-    texts: list[str], threshold: float, exact: bool
-) -> None:
-    found = near_duplicates(texts, threshold=threshold, exact=exact)
-    assert [one.index for one in found] == sorted({one.index for one in found})
-    for one in found:
-        assert one.of < one.index
-        assert one.jaccard == jaccard(texts[one.index], texts[one.of]) >= threshold
-    if exact:
-        firsts = [k for k, text in enumerate(texts) if all(jaccard(text, e) < 1 for e in texts[:k])]
-        for index, text in enumerate(texts):
-            before = [k for k in firsts if k < index and jaccard(text, texts[k]) >= threshold]
-            assert (index in {one.index for one in found}) == bool(before)
+@given(TEXTS, st.sampled_from([0.3, 0.5, 0.8, 1.0]))
+def test_only_true_near_duplicates_are_reported(texts: list[str], threshold: float) -> None:
+    found = near_duplicates(texts, threshold=threshold)
+    for index, of in found.items():
+        assert of < index
+        assert of not in found
+        assert jaccard(texts[index], texts[of]) >= threshold
+    equal = {k for k, text in enumerate(texts) if any(jaccard(text, e) == 1 for e in texts[:k])}
+    assert equal <= set(found), "never missed"
 
 
 def changed(words_of: list[str], every: int, mark: str = "x") -> str:
@@ -229,54 +224,169 @@ def test_minhash_misses_next_to_nothing_that_trying_all_pairs_finds() -> None:
     near, far = ([changed(one, every, mark) for one in originals] for every, mark in MARKS)
     texts += near + far
     assert jaccard(texts[0], near[0]) > 0.85 > 0.8 > jaccard(texts[0], far[0]) > 0.7
-    everything = near_duplicates(texts, threshold=0.8, exact=True)
-    proposed = near_duplicates(texts, threshold=0.8, exact=False)
-    assert len(everything) == 110
-    assert set(proposed) <= set(everything)
-    assert len(proposed) >= 109
+    found = near_duplicates(texts, threshold=0.8)
+    assert set(found.items()) <= {(110 + k, k) for k in range(110)}
+    assert len(found) >= 109
 
 
 def test_equal_texts_are_never_missed_and_point_to_the_first() -> None:
     texts = ["one two three four", "other words here", "One, two; three FOUR", "one two three four"]
-    for exact in (True, False):
-        found = near_duplicates(texts, threshold=0.9, exact=exact)
-        assert [(one.index, one.of, one.jaccard) for one in found] == [(2, 0, 1.0), (3, 0, 1.0)]
+    assert near_duplicates(texts, threshold=0.9) == {2: 0, 3: 0}
 
 
-@pytest.mark.parametrize("exact", [True, False])
-def test_of_several_earlier_texts_the_earliest_is_named(exact: bool) -> None:
+def test_of_several_earlier_texts_the_earliest_is_named() -> None:
     split = [f"w{k}" for k in range(300)]
     texts = [changed(split, 150, mark) for mark in "abc"]
-    assert [one.of for one in near_duplicates(texts, threshold=0.8, exact=exact)] == [0, 0]
+    assert near_duplicates(texts, threshold=0.8) == {1: 0, 2: 0}
 
 
 def test_texts_without_words_are_no_duplicates() -> None:
-    assert near_duplicates(["", "!!", "", "a", "a"], threshold=0.5)[0].index == 4
-    assert len(near_duplicates(["", "!!", "", "a", "a"], threshold=0.5)) == 1
+    assert near_duplicates(["", "!!", "", "a", "a"], threshold=0.5) == {4: 3}
 
 
 def test_thousands_of_equal_texts_take_no_quadratic_time(monkeypatch: pytest.MonkeyPatch) -> None:
     made = 0
     shingles = overlap._shingles
 
-    def counted(text: str) -> set[str]:
+    def counted(text: str) -> set[bytes]:
         nonlocal made
         made += 1
         return shingles(text)
 
     monkeypatch.setattr(overlap, "_shingles", counted)
     assert len(near_duplicates(["the same few words again"] * 3_000)) == 2_999
-    assert made == 3_000, "once each"
-
-
-def test_equal_seeds_give_equal_reports() -> None:
-    texts = [changed([f"t{k % 60}w{j}" for j in range(60)], 7 + k % 5) for k in range(400)]
-    first = near_duplicates(texts, threshold=0.7, seed=3)
-    assert first == near_duplicates(texts, threshold=0.7, seed=3)
-    assert len(first) > 100
+    assert made <= 6_000, "once each, and once the first"
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.1])
 def test_a_threshold_has_a_range(threshold: float) -> None:
     with pytest.raises(ValueError, match=r"\(0, 1\]"):
         near_duplicates(["a"], threshold=threshold)
+
+
+# Texts
+
+
+def write(path: Path, *rows: Any) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Don't  panic,\n**ever**!", ["don", "t", "panic", "ever"]),
+        ("snake_case 3.14", ["snake", "case", "3", "14"]),
+        ("Straße ＡＢＣ ﬁn", ["strasse", "abc", "fin"]),
+        ("北京是首都 ok", ["北", "京", "是", "首", "都", "ok"]),
+        ("こんにちは", ["こ", "ん", "に", "ち", "は"]),
+        ("한국어 단어", ["한국어", "단어"]),
+        ("?! ...", []),
+    ],
+)
+def test_words_are_what_is_left_without_case_form_and_punctuation(
+    text: str, expected: list[str]
+) -> None:
+    assert list(words(text)) == expected
+
+
+def test_every_known_form_of_a_benchmark_is_read(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "bench.jsonl",
+        {"question_id": 81, "turns": ["first one", "second one"]},
+        {"key": 1000, "prompt": "asked by key"},
+        {"id": "x", "instruction": "an instruction"},
+        {
+            "messages": [
+                {"role": "system", "content": "not compared"},
+                {"role": "user", "content": "hello there"},
+                {"role": "assistant", "content": "not compared"},
+                {"role": "user", "content": "and again"},
+            ]
+        },
+    )
+    found = read_benchmark(path)
+    assert found.name == "bench"
+    assert found.left_out == 0
+    assert found.prompts == {
+        "81": "first one",
+        "81#2": "second one",
+        "1000": "asked by key",
+        "x": "an instruction",
+        "4": "hello there",
+        "4#2": "and again",
+    }
+
+
+def test_rows_without_a_usable_prompt_are_counted(tmp_path: Path) -> None:
+    rows = [{"prompt": "good"}, {"text": "other column"}, {"prompt": " "}, {"prompt": 3}]
+    rows += [{"prompt": "!?"}, {"turns": []}, {"messages": ["text"]}]
+    found = read_benchmark(write(tmp_path / "b.jsonl", *rows))
+    assert (found.name, found.prompts, found.left_out) == ("b", {"1": "good"}, 6)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"text": "x"}\n', "got 1 without. Rename"),
+        ("", "got 0 without"),
+        ('{"prompt": "a"}\n{"prompt": \n', "JSON object in line 2"),
+        ('["a"]\n', "expected an object in line 1"),
+        ('{"id": 1, "prompt": "a"}\n{"id": 1, "prompt": "b"}\n', "every id once"),
+    ],
+)
+def test_a_benchmark_that_cannot_be_read_says_why(
+    content: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "b.jsonl").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_benchmark(tmp_path / "b.jsonl")
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none\.jsonl"):
+        read_benchmark(tmp_path / "none.jsonl")
+
+
+def test_rows_are_read_whatever_ends_their_lines(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    lines = ['{"id": 1}', "", '{"id": 2, "score": [-0.5, -1e-3]}', '{"id": 3, "score": [[1]]}']
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    rows = list(read_rows(path))
+    assert [row["id"] for row in rows] == [1, 2, 3]
+    assert "score" not in rows[1], "most of a dataset's bytes are passed over"
+
+
+def test_a_row_in_either_form_has_the_same_texts() -> None:
+    messages = [
+        {"role": "system", "content": "be kind"},
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "two"},
+        {"role": "user", "content": "three"},
+        {"role": "assistant", "content": "four"},
+    ]
+    expected = {"instruction": ["three"], "response": ["four"]}
+    expected["earlier turns"] = ["be kind", "one", "two"]
+    assert texts_of({"messages": messages}) == expected
+    assert texts_of({"messages": messages, "instruction": "three", "response": "four"}) == expected
+    assert texts_of({"instruction": "a", "response": "b"}) == {
+        "instruction": ["a"],
+        "response": ["b"],
+        "earlier turns": [],
+    }
+    assert set(expected) == set(overlap.FIELDS)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"id": 5, "text": "x"}, "what is not read is not checked"),
+        ({"id": 5, "instruction": 3}, "expected texts in row 5"),
+        ({"messages": [{"role": "user", "content": ["x"]}]}, "expected texts"),
+        ({"messages": [{"from": "human", "value": "x"}]}, "role and content"),
+        ({"messages": "x"}, "role and content"),
+    ],
+)
+def test_a_row_whose_texts_are_not_found_is_an_error(row: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        texts_of(row)

@@ -157,9 +157,9 @@ def test_help_and_a_check_without_near_duplicates_import_no_heavy_library(
     data: Path, bench: Path
 ) -> None:
     code = (
-        "import sys\nfrom codit import overlap, overlap_cli, overlap_texts\n"
-        "rows = overlap_texts.read_rows(sys.argv[1])\n"
-        "known = [overlap_texts.Benchmark('b', {'1': 'a b c'})]\n"
+        "import sys\nfrom codit import overlap, overlap_cli\n"
+        "rows = overlap.read_rows(sys.argv[1])\n"
+        "known = [overlap.Benchmark('b', {'1': 'a b c'})]\n"
         "list(overlap.contaminated(rows, known))\n"
         "print({'torch', 'datasets', 'datasketch', 'pandas'} & set(sys.modules))"
     )
@@ -177,4 +177,4 @@ def test_the_table_of_a_tally_names_every_column() -> None:
 def overlap_lines() -> list[str]:
     from codit import overlap_cli
 
-    return overlap_cli.table(overlap.tally([], [], rows=1, n=13))
+    return overlap_cli.table(overlap.tally([], [overlap.Benchmark("b", {})], rows=1, n=13))

@@ -17,10 +17,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import lm_eval.tasks
+import torch
 import tyro
+from lm_eval.evaluator import evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.utils import make_table
 from transformers import AutoModelForCausalLM
 
-from codit import ifeval, ifeval_cli, ifeval_data, judge, judging, mt_bench, recipes, store
+from codit import harness, judge, judging, mt_bench, recipes, store
 from codit.files import replacing
 from codit.judge_recipes import JUDGES
 from codit.pair import ContrastivePair
@@ -79,19 +84,29 @@ def judged(questions: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
     return found
 
 
-def obeyed(prompts: Path, folder: Path) -> tuple[dict[str, ifeval.Scores], dict[str, float]]:
+def obeyed(prompts: Path, folder: Path) -> list[str]:
     """Let lm-eval ask IFEval's prompts; the sentence model is learned from their own text."""
     texts = [json.loads(line)["prompt"] for line in prompts.read_text().splitlines()]
-    ifeval_data.punkt(folder / "nltk", texts)
-    amateur = AutoModelForCausalLM.from_pretrained(MODELS / "amateur").eval()
-    asked = {name: model for name, (model, _) in models().items()} | {"amateur alone": amateur}
-    tokenizer = load_tokenizer(str(MODELS / "expert"))
-    found, seconds = {}, {}
-    for name, model in asked.items():
-        start = time.monotonic()
-        found[name] = ifeval.evaluate(model, tokenizer, prompts, max_new_tokens=TOKENS["ifeval"])
-        seconds[name] = time.monotonic() - start
-    return found, seconds
+    harness.punkt(folder / "nltk", texts)
+    published = Path(lm_eval.tasks.__file__).parent / "ifeval" / "ifeval.yaml"
+    task = {"include": str(published), "task": "ifeval_local", "dataset_path": "json"}
+    task |= {"dataset_kwargs": {"data_files": {"train": str(prompts.resolve())}}}
+    task |= {"generation_kwargs": {"until": [], "max_gen_toks": TOKENS["ifeval"]}}
+    (folder / "ifeval_local.yaml").write_text(json.dumps(task))
+    local = lm_eval.tasks.TaskManager(include_path=str(folder), include_defaults=False)
+    expert, amateur = str(MODELS / "expert"), str(MODELS / "amateur")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    how = {"batch_size": 16, "device": device}
+    asked = {
+        "pair": lambda: harness.PairLM(expert, amateur, plausibility=PLAUSIBILITY, **how),
+        "expert alone": lambda: HFLM(expert, **how),
+        "amateur alone": lambda: HFLM(amateur, tokenizer=expert, **how),
+    }
+    lines = []
+    for name, load in asked.items():
+        found = evaluate(load(), local.load(["ifeval_local"]), apply_chat_template=True)
+        lines += [f"{name}:", "", make_table(found)]
+    return lines
 
 
 def mt_bench_lines(found: dict[str, Any], n: int) -> list[str]:
@@ -121,7 +136,7 @@ def mt_bench_lines(found: dict[str, Any], n: int) -> list[str]:
     return lines
 
 
-def written(found: dict[str, Any], n: int, scores: dict[str, Any], seconds: Any) -> str:
+def written(found: dict[str, Any], n: int, rates: list[str]) -> str:
     """Return the table as Markdown."""
     lines = [
         "# Real prompts",
@@ -136,12 +151,7 @@ def written(found: dict[str, Any], n: int, scores: dict[str, Any], seconds: Any)
         "",
         f"## IFEval through lm-eval: at most {TOKENS['ifeval']} new tokens, greedy",
         "",
-        "```",
-        *ifeval_cli.table(scores),
-        "```",
-        "",
-        "Seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()) + ".",
-        "",
+        *rates,
     ]
     return "\n".join(lines)
 
@@ -151,8 +161,8 @@ def main(*, prompts_dir: Path, commit: bool = False) -> None:
     questions = mt_bench.read(prompts_dir / "mt_bench_question.jsonl")
     with tempfile.TemporaryDirectory() as folder:
         found = judged(questions, Path(folder))
-        scores, seconds = obeyed(prompts_dir / "ifeval_input_data.jsonl", Path(folder))
-    text = written(found, len(questions), scores, seconds)
+        rates = obeyed(prompts_dir / "ifeval_input_data.jsonl", Path(folder))
+    text = written(found, len(questions), rates)
     print(text)
     if commit:
         with replacing(TABLE) as stream:
