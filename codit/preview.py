@@ -9,8 +9,7 @@ import torch
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from codit import decode, recipes
-from codit.limits import n_weights
-from codit.memory import cache_bytes
+from codit.memory import cache_bytes, n_weights
 from codit.pair import load_tokenizer
 from codit.prompts import load
 from codit.synthesis import Rows
