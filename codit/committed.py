@@ -15,14 +15,11 @@ import tyro
 
 from codit import (
     alignment,
-    engine_study,
     experiments,
-    figures,
     judge_students,
     judge_study,
     store,
     studies,
-    throughput,
     token_evidence,
     transfer,
     verdicts,
@@ -53,9 +50,6 @@ def tables(chosen: Scale) -> dict[str, Made]:
     if judged:
         named["judged-students"] = (judge_students.recipe(chosen), verdicts.study)
         named["judged-answers"] = (judge_students.judged_recipe(chosen), judge_students.study)
-    # A measurement of a machine, not of a scale's models: one is kept.
-    named["throughput"] = (throughput.recipe(figures.COMMITTED), throughput.study)
-    named["engines"] = (engine_study.recipe(figures.COMMITTED), engine_study.study)
     return named
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from codit.record_lines import record_of
+from codit.files import record_of
 
 LEAST, USUAL = 8, 13  # words in a run: the range and the default
 SHINGLE = 3  # words in a shingle, of which near-duplicates share most

@@ -3,7 +3,8 @@
 A step of a few rows multiplies them with every weight of a model. The kernel that takes weights as
 torch keeps them was written for many rows: on the CPU where it was measured (float32, weights of a
 million numbers and more) oneDNN's layout took 1 / 1.2 to 1 / 2.4 of its time for 4 to 64 rows, and
-more than its time for one or two. The copy is made once for a call and given back after it.
+more than its time for one or two. The copy is made once for a call and given back after it. When to
+use it is ours, measured.
 """
 
 from __future__ import annotations
@@ -22,12 +23,10 @@ from codit.memory import free_bytes
 
 logger = logging.getLogger(__name__)
 
-LEAST_ROWS = 4  # multiplied at once, in float32 (ours)
-LEAST_TOKENS = 16  # of a response: making the copy takes about three steps (ours)
-SHARE = 0.4  # of the free memory, at most (ours)
-MACHINES = ("x86_64", "AMD64")  # where it was measured (ours)
-
-Linear = Callable[[Tensor], Tensor]
+LEAST_ROWS = 4  # multiplied at once, in float32
+LEAST_TOKENS = 16  # of a response: making the copy takes about three steps
+SHARE = 0.4  # of the free memory, at most
+MACHINES = ("x86_64", "AMD64")  # where it was measured
 
 
 def weights_to_pack(model: PreTrainedModel, *, rows: int, tokens: int) -> list[nn.Linear]:
@@ -41,23 +40,18 @@ def weights_to_pack(model: PreTrainedModel, *, rows: int, tokens: int) -> list[n
     Returns:
         list[nn.Linear]: none on a GPU, for few rows or short responses, or where memory is short;
         never a head whose rows `head_rows` gathers.
-
-    Source: ours.
     """
-    is_cpu = model.device.type == "cpu" and platform.machine() in MACHINES
-    if rows < LEAST_ROWS or tokens < LEAST_TOKENS or not is_cpu:
+    if rows < LEAST_ROWS or tokens < LEAST_TOKENS or model.device.type != "cpu":
         return []
-    if not torch.backends.mkldnn.is_available():
+    if platform.machine() not in MACHINES or not torch.backends.mkldnn.is_available():
         return []
-    used, gathered = [model], None
-    if hasattr(model, "amateur"):
-        used = [model.expert, model.amateur] if model.needs_amateur else [model.expert]
-        gathered = model.amateur.get_output_embeddings() if model.gathers_head else None
+    is_idle = hasattr(model, "amateur") and not model.needs_amateur
+    gathered = model.amateur.get_output_embeddings() if getattr(model, "gathers_head", 0) else None
     layers = [
         layer
-        for part in used
-        for layer in part.modules()
-        if is_plain(layer) and layer is not gathered and _waits(layer.weight)
+        for layer in (model.expert if is_idle else model).modules()
+        if is_plain(layer) and layer is not gathered and is_large(layer.weight)
+        if layer.weight.dtype == torch.float32
     ]
     needed = sum(layer.weight.nbytes for layer in layers)
     return layers if needed <= SHARE * free_bytes(model.device) else []
@@ -76,28 +70,20 @@ def packed_weights(model: PreTrainedModel, *, rows: int, tokens: int) -> Iterato
 
     Yields:
         int: layers that were packed; 0 also inside another block of the same model.
-
-    Source: oneDNN's layout through torch's own operator; when to use it: ours.
     """
     layers = weights_to_pack(model, rows=rows, tokens=tokens)
-    done: list[nn.Linear] = []
     try:
         for layer in layers:
             layer.forward = _packed(layer)
-            done.append(layer)
-        if done:
-            logger.info("weights of %d layers packed for the CPU", len(done))
-        yield len(done)
+        if layers:
+            logger.info("weights of %d layers packed for the CPU", len(layers))
+        yield len(layers)
     finally:
-        for layer in done:
-            del layer.forward
+        for layer in layers:
+            vars(layer).pop("forward", None)
 
 
-def _waits(weight: Tensor) -> bool:
-    return weight.dtype == torch.float32 and is_large(weight)
-
-
-def _packed(layer: nn.Linear) -> Linear:
+def _packed(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
     """Return a layer's forward pass from a copy of its weights in the kernel's own layout."""
     weight, bias = layer.weight.detach(), layer.bias
     copy = torch.ops.mkldnn._reorder_linear_weight(weight, LEAST_ROWS)

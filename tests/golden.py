@@ -60,7 +60,7 @@ def watched(chosen: Scale | None = None) -> dict[str, Synthesis]:
     return {name: experiments.synthesis(chosen, name) for name in ARMS}
 
 
-def rows(recipe: Synthesis) -> list[dict[str, Any]]:
+def rows(recipe: Synthesis, *, engine: str = "auto") -> list[dict[str, Any]]:
     """Return the answers of a pair: id, text, tokens (SHA-256 of the ids), logprobs (nats).
 
     Raises:
@@ -80,6 +80,7 @@ def rows(recipe: Synthesis) -> list[dict[str, Any]]:
         chats,
         recipe.decoding,
         ids=[row["id"] for row in asked],
+        engine=engine,
         progress=False,
     )
     return [

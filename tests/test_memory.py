@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import Qwen3Config
 
 from codit import memory
 from tests import tiny
@@ -50,3 +51,38 @@ def test_only_a_lack_of_memory_is_taken_for_one():
     assert not memory.is_exhausted(RuntimeError("shapes do not match"))
     assert not memory.is_exhausted(ValueError("out of memory"))
     memory.release()
+
+
+# One layer: q 8·8, k and v 8·4 each, o 8·8, three MLP products 8·16, two norms of 8, and Qwen3's
+# norms of q and k, 4 each. Then the last norm and the head, 64·8.
+READ = 2 * (64 + 32 + 32 + 64 + 3 * 128 + 16 + 8) + 8 + 64 * 8
+
+
+def qwen(*, tied: bool = True) -> Qwen3Config:
+    """A Qwen3 of two layers of width 8, whose weights are counted by hand."""
+    size = {"hidden_size": 8, "num_hidden_layers": 2, "intermediate_size": 16, "vocab_size": 64}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4}
+    return Qwen3Config(**size, **heads, tie_word_embeddings=tied)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_weights_of_a_step_are_counted_as_by_hand(tied):
+    assert memory.n_read(qwen(tied=tied)) == READ
+    assert memory.n_weights(qwen(tied=tied)) == READ + (0 if tied else 64 * 8)
+
+
+def test_the_bytes_of_a_step_are_weights_once_and_both_caches():
+    token = 2 * 2 * 1 * 4 * 4  # keys and values, layers, heads, head size, float32
+    found = memory.step_bytes([qwen()] * 2, rows=3, context=10, itemsize=4)
+    assert found == 2 * (READ * 4 + 3 * 10 * token)
+
+
+def test_the_operations_of_a_step_are_two_a_weight_and_those_of_attention():
+    found = memory.step_operations([qwen()] * 2, rows=3, context=10)
+    assert found == 3 * 2 * (2 * READ + 4 * 2 * 2 * 4 * 10)
+    assert memory.step_operations([tiny.config("gpt2")], rows=1, context=1) > 0
+
+
+def test_a_mixture_of_experts_has_no_fixed_bytes():
+    with pytest.raises(ValueError, match="expected a model of dense layers; got qwen3_moe"):
+        memory.n_read(tiny.config("qwen3_moe"))

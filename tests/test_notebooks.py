@@ -34,8 +34,7 @@ REDUCED: dict[str, dict[str, Any]] = {
     "06_first_order": {"n_prompts": 12},
     "07_chat_vector_transfer": FEWER,
     "08_judge_agreement": {"n_prompts": 24, "n_test": 20},
-    "21_throughput": {"rounds": 2},
-    "22_engines": {"n_prompts": 24},
+    "21_throughput": {},
 }
 # Executed from the repository root too; the others from notebooks/.
 FROM_ROOT = "00_quickstart"

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from codit import decode, head_rows, packed_weights, random_pairs
+from codit import decode, head_rows, packed_weights
 from codit.packed_weights import LEAST_ROWS, LEAST_TOKENS, weights_to_pack
 from codit.recipes import Decoding
 from tests import tiny
+from tests.benchmarks import random_pairs
 
 MANY = {"rows": LEAST_ROWS, "tokens": LEAST_TOKENS}
 TEXT = torch.arange(1, 13).view(4, 3)
@@ -142,5 +143,5 @@ def test_layers_stay_as_they_are_where_packing_does_not_pay(monkeypatch, why):
 
 
 def test_shapes_that_are_measured_say_which_are_packed():
-    small = random_pairs.model(random_pairs.shapes()["micro"], seed=1)
+    small = random_pairs.model(random_pairs.SHAPES["micro"], seed=1)
     assert weights_to_pack(small, rows=64, tokens=256) == []

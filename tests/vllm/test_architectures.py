@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from codit import decode
-from codit.pair import ContrastivePair
-from codit.recipes import Decoding
+from codit import decode, store, world
+from codit.pair import ContrastivePair, load_tokenizer
+from codit.recipes import Decoding, WorldPrompts
 from tests import tiny
 from tests.vllm.conftest import started
 from tests.vllm.vllm_pairs import ARCHITECTURES
@@ -47,20 +47,39 @@ def test_the_halves_share_no_compiled_code(saved):
     assert hashes[0] != hashes[1]
 
 
+def apart(made, expected):
+    """Largest difference of log q, in nats, of answers that are otherwise the same."""
+    assert [one.token_ids for one in made] == [one.token_ids for one in expected]
+    assert [one.text for one in made] == [one.text for one in expected]
+    assert [one.is_completed for one in made] == [one.is_completed for one in expected]
+    pairs = zip(made, expected, strict=True)
+    return max(abs(a - b) for x, y in pairs for a, b in zip(x.logprobs, y.logprobs, strict=True))
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_greedy_answers_and_their_logprobs_are_the_librarys(architecture, saved, oracles, capsys):
     with started(*saved(architecture), GREEDY) as pair:
         made = decode.generate(pair, tiny.tokenizer(), CHATS, GREEDY, progress=False)
     expected = oracles[architecture]
     assert len({tuple(one.token_ids) for one in expected}) > 1, "the texts differ"
-    assert [one.token_ids for one in made] == [one.token_ids for one in expected]
-    assert [one.is_completed for one in made] == [one.is_completed for one in expected]
-    apart = 0.0
-    for one, other in zip(made, expected, strict=True):
-        assert one.text == other.text
-        pairs = zip(one.logprobs, other.logprobs, strict=True)
-        apart = max(apart, *(abs(a - b) for a, b in pairs))
+    found = apart(made, expected)
     with capsys.disabled():
         tokens = sum(len(one.token_ids) for one in made)
-        print(f"\n{architecture}: {tokens} tokens equal, log q within {apart:.1e} nats")
-    assert apart <= 1e-4
+        print(f"\n{architecture}: {tokens} tokens equal, log q within {found:.1e} nats")
+    assert found <= 1e-4
+
+
+def test_the_embedded_pairs_greedy_answers_are_the_same_in_all_three_engines():
+    names = [str(store.repository() / "data" / "models" / role) for role in ("expert", "amateur")]
+    asked = world.prompts(WorldPrompts(split="test", n=24))
+    chats = [[{"role": "user", "content": row["instruction"]}] for row in asked]
+    tokenizer, made = load_tokenizer(names[0]), {}
+    library = ContrastivePair.from_pretrained(*names, dtype=torch.float32)
+    for engine in ("static", "continuous"):
+        how = {"engine": engine, "progress": False}
+        made[engine] = decode.generate(library, tokenizer, chats, GREEDY, **how)
+    with started(*names, GREEDY) as pair:
+        made["vllm"] = decode.generate(pair, tokenizer, chats, GREEDY, progress=False)
+    assert len({one.text for one in made["static"]}) > 12
+    assert apart(made["continuous"], made["static"]) <= 1e-4
+    assert apart(made["vllm"], made["static"]) <= 1e-4

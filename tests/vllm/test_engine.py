@@ -8,12 +8,13 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from codit import decode, random_pairs, throughput
+from codit import decode
 from codit.chat import prompt_ids
 from codit.contrast import contrast
 from codit.pair import ContrastivePair
 from codit.recipes import Decoding
 from tests import tiny
+from tests.benchmarks import random_pairs
 from tests.vllm.conftest import started
 
 WORDS = "the cat sat on a mat and then there were ten of them in the house".split()
@@ -133,13 +134,13 @@ def test_prefix_caching_changes_no_text(saved, baseline, caches):
 
 def test_five_hundred_requests_of_long_tailed_length_complete(tmp_path):
     """A pair that counts down from the prompt's last word: each answer's length is known."""
-    shape = random_pairs.shapes()["micro"]
+    shape = random_pairs.SHAPES["micro"]
     tokenizer = random_pairs.tokenizer(shape.vocabulary)
     counting = random_pairs.countdown(shape)
     for half, name in ((counting.expert, "expert"), (counting.amateur, "amateur")):
         half.save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
-    asked = throughput.lengths(500, 20.0, most=400)
+    asked = random_pairs.lengths(500, 20.0, most=400)
     chats = [random_pairs.chat([1 + row, 7, 7, length]) for row, length in enumerate(asked)]
     long = Decoding(max_new_tokens=max(asked))
     names = str(tmp_path / "expert"), str(tmp_path / "amateur")
