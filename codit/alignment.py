@@ -10,7 +10,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pandas as pd
@@ -25,13 +24,11 @@ from codit import (
     store,
     student,
     studies,
-    verdicts,
 )
 from codit.comparison import Arm, StudentStudy
 from codit.experiments import Scale
 from codit.recipes import Model, Pair, Pretraining, Training
 
-TABLE = "cosines.parquet"
 GLOBAL = ("all", "body")
 
 
@@ -92,11 +89,10 @@ def study(recipe: AlignmentStudy) -> pd.DataFrame:
     Source: ours.
     """
 
-    def make(recipe: AlignmentStudy, folder: Path) -> None:
-        table = pd.concat(_rows(recipe), ignore_index=True)
-        verdicts.write(table, folder / TABLE)
+    def make(recipe: AlignmentStudy) -> pd.DataFrame:
+        return results.compact(pd.concat(_rows(recipe), ignore_index=True))
 
-    return verdicts.read(store.get(recipe, make) / TABLE)
+    return store.table(recipe, make, "cosines")
 
 
 def update(model: PreTrainedModel, base: dict[str, Tensor]) -> dict[str, Tensor]:

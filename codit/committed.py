@@ -20,12 +20,12 @@ from codit import (
     figures,
     judge_students,
     judge_study,
+    results,
     store,
     studies,
     throughput,
     token_evidence,
     transfer,
-    verdicts,
 )
 from codit.experiments import Scale
 
@@ -44,14 +44,14 @@ def tables(chosen: Scale) -> dict[str, Made]:
 
     Source: ours.
     """
-    named: dict[str, Made] = {k: (r, verdicts.study) for k, r in studies.plan(chosen).items()}
+    named: dict[str, Made] = {k: (r, results.study) for k, r in studies.plan(chosen).items()}
     named["alignment"] = (alignment.recipe(chosen), alignment.study)
     named["tokens"] = (token_evidence.recipe(chosen), token_evidence.study)
     named["transfer"] = (transfer.recipe(chosen), transfer.study)
     judged = judge_study.recipes(chosen) if chosen.judging.judges else {}
     named |= {f"judged-{k}": (recipe, judge_study.study) for k, recipe in judged.items()}
     if judged:
-        named["judged-students"] = (judge_students.recipe(chosen), verdicts.study)
+        named["judged-students"] = (judge_students.recipe(chosen), judge_students.students)
         named["judged-answers"] = (judge_students.judged_recipe(chosen), judge_students.study)
     # A measurement of a machine, not of a scale's models: one is kept.
     named["throughput"] = (throughput.recipe(figures.COMMITTED), throughput.study)

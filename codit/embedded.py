@@ -25,7 +25,6 @@ from codit import (
     results,
     store,
     student,
-    verdicts,
     world,
     world_judge,
     world_lessons,
@@ -143,7 +142,7 @@ def evaluate(folder: Path, recipe: Recipe) -> dict[str, float]:
         model, tokenizer = results.load_model(Model(name=str(folder)))
         greedy = comparison.greedy_decoding(GREEDY_TOKENS)
         asked = world.prompts(prompts)
-        table = student.evaluate(model, tokenizer, asked, verdicts.verdict, greedy)
+        table = student.evaluate(model, tokenizer, asked, results.verdict, greedy)
         found |= {m: float(table[m].mean()) for m in ("strict", "correct", "is_completed")}
     return found
 

@@ -1,6 +1,6 @@
 """Tables that notebooks read: recipes, means and paired differences with their intervals.
 
-Verdicts come from `codit.verdicts`; nothing is made, drawn or decided here.
+Verdicts come from `codit.results`; nothing is made, drawn or decided here.
 Source of all tables: ours.
 """
 

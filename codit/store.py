@@ -16,16 +16,19 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import filelock
 
 import codit
 from codit import recipes
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MANIFEST = "manifest.json"
 SHIPPED = ("data/models", "data/results")
@@ -134,6 +137,39 @@ def get(recipe: Any, make: Callable[[Any, Path], object], *, fresh: bool = False
         partial.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def tables(
+    recipe: Any, make: Callable[[Any, Path], Mapping[str, pd.DataFrame]]
+) -> dict[str, pd.DataFrame]:
+    """Return a study's tables by name, made where there are none.
+
+    Args:
+        recipe: names the study.
+        make: `make(recipe, folder)`; the folder is for what must outlive a kill. Kept as
+            NAME.parquet; texts are categories there and texts again when read, float16 is read as
+            float32.
+    """
+    import pandas as pd  # not by a command that asks for its version
+
+    def write(recipe: Any, folder: Path) -> None:
+        for name, table in make(recipe, folder).items():
+            texts = [c for c in table if table[c].dtype in ("object", "str")]
+            small = table.astype(dict.fromkeys(texts, "category"))
+            with replacing(folder / f"{name}.parquet") as stream:
+                small.to_parquet(stream, index=False, compression="zstd")
+
+    def read(path: Path) -> pd.DataFrame:
+        found = pd.read_parquet(path)
+        back = {"category": "str", "float16": "float32"}
+        return found.astype({c: back[str(t)] for c, t in found.dtypes.items() if str(t) in back})
+
+    return {path.stem: read(path) for path in sorted(get(recipe, write).glob("*.parquet"))}
+
+
+def table(recipe: Any, make: Callable[[Any], pd.DataFrame], name: str) -> pd.DataFrame:
+    """Return the one table of a study, `make(recipe)` where there is none; see `tables`."""
+    return tables(recipe, lambda recipe, _: {name: make(recipe)})[name]
 
 
 def manifest(recipe: Any, **extra: Any) -> dict[str, Any]:

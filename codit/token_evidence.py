@@ -26,8 +26,6 @@ from codit.token_classes import id_classes, step_table, teacher_forced
 from codit.token_tables import KNOWLEDGE, TRADES
 from codit.vocabulary import special_token_ids, stop_ids
 
-STEPS, SUMMARIES = "steps.parquet", "summaries.parquet"
-
 
 @dataclass(frozen=True, kw_only=True)
 class TokenStudy:
@@ -83,7 +81,7 @@ def study(recipe: TokenStudy) -> pd.DataFrame:
 
     Source: ours.
     """
-    return _read(recipe, STEPS)
+    return store.tables(recipe, _make)["steps"]
 
 
 def summaries(recipe: TokenStudy) -> pd.DataFrame:
@@ -97,26 +95,17 @@ def summaries(recipe: TokenStudy) -> pd.DataFrame:
 
     Source: ours.
     """
-    return _read(recipe, SUMMARIES)
+    return store.tables(recipe, _make)["summaries"]
 
 
-def _read(recipe: TokenStudy, name: str) -> pd.DataFrame:
-    found = pd.read_parquet(store.get(recipe, _make) / name)
-    small = {"category": "str", "float16": "float32"}
-    return found.astype({c: small[str(t)] for c, t in found.dtypes.items() if str(t) in small})
-
-
-def _make(recipe: TokenStudy, folder: Path) -> None:
-    """Write both tables, in small types: masses to three decimals."""
+def _make(recipe: TokenStudy, _: Path) -> dict[str, pd.DataFrame]:
+    """Return both tables, in small types: masses to three decimals."""
     steps = pd.concat(_steps(recipe), ignore_index=True)
     masses = [c for c in steps if c.startswith(("before_", "after_"))]
     steps[masses] = steps[masses].round(3)
     small: dict[str, str] = dict.fromkeys(["gain", *masses], "float16")
     small |= {c: "int16" for c in steps if steps[c].dtype == "int64"}
-    small |= {c: "category" for c in steps if steps[c].dtype in ("object", "str")}
-    for name, table in ((STEPS, steps.astype(small)), (SUMMARIES, _summaries(recipe))):
-        with store.replacing(folder / name) as stream:
-            table.to_parquet(stream, index=False, compression="zstd")
+    return {"steps": steps.astype(small), "summaries": _summaries(recipe)}
 
 
 def _summaries(recipe: TokenStudy) -> pd.DataFrame:

@@ -1,6 +1,6 @@
 """Tables on knowledge and instruction-following: of responses, of answers, and token by token.
 
-Pure functions of the tables of `verdicts.study` and `token_evidence.study`. Source of all: ours.
+Pure functions of the tables of `results.study` and `token_evidence.study`. Source of all: ours.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def along_strength(table: pd.DataFrame, plausibility: float) -> pd.DataFrame:
     """Keep the rows of direct generation and of every strength at one plausibility.
 
     Args:
-        table: role, plausibility, strength, as in the tables of `verdicts.study`.
+        table: role, plausibility, strength, as in the tables of `results.study`.
         plausibility: which.
 
     Returns:

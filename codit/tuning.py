@@ -1,6 +1,6 @@
 """What a grid of plausibilities says: the best value, how far it beats the others, gains at each.
 
-Tables come from `verdicts.study(studies.alpha(...))`; nothing is trained or drawn here.
+Tables come from `results.study(studies.alpha(...))`; nothing is trained or drawn here.
 Source of all tables: ours.
 """
 

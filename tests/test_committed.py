@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from codit import committed, experiments, recipes, store, studies, verdicts
+from codit import committed, experiments, recipes, results, store, studies
 from codit.comparison import Arm
 from codit.experiments import Scale
 
@@ -44,11 +44,11 @@ def test_a_table_is_made_put_in_its_place_and_found_there(
     micro: Scale, repository: Path, idle: Any
 ) -> None:
     recipe = studies.responses(micro, (Arm(role="direct"),))
-    target = committed.commit("a", (recipe, verdicts.study))
+    target = committed.commit("a", (recipe, results.study))
     assert target == repository / "data" / "results" / "a"
     idle()
     assert store.find(recipe) == target
-    assert committed.commit("a", (recipe, verdicts.study)) == target
+    assert committed.commit("a", (recipe, results.study)) == target
     assert [path.name for path in target.parent.iterdir()] == ["a"]
 
 
@@ -58,7 +58,7 @@ def test_a_table_that_is_too_large_is_refused(
     monkeypatch.setattr(committed, "TOO_LARGE", 10)
     recipe = studies.responses(micro, (Arm(role="codit"),))
     with pytest.raises(ValueError, match="expected at most 10 bytes of b; got"):
-        committed.commit("b", (recipe, verdicts.study))
+        committed.commit("b", (recipe, results.study))
     assert not (repository / "data").exists()
 
 

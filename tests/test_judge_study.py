@@ -254,7 +254,7 @@ def test_a_study_whose_server_went_away_is_not_finished_and_goes_on(
 
 
 def texts(table: pd.DataFrame) -> pd.DataFrame:
-    """A table with its categories as text, as `verdicts.read` gives it."""
+    """A table with its categories as text, as `store.tables` gives it."""
     return table.astype({name: "str" for name in table if table[name].dtype == "category"})
 
 
@@ -353,9 +353,9 @@ def test_judged_best_of_n_is_a_dataset_of_the_store(
     assert isinstance(best[0], JudgedBest)
     with serving(grade) as server:
         monkeypatch.setenv(judging.ADDRESS, server.url)
-        four = list(results.dataset(best[0]))
+        four = list(judging.judged_best(best[0]))
         asked = len(server.requests)
-        two = list(results.dataset(best[1]))
+        two = list(judging.judged_best(best[1]))
         assert len(server.requests) == asked  # the pool's replies are shared
     assert 0 < asked <= 4 * asked_of(recipe).n
     pool: dict[str, list[str]] = {}
@@ -368,8 +368,8 @@ def test_judged_best_of_n_is_a_dataset_of_the_store(
             assert row["response"] == pool[row["id"]][lengths.index(max(lengths))]
             assert row["messages"][-1]["content"] == row["response"]
     monkeypatch.delenv(judging.ADDRESS)
-    assert list(results.dataset(best[0])) == four
-    assert (store.cache() / results.REPLIES).exists()
+    assert list(judging.judged_best(best[0])) == four
+    assert (store.cache() / judging.REPLIES).exists()
 
 
 def test_the_judges_of_the_world_are_two_and_differ() -> None:
@@ -389,7 +389,7 @@ def test_best_of_four_asks_only_for_what_best_of_two_did_not(
     )
     with serving(grade) as server:
         monkeypatch.setenv(judging.ADDRESS, server.url)
-        results.dataset(two)
+        judging.judged_best(two)
         assert len(server.requests) == len(few)
-        results.dataset(four)
+        judging.judged_best(four)
         assert len(server.requests) == len(all_) > len(few)
