@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 
 from codit import statistics, step_times
 from codit.figures import COLOURS
-from codit.line_plots import YARDSTICK
+from codit.plots import YARDSTICK
 
 Runs: TypeAlias = Mapping[str, Mapping[str, Any]]  # engine -> as `engine_study.study`
 

@@ -555,7 +555,7 @@ def over_prompts(table: pd.DataFrame, column: str) -> statistics.Interval:
 
 
 def curve(table: pd.DataFrame, column: str, *, by: str) -> pd.DataFrame:
-    """Return a column's mean over prompts for each value of another, as `line_plots` draws it.
+    """Return a column's mean over prompts for each value of another, as `plots` draws it.
 
     Args:
         table: columns id, `by` and `column`.

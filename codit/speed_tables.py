@@ -15,7 +15,7 @@ from matplotlib.transforms import ScaledTranslation
 
 from codit import random_pairs
 from codit.figures import COLOURS
-from codit.line_plots import YARDSTICK
+from codit.plots import YARDSTICK
 
 BESIDE = {  # what is decoded otherwise -> its mark
     "amateur in a processor, uncached": "v",

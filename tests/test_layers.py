@@ -83,8 +83,6 @@ LAYERS = (
     (
         "plots",
         "run",
-        "line_plots",
-        "token_plots",
         "resumption",
         "teacher",
         "training_rows",

@@ -16,11 +16,11 @@ from codit import (
     comparison,
     decode,
     evidence,
+    plots,
     quality,
     results,
     store,
     token_evidence,
-    token_plots,
     world,
 )
 from codit.chat import prompt_ids
@@ -302,7 +302,7 @@ def lines(**columns: list[Any]) -> pd.DataFrame:
 
 def test_lines_join_strengths_and_leave_direct_apart_at_the_left(axes: Any) -> None:
     table = lines(key=["end"] * 3, strength=[1.0, 0.0, float("nan")])
-    token_plots.strength_lines(axes, table, by="key", keys=["end"])
+    plots.strength_lines(axes, table, by="key", keys=["end"])
     line, direct = (bar.lines[0] for bar in axes.containers)
     assert line.get_xdata().tolist() == [0, 1]
     assert direct.get_xdata()[0] < 0
@@ -313,15 +313,15 @@ def test_lines_join_strengths_and_leave_direct_apart_at_the_left(axes: Any) -> N
 def test_a_key_without_a_style_is_refused_and_one_without_rows_left_out(axes: Any) -> None:
     table = lines(key=["end", "odd"], strength=[0.0, 0.0])
     with pytest.raises(ValueError, match="expected keys that have a style.*got odd"):
-        token_plots.strength_lines(axes, table, by="key", keys=["odd"])
-    token_plots.strength_lines(axes, table, by="key", keys=["end", "filler"])
+        plots.strength_lines(axes, table, by="key", keys=["odd"])
+    plots.strength_lines(axes, table, by="key", keys=["end", "filler"])
     assert axes.get_legend_handles_labels()[1] == ["end of turn"]
 
 
 def test_a_line_over_places_is_darker_where_the_contrast_is_stronger(axes: Any) -> None:
     table = lines(strength=[1.0, 1.0, 2.0, 2.0], place=[0.25, 0.75] * 2)
-    token_plots.place_lines(axes, table)
+    plots.place_lines(axes, table)
     weak, strong = (sum(to_rgb(bar.lines[0].get_color())) for bar in axes.containers)
     assert strong < weak
-    token_plots.legend_beside(axes, "whiskers")
+    plots.legend_beside(axes, "whiskers")
     assert axes.get_legend().get_title().get_text() == "whiskers"
