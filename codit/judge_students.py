@@ -213,8 +213,6 @@ def make(recipe: JudgedStudents, folder: Path) -> dict[str, pd.DataFrame]:
         with asked(one) as whom:
             for name, table in _ask(recipe, given, whom, folder / REPLIES):
                 found[name].append(table.assign(judge=judge_label(one)))
-    for path in folder.glob(f"{REPLIES}*"):
-        path.unlink()
     return {name: pd.concat(tables, ignore_index=True) for name, tables in found.items()}
 
 

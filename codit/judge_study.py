@@ -142,8 +142,6 @@ def make(recipe: JudgeStudy, folder: Path) -> dict[str, pd.DataFrame]:
     scores = scores.merge(known, on=["arm", "id", "sample"], how="left", validate="many_to_one")
     pairs = _both(pd.concat(found["comparisons"], ignore_index=True).drop(columns="run"), known)
     costs = pd.concat(found["costs"], ignore_index=True)
-    for path in folder.glob(f"{REPLIES}*"):
-        path.unlink()
     return {"scores": scores, "comparisons": pairs, "costs": costs}
 
 

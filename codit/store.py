@@ -146,8 +146,8 @@ def tables(
 
     Args:
         recipe: names the study.
-        make: `make(recipe, folder)`; the folder is for what must outlive a kill. Kept as
-            NAME.parquet; texts are categories there and texts again when read, float16 is read as
+        make: `make(recipe, folder)`; the folder holds what must outlive a kill, until
+            the tables are written. Kept as NAME.parquet; texts are categories there and texts again when read, float16 is read as
             float32.
     """
     import pandas as pd  # not by a command that asks for its version
@@ -158,6 +158,9 @@ def tables(
             small = table.astype(dict.fromkeys(texts, "category"))
             with replacing(folder / f"{name}.parquet") as stream:
                 small.to_parquet(stream, index=False, compression="zstd")
+        for path in folder.iterdir():
+            if path.suffix != ".parquet":
+                path.unlink()
 
     def read(path: Path) -> pd.DataFrame:
         found = pd.read_parquet(path)

@@ -71,8 +71,7 @@ def made(
     folder.mkdir(exist_ok=True)
     with serving(answer) as server:
         monkeypatch.setenv(judging.ADDRESS, server.url)
-        judge_study.make(recipe, folder)
-    tables = {n: pd.read_parquet(folder / f"{n}.parquet") for n in judge_study.TABLES}
+        tables = judge_study.make(recipe, folder)
     return tables, server.requests
 
 
@@ -86,7 +85,6 @@ def study(
     """The tables of the study and the requests that it took."""
     if not ONCE:
         ONCE["made"] = made(recipe, tmp_path / "s", monkeypatch)
-        assert not list((tmp_path / "s").glob("*sqlite*"))  # replies are kept while it is made
     found: tuple[dict[str, pd.DataFrame], list[dict[str, Any]]] = ONCE["made"]
     return found
 
@@ -321,6 +319,10 @@ def test_the_store_makes_a_study_once(chosen: Scale, monkeypatch: pytest.MonkeyP
     second = judge_study.study(recipe)
     for name in judge_study.TABLES:
         pd.testing.assert_frame_equal(first[name], second[name])
+    folder = store.find(recipe)
+    assert folder is not None
+    kept = [f"{name}.parquet" for name in judge_study.TABLES]  # replies only while it is made
+    assert sorted(path.name for path in folder.iterdir()) == sorted(["manifest.json", *kept])
 
 
 @pytest.mark.parametrize("name", ["micro", "full", "laptop", "paper"])

@@ -104,10 +104,9 @@ LAYERS = (
     ("studies", "judging", "engine_study"),
     ("evidence", "transfer", "judge_study"),
     ("judge_students",),
-    ("alignment", "token_evidence", "first_order", "close_up", "embedded", "judge_evidence"),
-    ("judge_leanings", "judge_plots", "committed"),
+    ("alignment", "token_evidence", "first_order", "close_up", "judge_evidence"),
+    ("judge_leanings", "judge_plots", "shipped"),
     (
-        "claims",
         "chat_vector_cli",
         "ifeval_cli",
         "judge_agreement_cli",

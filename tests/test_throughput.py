@@ -71,9 +71,9 @@ def test_a_shape_has_as_many_parameters_as_the_model_it_is_named_after(
 def test_the_embedded_pair_s_shape_is_that_of_the_embedded_pair() -> None:
     from transformers import AutoConfig
 
-    from codit import embedded
+    from codit import shipped
 
-    config = AutoConfig.from_pretrained(embedded.folder("expert"))
+    config = AutoConfig.from_pretrained(shipped.folder("expert"))
     made = random_pairs.config(SHAPES["micro"])
     for field in ("model_type", "num_hidden_layers", "hidden_size", "vocab_size", "head_dim"):
         assert getattr(made, field) == getattr(config, field)

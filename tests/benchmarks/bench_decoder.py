@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 import tyro
 
-from codit import committed, store, throughput
+from codit import shipped, store, throughput
 from codit.throughput import Throughput
 
 EXPLAINED = """\
@@ -111,7 +111,7 @@ def main(
 
 def keep(plan: Throughput, found: dict[str, Any]) -> None:
     """Put numbers into data/results/throughput, in place of those there."""
-    target = committed.folder("throughput")
+    target = shipped.folder("throughput")
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".throughput.") as folder:
         made = Path(folder) / "made"
         made.mkdir()
