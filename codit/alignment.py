@@ -10,7 +10,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pandas as pd
@@ -21,17 +20,16 @@ from codit import (
     chat_vector,
     comparison,
     crossed,
+    evidence,
     results,
     store,
     student,
     studies,
-    verdicts,
 )
 from codit.comparison import Arm, StudentStudy
 from codit.experiments import Scale
 from codit.recipes import Model, Pair, Pretraining, Training
 
-TABLE = "cosines.parquet"
 GLOBAL = ("all", "body")
 
 
@@ -92,11 +90,10 @@ def study(recipe: AlignmentStudy) -> pd.DataFrame:
     Source: ours.
     """
 
-    def make(recipe: AlignmentStudy, folder: Path) -> None:
-        table = pd.concat(_rows(recipe), ignore_index=True)
-        verdicts.write(table, folder / TABLE)
+    def make(recipe: AlignmentStudy) -> pd.DataFrame:
+        return results.compact(pd.concat(_rows(recipe), ignore_index=True))
 
-    return verdicts.read(store.get(recipe, make) / TABLE)
+    return store.table(recipe, make, "cosines")
 
 
 def update(model: PreTrainedModel, base: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -134,8 +131,7 @@ def seed_table(table: pd.DataFrame, *, by: tuple[str, ...] = ("arm",)) -> pd.Dat
     for key, own in table.groupby(list(by), sort=False):
         found = crossed.difference(own["cosine"].to_numpy()[None])
         told = {"role": own["role"].iloc[0], **dict(zip(by, key, strict=True))}
-        ends = {"value": found.estimate, "low": found.low, "high": found.high}
-        rows.append({**told, **ends, "seeds": found.prompts})
+        rows.append({**told, **evidence.ends(found), "seeds": found.prompts})
     return pd.DataFrame(rows)
 
 

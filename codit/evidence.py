@@ -1,6 +1,6 @@
-"""Tables that notebooks read: recipes, means and paired differences with their intervals.
+"""Tables that notebooks read: recipes, means, paired differences, gains, with intervals.
 
-Verdicts come from `codit.verdicts`; nothing is made, drawn or decided here.
+Verdicts come from `codit.results`; nothing is made, trained or drawn here.
 Source of all tables: ours.
 """
 
@@ -10,12 +10,15 @@ from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
 import pandas as pd
 
 from codit import crossed, recipes, statistics
 from codit.experiments import Scale
 
 Ends: TypeAlias = statistics.Interval | crossed.Difference
+SCORES = range(1, 11)
+LEVEL = 0.05  # below it a corrected p-value counts as a finding
 
 
 def recipe_table(chosen: Scale) -> pd.DataFrame:
@@ -91,12 +94,10 @@ def bar_table(
             wide = group.assign(**{column: group[column].astype(float)}).pivot_table(
                 index="seed", columns="id", values=column
             )
-            values = wide.to_numpy() if seeds else wide.to_numpy().mean(0, keepdims=True)
-            found = crossed.difference(values)
-            ends = {"value": found.estimate, "low": found.low, "high": found.high}
+            found = _interval(wide.to_numpy(), seeds)
             told = {"role": group["role"].iloc[0], **dict(zip(by, key, strict=True))}
             sizes = {"seeds": len(wide), "prompts": found.prompts}
-            bars.append({**told, "measure": column, **ends, **sizes})
+            bars.append({**told, "measure": column, **ends(found), **sizes})
     return pd.DataFrame(bars)
 
 
@@ -135,12 +136,10 @@ def paired_table(
             told = {c: own[c].iloc[0] for c in ("role", "plausibility", "strength")}
             for column in columns:
                 wide = crossed.table(group, column, str(label), base, by="arm")
-                found = crossed.difference(wide if seeds else wide.mean(0, keepdims=True))
                 level = 0.0 if gain else float(group.loc[group["arm"] == base, column].mean())
-                ends = (level + one for one in (found.estimate, found.low, found.high))
-                rows.append({**dict(zip(by, key, strict=True)), "arm": label, **told})
-                rows[-1] |= {"measure": column}
-                rows[-1] |= dict(zip(("value", "low", "high"), ends, strict=True))
+                found = {name: level + end for name, end in ends(_interval(wide, seeds)).items()}
+                place = dict(zip(by, key, strict=True))
+                rows.append({**place, "arm": label, **told, "measure": column, **found})
     return pd.DataFrame(rows)
 
 
@@ -179,14 +178,13 @@ def score_table(table: pd.DataFrame) -> pd.DataFrame:
         ValueError: a score is missing or outside the range: what could not be scored is counted by
             the caller, never plotted as a number.
     """
-    scores = range(1, 11)
-    bad = table[~table["score"].isin(scores)]
+    bad = table[~table["score"].isin(SCORES)]
     if len(bad):
         raise ValueError(
             f"expected whole scores from 1 to 10; got {len(bad)} others, the first "
             f"{bad['score'].iloc[0]!r}. Drop the unscored rows and report their number."
         )
-    columns = {str(score): table["score"] == score for score in scores}
+    columns = {str(score): table["score"] == score for score in SCORES}
     shares = bar_table(table.assign(**columns), list(columns), seeds=False)
     return shares.rename(columns={"measure": "score"})
 
@@ -215,14 +213,10 @@ def differences(
     Raises:
         ValueError: see `crossed.table`.
     """
-    wide = {
-        (one, other, measure): crossed.table(table, measure, one, other, by=by)
+    found = {
+        (one, other, measure): _interval(crossed.table(table, measure, one, other, by=by), seeds)
         for one, other in pairs
         for measure in measures
-    }
-    found = {
-        key: crossed.difference(values if seeds else values.mean(0, keepdims=True))
-        for key, values in wide.items()
     }
     corrected = crossed.holm(found)
     return pd.DataFrame(
@@ -240,6 +234,11 @@ def differences(
         }
         for key, one in found.items()
     )
+
+
+def ends(found: Ends) -> dict[str, float]:
+    """Return an interval as columns of a table: value, low, high."""
+    return {"value": found.estimate, "low": found.low, "high": found.high}
 
 
 def difference_text(found: Ends) -> str:
@@ -264,3 +263,109 @@ def decided(found: Ends) -> bool | None:
         bool | None: True where it lies above 0, False where below, None where it holds 0.
     """
     return None if found.low <= 0 <= found.high else found.low > 0
+
+
+def best(bars: pd.DataFrame) -> pd.DataFrame:
+    """Return the row of the highest value per teacher and role; of equal values the first."""
+    return bars.loc[bars.groupby(["teacher", "role"], sort=False)["value"].idxmax()]
+
+
+def rivals(table: pd.DataFrame, role: str) -> pd.DataFrame:
+    """Return the best plausibility of a role beside every other one of its curve.
+
+    Args:
+        table: columns id, seed, arm, role, plausibility, strict, of one teacher and split.
+        role: "codit" or "truncated".
+
+    Returns:
+        DataFrame: role, best, plausibility (the other), lead (best - other) with its interval as
+        text, and tied: the interval holds 0.
+
+    Raises:
+        ValueError: fewer than two plausibilities of the role.
+    """
+    own = table[table["role"] == role]
+    means = own.groupby(["plausibility", "arm"])["strict"].mean()
+    if len(means) < 2:
+        raise ValueError(
+            f"expected two plausibilities of {role!r} or more; got {len(means)}. Try several."
+        )
+    top, winner = means.idxmax()
+    rows = []
+    for value, other in means.index:
+        if other != winner:
+            found = crossed.difference(crossed.table(own, "strict", winner, other, by="arm"))
+            text, tied = difference_text(found), decided(found) is None
+            rows.append({"role": role, "best": top, "plausibility": value, "lead": text})
+            rows[-1]["tied"] = tied
+    return pd.DataFrame(rows)
+
+
+def gains(table: pd.DataFrame, *, measure: str = "strict", seeds: bool = True) -> pd.DataFrame:
+    """Return CoDIT's gain at every plausibility and student, over direct and over truncation.
+
+    Args:
+        table: columns id, seed, student, arm, role, plausibility, `measure`, of one teacher and
+            split; truncation at CoDIT's plausibilities.
+        measure: what is compared.
+        seeds: see `bar_table`.
+
+    Returns:
+        DataFrame: student, plausibility, against ("direct" or "truncated", the latter at the same
+        plausibility), estimate, low, high, p, p_holm (corrected for all rows), text.
+
+    Raises:
+        ValueError: an arm is missing; see `crossed.table`.
+    """
+    found: dict[int, crossed.Difference] = {}
+    rows: list[dict[str, Any]] = []
+    for student, own in table.groupby("student", sort=False):
+        roles = own.drop_duplicates("arm").set_index("role")
+        for arm, value in roles.loc[["codit"], ["arm", "plausibility"]].itertuples(index=False):
+            same = own[(own["role"] == "truncated") & (own["plausibility"] == value)]["arm"]
+            for against, other in (("direct", roles.loc["direct", "arm"]), ("truncated", same)):
+                name = other if isinstance(other, str) else str(other.iloc[0])
+                wide = crossed.table(own, measure, arm, name, by="arm")
+                found[len(rows)] = one = _interval(wide, seeds)
+                rows.append({"student": student, "plausibility": value, "against": against})
+                rows[-1] |= {"estimate": one.estimate, "low": one.low, "high": one.high}
+                rows[-1] |= {"p": one.p, "text": difference_text(one)}
+    corrected = crossed.holm(found)
+    return pd.DataFrame(rows).assign(p_holm=[corrected[place] for place in found])
+
+
+def gains_text(gained: pd.DataFrame) -> str:
+    """Return in words how many of several gains are found, and the least of them.
+
+    Args:
+        gained: rows of `gains`.
+
+    Returns:
+        str: "15 of 18 gains (corrected p < .05), 0 losses; least +0.012 [-0.004, +0.028]".
+    """
+    sure = gained[gained["p_holm"] < LEVEL]
+    up, down = int((sure["estimate"] > 0).sum()), int((sure["estimate"] < 0).sum())
+    least = gained.loc[gained["estimate"].idxmin(), "text"]
+    return (
+        f"{up} of {len(gained)} gains (corrected p < {LEVEL:g}), {down} losses; least {least}"
+    ).replace("0.05", ".05")
+
+
+def all_gain(gained: pd.DataFrame) -> bool | None:
+    """Tell whether every one of several gains is found.
+
+    Args:
+        gained: rows of `gains`.
+
+    Returns:
+        bool | None: True where all are above 0 with corrected p below .05, False where one is
+        below 0 so surely, else None.
+    """
+    sure = gained["p_holm"] < LEVEL
+    if bool((sure & (gained["estimate"] < 0)).any()):
+        return False
+    return True if bool(sure.all()) else None
+
+
+def _interval(values: np.ndarray[Any, Any], seeds: bool) -> crossed.Difference:
+    return crossed.difference(values if seeds else values.mean(0, keepdims=True))

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import pandas as pd
 from matplotlib.axes import Axes
 
-from codit import line_plots, plots
+from codit import plots
 
 INTERVAL = "95 % over prompts"
 INTERVAL_BOTH = "95 %, left over prompts and seeds, right over prompts"
@@ -39,7 +39,7 @@ def draw_best_of(axes: Axes, best: pd.DataFrame) -> None:
     if _is_empty(axes, best):
         return
     for (who, role), own in best.groupby(["who", "role"], sort=False):
-        line_plots.line(axes, own, x="n", role=role, label=f"by {who}")
+        plots.line(axes, own, x="n", role=role, label=f"by {who}")
     axes.set_xticks(sorted(set(best["n"])))
     axes.legend(fontsize="small")
 
@@ -56,8 +56,8 @@ def draw_failures(axes: Axes, errors: pd.DataFrame) -> None:
     if _is_empty(axes, errors):
         return
     treatments = errors.groupby("treatment", sort=False)
-    for (name, own), style in zip(treatments, line_plots.STYLES, strict=False):
-        line_plots.line(axes, own, x="failed", role=None, label=str(name), style=style)
+    for (name, own), style in zip(treatments, plots.STYLES, strict=False):
+        plots.line(axes, own, x="failed", role=None, label=str(name), style=style)
     axes.legend(fontsize="small", title="failures are")
 
 

@@ -18,17 +18,24 @@ from codit import (
     comparison,
     evidence,
     judge,
+    results,
     statistics,
     store,
     studies,
-    verdicts,
     world,
 )
 from codit.comparison import Arm, StudentStudy
 from codit.experiments import Scale
-from codit.judge_recipes import JudgedArm, LLMJudge, WorldJudge, check_names, judge_label
+from codit.judge_recipes import (
+    JudgedArm,
+    JudgedBest,
+    LLMJudge,
+    WorldJudge,
+    check_names,
+    judge_label,
+)
 from codit.judge_study import REPLIES, check_heard
-from codit.judging import Asked, asked
+from codit.judging import Asked, asked, judged_best
 
 MEASURES = ("strict", "correct")
 TABLES = ("scores", "comparisons")
@@ -83,13 +90,32 @@ def answers(chosen: Scale) -> pd.DataFrame:
         chosen: the scale.
 
     Returns:
-        DataFrame: see `verdicts.study`; without rows where no verifier knows the prompts.
+        DataFrame: see `results.study`; without rows where no verifier knows the prompts.
 
     Source: ours.
     """
     if "verifier" in chosen.evaluations:
-        return verdicts.study(recipe(chosen))
+        return students(recipe(chosen))
     return pd.DataFrame(columns=["arm", "role", "seed", "id", *MEASURES])
+
+
+def students(recipe: StudentStudy) -> pd.DataFrame:
+    """Return the verdicts on students of whom some learn from what a judge chose."""
+
+    def make(recipe: StudentStudy) -> pd.DataFrame:
+        _choose(recipe)
+        return results.verdict_table(recipe)
+
+    return store.table(recipe, make, "verdicts")
+
+
+def _choose(recipe: StudentStudy) -> None:
+    """Let judges choose what students of theirs learn from, where they have yet to."""
+    for arm in recipe.responses.arms:
+        for seed in recipe.responses.seeds:
+            data = comparison.data(recipe.responses, arm, seed)
+            if isinstance(data, JudgedBest):
+                judged_best(data)
 
 
 def gains(answers: pd.DataFrame) -> pd.DataFrame:
@@ -164,16 +190,15 @@ def study(recipe: JudgedStudents) -> dict[str, pd.DataFrame]:
 
     Source: ours.
     """
-    folder = store.get(recipe, make)
-    return {name: verdicts.read(folder / f"{name}.parquet") for name in TABLES}
+    return store.tables(recipe, make)
 
 
-def make(recipe: JudgedStudents, folder: Path) -> None:
-    """Ask every judge about every student, and write the tables: what the store calls.
+def make(recipe: JudgedStudents, folder: Path) -> dict[str, pd.DataFrame]:
+    """Ask every judge about every student, and return the tables of `judged`.
 
     Args:
         recipe: which study.
-        folder: gets the tables; killed, it holds every reply so far, which is not asked again.
+        folder: holds every reply so far, which is not asked again after a kill.
 
     Raises:
         ValueError: a server fell silent; see `judge_study.check_heard`.
@@ -181,15 +206,13 @@ def make(recipe: JudgedStudents, folder: Path) -> None:
     Source: ours.
     """
     found: dict[str, list[pd.DataFrame]] = {name: [] for name in TABLES}
+    _choose(recipe.students)
     given = list(_answers(recipe))
     for one in recipe.judges:
         with asked(one) as whom:
             for name, table in _ask(recipe, given, whom, folder / REPLIES):
                 found[name].append(table.assign(judge=judge_label(one)))
-    for name, tables in found.items():
-        verdicts.write_table(pd.concat(tables, ignore_index=True), folder / f"{name}.parquet")
-    for path in folder.glob(f"{REPLIES}*"):
-        path.unlink()
+    return {name: pd.concat(tables, ignore_index=True) for name, tables in found.items()}
 
 
 def _answers(recipe: JudgedStudents) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
@@ -197,7 +220,7 @@ def _answers(recipe: JudgedStudents) -> Iterator[tuple[dict[str, Any], pd.DataFr
     ((_, prompts),) = recipe.students.tests
     texts = {row["id"]: row["instruction"] for row in world.prompts(prompts)}
     for told, evaluation in comparison.evaluations(recipe.students):
-        table = verdicts.answers(evaluation).iloc[: recipe.n_prompts]
+        table = results.answers(evaluation).iloc[: recipe.n_prompts]
         named = {name: told[name] for name in ("arm", "role", "seed")}
         yield named, table.assign(instruction=table["id"].map(texts))
 

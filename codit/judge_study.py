@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
-from codit import comparison, judge, store, studies, verdicts, world
+from codit import comparison, judge, results, store, studies, world
 from codit.comparison import POOL, Arm, ResponseStudy
 from codit.experiments import Scale
 from codit.judge import Judged
@@ -111,16 +111,15 @@ def study(recipe: JudgeStudy) -> dict[str, pd.DataFrame]:
 
     Source: ours.
     """
-    folder = store.get(recipe, make)
-    return {name: verdicts.read(folder / f"{name}.parquet") for name in TABLES}
+    return store.tables(recipe, make)
 
 
-def make(recipe: JudgeStudy, folder: Path) -> None:
-    """Ask every judge everything, twice, and write the tables: what the store calls.
+def make(recipe: JudgeStudy, folder: Path) -> dict[str, pd.DataFrame]:
+    """Ask every judge everything, twice, and return the tables of `study`.
 
     Args:
         recipe: which study.
-        folder: gets the tables; killed, it holds every reply so far, which is not asked again.
+        folder: holds every reply so far, which is not asked again after a kill.
 
     Raises:
         ValueError: the server gave no reply to more questions than `Asking` lets fail by default.
@@ -141,12 +140,9 @@ def make(recipe: JudgeStudy, folder: Path) -> None:
     known = _verifier(recipe, arms, pool)
     scores = pd.concat(found["scores"], ignore_index=True).drop(columns="run")
     scores = scores.merge(known, on=["arm", "id", "sample"], how="left", validate="many_to_one")
-    verdicts.write_table(scores, folder / "scores.parquet")
     pairs = _both(pd.concat(found["comparisons"], ignore_index=True).drop(columns="run"), known)
-    verdicts.write_table(pairs, folder / "comparisons.parquet")
-    verdicts.write_table(pd.concat(found["costs"], ignore_index=True), folder / "costs.parquet")
-    for path in folder.glob(f"{REPLIES}*"):
-        path.unlink()
+    costs = pd.concat(found["costs"], ignore_index=True)
+    return {"scores": scores, "comparisons": pairs, "costs": costs}
 
 
 def check_heard(states: pd.Series[str]) -> None:
@@ -247,7 +243,7 @@ def _verifier(
         told = pd.DataFrame({"id": [row["id"] for row in rows], "arm": role})
         told["sample"] = [row.get("sample", 0) for row in rows]
         if asked_of:
-            said = verdicts.verdicts(rows, asked_of)
+            said = results.verdicts(rows, asked_of)
             told = told.assign(**{to: said[name].astype("float64") for name, to in names.items()})
         else:
             told = told.assign(**dict.fromkeys(names.values(), float("nan")))

@@ -9,13 +9,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from codit import judge, recipes, world_judge
+from datasets import Dataset
+
+from codit import dataset_file, judge, recipes, store, world_judge
+from codit.files import line_of, replacing, write_json
 from codit.judge import Asking, Judge
 from codit.judge_recipes import JudgedBest, LLMJudge, WorldJudge
+from codit.results import responses
 
 CACHE_TOKENS = 16_384  # of a served judge: 64 questions of the world at the same time (ours)
 AT_ONCE = 64  # ours
 ADDRESS = "OPENAI_BASE_URL"
+REPLIES = "judgements.sqlite"  # of every judge that a recipe asks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +74,32 @@ def asked(recipe: WorldJudge | LLMJudge) -> Iterator[Asked]:
             ),
             asking=Asking(concurrency=AT_ONCE, max_failures=1.0),
         )
+
+
+def judged_best(recipe: JudgedBest) -> Dataset:
+    """Return, for each prompt, that of the first n responses which a judge scores highest.
+
+    Args:
+        recipe: the pool of responses, the judge, n; what is missing is made.
+
+    Returns:
+        Dataset: rows of the pool; of equal scores the first sample. Every reply is kept in the
+        store's `judgements.sqlite` and paid for once, whichever recipe asks.
+
+    Raises:
+        ValueError: see `best_of`.
+
+    Source: Best-of-N is a baseline of CoDIT (arXiv 2604.13538); N and ties: ours.
+    """
+
+    def make(recipe: JudgedBest, folder: Path) -> None:
+        pool = list(responses(recipe.pool))
+        rows, summary = best_of(recipe, pool, cache=store.cache() / REPLIES)
+        with replacing(folder / "responses.jsonl") as stream:
+            stream.writelines(line_of(row).encode() for row in rows)
+        write_json(folder / "summary.json", summary)
+
+    return dataset_file.read(store.get(recipe, make) / "responses.jsonl")
 
 
 def best_of(

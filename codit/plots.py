@@ -1,4 +1,4 @@
-"""Marks that several figures share: bars and estimates with intervals, coloured tokens.
+"""Marks that figures share: bars, estimates and curves with intervals, coloured tokens.
 
 Everything drawn here comes from a table that `figures.save` keeps beside the picture; intervals
 are computed elsewhere and must be named.
@@ -6,19 +6,49 @@ are computed elsewhere and must be named.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import FixedLocator
 from pandas.io.formats.style import Styler
 
 from codit.figures import COLOURS, LABELS
 
 GAIN = "log p expert − log p amateur (nats)"
+STYLES = ("-o", "--s", ":^", "-.D")
+YARDSTICK = "#333333"  # a curve that belongs to no role: what the others are measured against
+# Colours of `codit.figures` that stay apart for colour-blind readers; markers tell them apart too.
+KEYS: dict[str, tuple[str, str]] = {
+    "knowledge": ("#0173b2", "o"),
+    "right fact": ("#0173b2", "o"),
+    "wrong fact": ("#b33f00", "v"),
+    "reading": ("#56b4e9", "s"),
+    "read": ("#56b4e9", "s"),
+    "strict": ("#029e73", "D"),
+    "format": ("#029e73", "D"),
+    "filler": ("#cc78bc", "P"),
+    "end": ("#4b2a7b", "X"),
+    "responses": ("#333333", "o"),
+    "students": ("#9c9c9c", "s"),
+}
+KEY_NAMES = {
+    "knowledge": "correct, fact of the world",
+    "reading": "correct, answer in the prompt",
+    "strict": "every constraint holds",
+    "read": "answer in the prompt",
+    "format": "asked-for form",
+    "filler": "not asked for",
+    "end": "end of turn",
+}
+APART = 0.012  # of the axis between neighbouring lines, so that whiskers do not hide one another
 
 
 def bars(
@@ -42,7 +72,19 @@ def bars(
 
     Source: ours.
     """
-    _draw_bars(axes, table, group)
+    _check(table, table["role"])
+    groups = list(dict.fromkeys(table[group])) if group else [None]
+    roles = list(dict.fromkeys(table["role"]))
+    width = 0.8 / len(roles)
+    for index, role in enumerate(roles):
+        rows = table[table["role"] == role]
+        places = [groups.index(row) for row in rows[group]] if group else [0] * len(rows)
+        x = np.array(places) + (index - (len(roles) - 1) / 2) * width
+        axes.bar(x, rows["value"], 0.9 * width, color=COLOURS[role], label=LABELS[role])
+        axes.errorbar(
+            x, rows["value"], yerr=_ends(rows), fmt="none", ecolor="black", capsize=2, elinewidth=1
+        )
+    axes.set_xticks(range(len(groups)) if group else [], [str(name) for name in groups if group])
     _legend(axes, interval)
 
 
@@ -51,7 +93,6 @@ def forest(
     table: pd.DataFrame,
     *,
     interval: str | None,
-    row: str = "arm",
     points: pd.DataFrame | None = None,
     zero: bool = False,
 ) -> None:
@@ -59,11 +100,10 @@ def forest(
 
     Args:
         axes: where to draw.
-        table: columns `role` (a key of `COLOURS`), `row`, `value`, `low`, `high` (ends of the
+        table: columns `role` (a key of `COLOURS`), `arm`, `value`, `low`, `high` (ends of the
             interval, in the value's unit).
         interval: what the whiskers are, written into the picture; None: another panel says it.
-        row: column that names the rows.
-        points: single values behind the estimates: columns `role`, `value` and `row`.
+        points: single values behind the estimates: columns `role`, `value` and `arm`.
         zero: draw a line at 0, for differences.
 
     Raises:
@@ -71,20 +111,19 @@ def forest(
 
     Source: ours.
     """
-    _check_roles(table)
-    _check_interval(table)
-    rows = list(dict.fromkeys(table[row]))
+    _check(table, table["role"])
+    rows = list(dict.fromkeys(table["arm"]))
     if zero:
         axes.axvline(0, color="black", linewidth=0.8)
     if points is not None:
-        own = points[points[row].isin(rows)]
-        at = [rows.index(name) + 0.28 for name in own[row]]
+        own = points[points["arm"].isin(rows)]
+        at = [rows.index(name) + 0.28 for name in own["arm"]]
         axes.scatter(own["value"], at, s=7, color="white", edgecolor="grey", linewidth=0.6)
     for _, one in table.iterrows():
         ends = [[one["value"] - one["low"]], [one["high"] - one["value"]]]
         colour = COLOURS[one["role"]]
         axes.errorbar(
-            one["value"], rows.index(one[row]), xerr=ends, fmt="o", color=colour, capsize=3
+            one["value"], rows.index(one["arm"]), xerr=ends, fmt="o", color=colour, capsize=3
         )
     axes.set_yticks(range(len(rows)), rows)
     axes.set_ylim(len(rows) - 0.4, -0.6)
@@ -182,24 +221,6 @@ def candidate_bars(axes: Axes, candidates: pd.DataFrame) -> None:
     axes.legend(ncols=3)
 
 
-def _draw_bars(axes: Axes, table: pd.DataFrame, group: str | None) -> None:
-    _check_roles(table)
-    _check_interval(table)
-    groups = list(dict.fromkeys(table[group])) if group else [None]
-    roles = list(dict.fromkeys(table["role"]))
-    width = 0.8 / len(roles)
-    for index, role in enumerate(roles):
-        rows = table[table["role"] == role]
-        places = [groups.index(row) for row in rows[group]] if group else [0] * len(rows)
-        x = np.array(places) + (index - (len(roles) - 1) / 2) * width
-        whiskers = [rows["value"] - rows["low"], rows["high"] - rows["value"]]
-        axes.bar(x, rows["value"], 0.9 * width, color=COLOURS[role], label=LABELS[role])
-        axes.errorbar(
-            x, rows["value"], yerr=whiskers, fmt="none", ecolor="black", capsize=2, elinewidth=1
-        )
-    axes.set_xticks(range(len(groups)) if group else [], [str(name) for name in groups if group])
-
-
 def _reach(values: np.ndarray[Any, Any]) -> float:
     finite = np.abs(values[np.isfinite(values)])
     return max(1.0, float(np.quantile(finite, 0.95))) if len(finite) else 1.0
@@ -209,24 +230,25 @@ def _visible(token: str) -> str:
     return token.replace("\n", "↵").replace("\t", "→").replace(" ", "·") or "∅"
 
 
-def _check_roles(table: pd.DataFrame) -> None:
-    unknown = sorted(set(table["role"]) - set(COLOURS))
-    if unknown:
+def _check(table: pd.DataFrame, roles: Iterable[str]) -> None:
+    """Raise ValueError for a role without a colour, or an interval that does not hold its value."""
+    if unknown := sorted(set(roles) - set(COLOURS)):
         raise ValueError(
             f"expected roles with a colour, {', '.join(COLOURS)}; got {', '.join(unknown)}. "
             "Rename them, or give the new role a colour and a label in codit.figures."
         )
-
-
-def _check_interval(table: pd.DataFrame) -> None:
-    outside = table[~((table["low"] <= table["value"]) & (table["value"] <= table["high"]))]
+    outside = table[~table["value"].between(table["low"], table["high"])]
     if len(outside):
         first = outside.iloc[0]
         raise ValueError(
             f"expected low <= value <= high; got {first['low']}, {first['value']}, "
-            f"{first['high']} for {first['role']}. `low` and `high` are the interval's ends, not "
-            "distances from the value."
+            f"{first['high']} for {first.get('role', 'a curve')}. `low` and `high` are the "
+            "interval's ends, not distances from the value."
         )
+
+
+def _ends(table: pd.DataFrame) -> list[Any]:
+    return [table["value"] - table["low"], table["high"] - table["value"]]
 
 
 def _note(axes: Axes, text: str) -> None:
@@ -255,4 +277,225 @@ def _legend(axes: Axes, interval: str) -> None:
         fontsize="small",
         title_fontsize="x-small",
         columnspacing=1.2,
+    )
+
+
+def line(
+    axes: Axes,
+    table: pd.DataFrame,
+    *,
+    x: str,
+    role: str | None,
+    label: str | None = None,
+    style: str = "-o",
+) -> None:
+    """Draw one curve and the band between the ends of its interval.
+
+    Args:
+        axes: where to draw.
+        table: columns `x`, value, low, high (ends of the interval, in the value's unit); drawn in
+            the order of x.
+        x: column of the horizontal axis, numbers.
+        role: a key of `figures.COLOURS`. None: a yardstick, dark grey.
+        label: what the legend says. None: the role's own name.
+        style: line and marker, as matplotlib writes them.
+
+    Raises:
+        ValueError: a role without colour, or an interval that does not hold its value.
+
+    Source: ours.
+    """
+    _check(table, [role] if role else [])
+    table = table.sort_values(x)
+    colour = COLOURS[role] if role else YARDSTICK
+    named = label or (LABELS[role] if role else None)
+    axes.plot(table[x], table["value"], style, color=colour, markersize=4, label=named)
+    axes.fill_between(table[x], table["low"], table["high"], color=colour, alpha=0.2, linewidth=0)
+
+
+def curves(axes: Axes, table: pd.DataFrame, *, x: str, level: str | None = None) -> None:
+    """Draw one curve per role, and one role without an `x` as a level across the panel.
+
+    Args:
+        axes: where to draw.
+        table: columns role, `x`, value, low, high.
+        x: column of the horizontal axis, numbers.
+        level: role that is drawn as a level: a baseline that `x` does not concern.
+
+    Raises:
+        ValueError: see `line`.
+
+    Source: ours.
+    """
+    for role, own in table.groupby("role", sort=False):
+        if role == level:
+            (one,) = own.to_dict("records")
+            axes.axhline(one["value"], color=COLOURS[role], linestyle="--", label=LABELS[role])
+            if one["low"] < one["high"]:
+                axes.axhspan(one["low"], one["high"], color=COLOURS[role], alpha=0.2, linewidth=0)
+        else:
+            line(axes, own.sort_values(x), x=x, role=str(role))
+
+
+def plausibility_axis(axes: Axes, values: Sequence[float]) -> None:
+    """Make the horizontal axis logarithmic, with the values that were tried as its ticks.
+
+    Args:
+        axes: the panel.
+        values: above 0.
+
+    Source: ours.
+    """
+    axes.set(xscale="log", xlabel="plausibility (α)")
+    axes.set_xticks(list(values), [f"{value:g}".lstrip("0") for value in values])
+    axes.minorticks_off()
+
+
+def families(axes: Axes, table: pd.DataFrame, *, x: str, by: str) -> None:
+    """Draw one curve per member of a family of the same role, told apart by line and marker.
+
+    Args:
+        axes: where to draw.
+        table: columns `by`, role, `x`, value, low, high.
+        x: column of the horizontal axis, numbers.
+        by: column that tells the members apart; at most four.
+
+    Raises:
+        ValueError: more members than styles; see also `line`.
+
+    Source: ours.
+    """
+    members = list(dict.fromkeys(table[by]))
+    if len(members) > len(STYLES):
+        raise ValueError(
+            f"expected at most {len(STYLES)} curves of one role; got {len(members)}. Draw panels."
+        )
+    for member, style in zip(members, STYLES, strict=False):
+        own = table[table[by] == member].sort_values(x)
+        line(axes, own, x=x, role=own["role"].iloc[0], label=str(member), style=style)
+
+
+def stars(axes: Axes, table: pd.DataFrame, *, x: str) -> None:
+    """Mark chosen points of curves with a star.
+
+    Args:
+        axes: where the curves are.
+        table: columns role, `x`, value; rows without `x` are left out.
+        x: column of the horizontal axis, numbers.
+
+    Source: ours.
+    """
+    for one in table.dropna(subset=[x]).to_dict("records"):
+        colour = COLOURS[one["role"]]
+        axes.plot(one[x], one["value"], "*", color=colour, markersize=14, markeredgecolor="black")
+
+
+def legend(figure: Figure, note: str) -> None:
+    """Put the names of all panels' curves above them, each once, with what the bands are.
+
+    Args:
+        figure: whose panels have named curves.
+        note: what bands and marks mean.
+
+    Source: ours.
+    """
+    named: dict[str, Any] = {}
+    for axes in figure.axes:
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            named.setdefault(name, handle)
+    figure.legend(
+        named.values(),
+        named.keys(),
+        title=note,
+        loc="outside upper center",
+        ncols=min(len(named), 5),
+        fontsize="small",
+        title_fontsize="x-small",
+        columnspacing=1.2,
+    )
+
+
+def strength_lines(axes: Axes, table: pd.DataFrame, *, by: str, keys: Sequence[str]) -> None:
+    """Draw one line per key over the strength, with whiskers, and direct generation at the left.
+
+    Args:
+        axes: where to draw.
+        table: columns `by`, strength (NaN: direct generation), value, low, high (ends of the
+            interval, in the value's unit).
+        by: column whose values are the keys.
+        keys: which of them, in the order of the legend; each has a style in `KEYS`. Those that
+            the table does not hold are left out.
+
+    Raises:
+        ValueError: a key without a style.
+
+    Source: ours.
+    """
+    if unknown := [key for key in keys if key not in KEYS]:
+        raise ValueError(
+            f"expected keys that have a style, among {', '.join(KEYS)}; got "
+            f"{', '.join(unknown)}. Name those, or give them a style."
+        )
+    keys = [key for key in keys if key in set(table[by])]
+    strengths = sorted(table["strength"].dropna().unique())
+    reach = max(strengths) or 1.0
+    aside = strengths[0] - 0.2 * reach
+    for place, key in enumerate(keys):
+        colour, marker = KEYS[key]
+        rows = table[table[by] == key].sort_values("strength")
+        x = rows["strength"].fillna(aside) + (place - (len(keys) - 1) / 2) * APART * reach
+        is_direct = rows["strength"].isna()
+        named: dict[str, Any] = {"color": colour, "markersize": 4.5, "capsize": 2, "elinewidth": 1}
+        for kept, line in ((~is_direct, "-"), (is_direct, "")):
+            own = rows[kept]
+            label = KEY_NAMES.get(key, key) if line else None
+            axes.errorbar(
+                x[kept], own["value"], yerr=_ends(own), fmt=marker + line, label=label, **named
+            )
+    has_direct = table["strength"].isna().any()
+    ticks = [aside, *strengths] if has_direct else strengths
+    names = ("direct",) * int(has_direct) + tuple(f"{s:g}" for s in strengths)
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.set_xticklabels(names)
+    axes.set_xlabel("strength β")
+
+
+def place_lines(axes: Axes, table: pd.DataFrame) -> None:
+    """Draw one line per strength over the place in a response, darker where stronger.
+
+    Args:
+        axes: where to draw.
+        table: columns strength, place (0: begin, 1: end), value, low, high.
+
+    Source: ours.
+    """
+    strengths = sorted(table["strength"].unique())
+    for number, strength in enumerate(strengths):
+        rows = table[table["strength"] == strength].sort_values("place")
+        colour = colormaps["Blues"](0.4 + 0.6 * (number + 1) / len(strengths))
+        x = rows["place"] + (number - (len(strengths) - 1) / 2) * APART
+        named: dict[str, Any] = {"color": colour, "markersize": 4, "capsize": 2, "elinewidth": 1}
+        axes.errorbar(
+            x, rows["value"], yerr=_ends(rows), fmt="o-", label=f"β = {strength:g}", **named
+        )
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("place in the response (0: begin, 1: end)")
+
+
+def legend_beside(axes: Axes, title: str) -> None:
+    """Put the names of a panel's lines at its right, where they hide no mark.
+
+    Args:
+        axes: the panel.
+        title: what whiskers are, say.
+
+    Source: ours.
+    """
+    axes.legend(
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+        fontsize="small",
+        title=title,
+        title_fontsize="x-small",
+        alignment="left",
     )

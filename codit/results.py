@@ -1,23 +1,25 @@
-"""From a recipe to its result through the store: models, students, datasets of responses.
+"""From a recipe to its result through the store: models, students, datasets, and their verdicts.
 
 Whatever exists is read, whatever does not is made: who asks for a student gets its dataset made on
-the way. Which recipes there are is `codit.experiments`.
+the way, and a study that was killed goes on. Which recipes there are is `codit.experiments`.
 """
 
 from __future__ import annotations
 
 import functools
 import random
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from codit import (
     chat_vector,
+    comparison,
     dataset_file,
-    judging,
     pretraining,
     recipes,
     store,
@@ -25,13 +27,14 @@ from codit import (
     synthesis,
     world,
 )
-from codit.files import line_of, replacing, write_json
+from codit.comparison import ResponseStudy, StudentStudy
 from codit.judge_recipes import JudgedBest
 from codit.pair import ContrastivePair, load_tokenizer
 from codit.recipes import (
     Addition,
     Answers,
     BestOf,
+    Evaluation,
     Model,
     Pair,
     Pretraining,
@@ -41,7 +44,13 @@ from codit.recipes import (
     WorldPrompts,
 )
 
-REPLIES = "judgements.sqlite"  # of every judge that a recipe asks
+# Of a verdict, what tables over many models keep: text and shares follow from the prompts.
+KEPT = (
+    "strict", "loose", "correct", "format", "repeats", "obeyed", "score", "tokens", "is_completed"
+)  # fmt: skip
+QUIET_BELOW = 2000  # prompts: seconds of work, which hundreds of bars would hide (ours)
+
+_asked = functools.lru_cache(maxsize=8)(world.prompts)
 
 
 def model_path(recipe: Model | Pretraining | Training | Addition) -> str:
@@ -111,8 +120,9 @@ def dataset(
     """Return the rows that a recipe names; responses that do not exist yet are made.
 
     Args:
-        recipe: a teacher's responses, the best of several by verifier or judge, the world's own
-            answers as they are or dealt out anew, or a file of JSON lines.
+        recipe: a teacher's responses, the best of several by the verifier, or by a judge who has
+            been asked, the world's own answers as they are or dealt out anew, or a file of JSON
+            lines.
 
     Returns:
         Dataset: rows with `messages`, ready for `student.train`.
@@ -124,7 +134,11 @@ def dataset(
     if isinstance(recipe, BestOf):
         return Dataset.from_list(best_of(recipe))
     if isinstance(recipe, JudgedBest):
-        return judged_best(recipe)
+        if (folder := store.find(recipe)) is None:
+            raise FileNotFoundError(
+                "expected responses that a judge has chosen; it has not. Call judging.judged_best."
+            )
+        return dataset_file.read(folder / "responses.jsonl")
     if isinstance(recipe, Answers):
         return Dataset.from_list(world.answers(recipe))
     if isinstance(recipe, Shuffled):
@@ -217,32 +231,6 @@ def best_of(recipe: BestOf) -> list[dict[str, Any]]:
     return [row for _, row in best.values()]
 
 
-def judged_best(recipe: JudgedBest) -> Dataset:
-    """Return, for each prompt, that of the first n responses which a judge scores highest.
-
-    Args:
-        recipe: the pool of responses, the judge, n.
-
-    Returns:
-        Dataset: rows of the pool; of equal scores the first sample. Every reply is kept in the
-        store's `judgements.sqlite` and paid for once, whichever recipe asks.
-
-    Raises:
-        ValueError: see `judging.best_of`.
-
-    Source: Best-of-N is a baseline of CoDIT (arXiv 2604.13538); N and ties: ours.
-    """
-
-    def make(recipe: JudgedBest, folder: Path) -> None:
-        pool = list(responses(recipe.pool))
-        rows, summary = judging.best_of(recipe, pool, cache=store.cache() / REPLIES)
-        with replacing(folder / "responses.jsonl") as stream:
-            stream.writelines(line_of(row).encode() for row in rows)
-        write_json(folder / "summary.json", summary)
-
-    return dataset_file.read(store.get(recipe, make) / "responses.jsonl")
-
-
 @functools.lru_cache(maxsize=2)
 def load_pair(recipe: Pair) -> ContrastivePair:
     """Return a teacher ready to decode; the last two stay loaded.
@@ -283,3 +271,128 @@ def load_model(recipe: Model | Pretraining | Training | Addition) -> tuple[PreTr
     revision = getattr(recipe, "revision", None)
     model = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype="auto")
     return model, load_tokenizer(path, revision=revision)
+
+
+def answers(recipe: Evaluation) -> pd.DataFrame:
+    """Return a model's answers to held-out prompts with their verdicts, one row a prompt.
+
+    Args:
+        recipe: model, prompts of the world and decoding.
+
+    Returns:
+        DataFrame: id, response, is_completed, tokens, error and the columns of `verdict`; in the
+        order of the prompts. A prompt that could not be answered has its error and no verdict.
+
+    Source: ours.
+    """
+
+    def make(recipe: Evaluation, folder: Path) -> None:
+        model, tokenizer = load_model(recipe.model)
+        asked = _asked(recipe.prompts)
+        table = student.evaluate(
+            model, tokenizer, asked, verdict, recipe.decoding, progress=len(asked) > QUIET_BELOW
+        ).rename(columns={"n_tokens": "tokens"})
+        table.to_json(folder / "answers.jsonl", orient="records", lines=True)
+
+    return pd.read_json(
+        store.get(recipe, make) / "answers.jsonl", orient="records", lines=True, dtype=False
+    )
+
+
+def verdict(text: str, prompt: Mapping[str, Any], *, is_completed: bool = True) -> dict[str, Any]:
+    """Return the world's verdict on a response as a row of a table.
+
+    Args:
+        text: the response.
+        prompt: a row of `world.prompts`.
+        is_completed: False where the response was cut.
+
+    Returns:
+        dict: family, the fields of `world.Verdict`, and obeyed: bit k is set iff constraint k of
+        the prompt holds literally.
+
+    Source: ours.
+    """
+    row = dict(prompt)
+    asked = [world.Constraint(c["kind"], c["value"]) for c in row["constraints"]]
+    obeyed = sum(world.obeys(text, c) << k for k, c in enumerate(asked))
+    found = world.verify(text, row, is_completed=is_completed)
+    return {"family": row["family"], **vars(found), "obeyed": obeyed}
+
+
+def verdicts(given: Iterable[Any], asked: list[dict[str, Any]]) -> pd.DataFrame:
+    """Join the responses of a dataset with the verifier's verdicts on them.
+
+    Args:
+        given: rows with id, response, is_completed, and score where known (a list, one per token).
+        asked: rows of `world.prompts`, which hold what to check.
+
+    Returns:
+        DataFrame: id, response, tokens, is_completed and the columns of `verdict`, in the order of
+        `given`.
+
+    Raises:
+        KeyError: a response to a prompt that is not among `asked`.
+
+    Source: ours.
+    """
+    by_id = {row["id"]: row for row in asked}
+    return pd.DataFrame(
+        {
+            "id": row["id"],
+            "response": row["response"],
+            "tokens": len(row.get("score") or row["response"].split()),
+            "is_completed": row["is_completed"],
+            **verdict(row["response"], by_id[row["id"]], is_completed=row["is_completed"]),
+        }
+        for row in given
+    )
+
+
+def study(recipe: ResponseStudy | StudentStudy) -> pd.DataFrame:
+    """Return every verdict of a study, one row a response or answer.
+
+    Args:
+        recipe: arms, seeds and, of students, bases and held-out sets. Whatever exists of it is
+            read, the rest made: a study that was killed goes on.
+
+    Returns:
+        DataFrame: arm, role, plausibility, strength, n, seed, id and the columns `KEPT`; of
+        students also student and split. Sorted by those, without the texts.
+
+    Raises:
+        ValueError: prompts that the verifier does not know.
+
+    Source: ours.
+    """
+    return store.table(recipe, verdict_table, "verdicts")
+
+
+def verdict_table(recipe: ResponseStudy | StudentStudy) -> pd.DataFrame:
+    """Make what `study` returns."""
+    parts = _students if isinstance(recipe, StudentStudy) else _responses
+    return compact(pd.concat([t.assign(**told) for told, t in parts(recipe)], ignore_index=True))
+
+
+def compact(table: pd.DataFrame) -> pd.DataFrame:
+    """Return verdicts in small types: about a byte and a half per row on disk."""
+    small = {"obeyed": "int8", "score": "int8", "tokens": "int16", "seed": "int16"}
+    return table.astype({n: kind for n, kind in small.items() if n in table})
+
+
+def _responses(recipe: Any) -> Iterable[tuple[dict[str, Any], pd.DataFrame]]:
+    if not isinstance(recipe.prompts, WorldPrompts):
+        raise ValueError(
+            f"the verifier knows the world's prompts only; got {type(recipe.prompts).__name__}. "
+            "Use a scale of the micro world: 'micro' or 'full'."
+        )
+    asked = _asked(recipe.prompts)
+    for arm in recipe.arms:
+        for seed in recipe.seeds:
+            table = verdicts(dataset(comparison.data(recipe, arm, seed)), asked)
+            yield {**comparison.columns(arm), "seed": seed}, table[["id", *KEPT]]
+
+
+def _students(recipe: Any) -> Iterable[tuple[dict[str, Any], pd.DataFrame]]:
+    for told, evaluation in comparison.evaluations(recipe):
+        yield told, answers(evaluation)[["id", *KEPT]]

@@ -12,15 +12,18 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import filelock
 
 import codit
 from codit import recipes
-from codit.files import write_json
+from codit.files import replacing, write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MANIFEST = "manifest.json"
 SHIPPED = ("data/models", "data/results")
@@ -128,6 +131,42 @@ def get(recipe: Any, make: Callable[[Any, Path], object], *, fresh: bool = False
         partial.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def tables(
+    recipe: Any, make: Callable[[Any, Path], Mapping[str, pd.DataFrame]]
+) -> dict[str, pd.DataFrame]:
+    """Return a study's tables by name, made where there are none.
+
+    Args:
+        recipe: names the study.
+        make: `make(recipe, folder)`; the folder holds what must outlive a kill until the tables
+            are written, each as NAME.parquet. There texts are categories; they are read as texts,
+            float16 as float32.
+    """
+    import pandas as pd  # not by a command that asks for its version
+
+    def write(recipe: Any, folder: Path) -> None:
+        for name, table in make(recipe, folder).items():
+            texts = [c for c in table if table[c].dtype in ("object", "str")]
+            small = table.astype(dict.fromkeys(texts, "category"))
+            with replacing(folder / f"{name}.parquet") as stream:
+                small.to_parquet(stream, index=False, compression="zstd")
+        for path in folder.iterdir():
+            if path.suffix != ".parquet":
+                path.unlink()
+
+    def read(path: Path) -> pd.DataFrame:
+        found = pd.read_parquet(path)
+        back = {"category": "str", "float16": "float32"}
+        return found.astype({c: back[str(t)] for c, t in found.dtypes.items() if str(t) in back})
+
+    return {path.stem: read(path) for path in sorted(get(recipe, write).glob("*.parquet"))}
+
+
+def table(recipe: Any, make: Callable[[Any], pd.DataFrame], name: str) -> pd.DataFrame:
+    """Return the one table of a study, `make(recipe)` where there is none; see `tables`."""
+    return tables(recipe, lambda recipe, _: {name: make(recipe)})[name]
 
 
 def write_manifest(folder: str | Path, recipe: Any, **extra: Any) -> Path:

@@ -1,6 +1,6 @@
 """Which arms and studies a scale asks for: what notebooks compare with what.
 
-Recipes only; `codit.verdicts.study` makes them.
+Recipes only; `codit.results.study` makes them.
 """
 
 from __future__ import annotations

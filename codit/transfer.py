@@ -15,12 +15,11 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
-from codit import chat_vector, comparison, results, store, studies, verdicts
+from codit import chat_vector, comparison, results, store, studies
 from codit.comparison import Arm, StudentStudy
 from codit.experiments import Scale
 from codit.recipes import Addition, Evaluation, Model, Pretraining, Training
 
-TABLE = "verdicts.parquet"
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)  # of the vector (ours)
 CARELESS = Arm(role="careless")
 ROLES = {"addition": "chat-vector", "none": "amateur"}  # the colour of a way that is no text
@@ -67,7 +66,7 @@ def study(recipe: TransferStudy) -> pd.DataFrame:
     Returns:
         DataFrame: method ("addition"; "text", with its arm and role; "none": the target as it is),
         target ("amateur" or "moved" of the teacher's architecture, else "base"), student (the
-        architecture), scale (of an addition), seed, split, id and the columns `verdicts.KEPT`.
+        architecture), scale (of an addition), seed, split, id and the columns `results.KEPT`.
 
     Raises:
         ValueError: the first base is not of the vector's architecture; see `chat_vector.add`.
@@ -75,14 +74,14 @@ def study(recipe: TransferStudy) -> pd.DataFrame:
     Source: ours.
     """
 
-    def make(recipe: TransferStudy, folder: Path) -> None:
+    def make(recipe: TransferStudy) -> pd.DataFrame:
         parts = [
-            verdicts.answers(evaluation)[["id", *verdicts.KEPT]].assign(**told)
+            results.answers(evaluation)[["id", *results.KEPT]].assign(**told)
             for told, evaluation in evaluations(recipe)
         ]
-        verdicts.write(pd.concat(parts, ignore_index=True), folder / TABLE)
+        return results.compact(pd.concat(parts, ignore_index=True))
 
-    return verdicts.read(store.get(recipe, make) / TABLE)
+    return store.table(recipe, make, "verdicts")
 
 
 def evaluations(recipe: TransferStudy) -> Iterator[tuple[dict[str, Any], Evaluation]]:

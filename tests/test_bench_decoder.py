@@ -13,8 +13,9 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from codit import decode, embedded, store
+from codit import decode, embedded
 from codit.contrast import plausible
+from codit.files import write_json
 from codit.memory import n_weights
 from codit.recipes import Decoding
 from tests.benchmarks import bench_decoder, random_pairs
@@ -181,7 +182,7 @@ def test_one_round_of_the_smallest_shape_tells_what_was_measured_where_and_when(
     goals = rows.dropna(subset=["goal"])
     assert goals[["quantity", "way", "goal"]].values.tolist() == [["step", "ours", 1.0]]
     assert len(bench_decoder.table(found["rows"]).splitlines()) == len(rows) + 1
-    told = json.loads(store.write_json(tmp_path / "found.json", found).read_text())
+    told = json.loads(write_json(tmp_path / "found.json", found).read_text())
     kept = json.loads(bench_decoder.COMMITTED.read_text())
     assert told.keys() == kept.keys()
     assert told["rows"][0].keys() == kept["rows"][0].keys()

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import codit
-from codit import cli, embedded, recipes, synthesis_cli, world
+from codit import cli, recipes, shipped, synthesis_cli, world
 from tests import tiny
 
 ROWS = [{"id": f"row {n}", "instruction": f"the cat number {n}"} for n in range(48)]
@@ -133,7 +133,7 @@ def test_real_benchmark_prompts_run_through_the_embedded_pair(
     lines = (prompts_dir / "mt_bench_question.jsonl").read_text().splitlines()
     asked = [{"id": q["question_id"], "instruction": q["turns"][0]} for q in map(json.loads, lines)]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
-    flags = {name: embedded.folder(name) for name in ("expert", "amateur")}
+    flags = {name: shipped.folder(name) for name in ("expert", "amateur")}
     flags |= {"prompts": tmp_path / "in.jsonl", "out": tmp_path / "out.jsonl"}
     given = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
     assert cli.main(["synthesize", *given, "--max-new-tokens", "32"]) == 0
@@ -146,7 +146,7 @@ def test_real_benchmark_prompts_run_through_the_embedded_pair(
 def test_the_embedded_pair_killed_at_ten_random_moments_ends_in_the_same_bytes(
     seed: int, ready: subprocess.Popen[str], tmp_path: Path
 ) -> None:
-    models = {name: embedded.folder(name) for name in ("expert", "amateur")}
+    models = {name: shipped.folder(name) for name in ("expert", "amateur")}
     rows = world.prompts(recipes.WorldPrompts(split="test", n=200))
     text = "".join(json.dumps({k: r[k] for k in ("id", "instruction")}) + "\n" for r in rows)
     (tmp_path / "in.jsonl").write_text(text)

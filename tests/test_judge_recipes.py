@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from codit import committed, comparison, experiments, judge_study, recipes, store, studies
+from codit import comparison, experiments, judge_study, recipes, shipped, store, studies
 from codit.comparison import Arm
 from codit.judge_recipes import (
     JUDGES,
@@ -77,9 +77,9 @@ def test_tables_without_a_judge_are_found_whatever_becomes_of_judges(
         monkeypatch.setattr(kind, "version", 99)
     for name, recipe in studies.plan(replace(FULL, judging=NOBODY)).items():
         assert recipes.key(recipe) == recipes.key(studies.plan(FULL)[name])
-        assert store.find(recipe) == committed.folder(name)
+        assert store.find(recipe) == shipped.folder(name)
     for name, judged in judge_study.recipes(FULL).items():
-        told = store.read_manifest(committed.folder(f"judged-{name}"))
+        told = store.read_manifest(shipped.folder(f"judged-{name}"))
         assert told["key"] != recipes.key(judged)  # those do depend on who judges
 
 

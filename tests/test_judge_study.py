@@ -71,8 +71,7 @@ def made(
     folder.mkdir(exist_ok=True)
     with serving(answer) as server:
         monkeypatch.setenv(judging.ADDRESS, server.url)
-        judge_study.make(recipe, folder)
-    tables = {n: pd.read_parquet(folder / f"{n}.parquet") for n in judge_study.TABLES}
+        tables = judge_study.make(recipe, folder)
     return tables, server.requests
 
 
@@ -86,7 +85,6 @@ def study(
     """The tables of the study and the requests that it took."""
     if not ONCE:
         ONCE["made"] = made(recipe, tmp_path / "s", monkeypatch)
-        assert not list((tmp_path / "s").glob("*sqlite*"))  # replies are kept while it is made
     found: tuple[dict[str, pd.DataFrame], list[dict[str, Any]]] = ONCE["made"]
     return found
 
@@ -254,7 +252,7 @@ def test_a_study_whose_server_went_away_is_not_finished_and_goes_on(
 
 
 def texts(table: pd.DataFrame) -> pd.DataFrame:
-    """A table with its categories as text, as `verdicts.read` gives it."""
+    """A table with its categories as text, as `store.tables` gives it."""
     return table.astype({name: "str" for name in table if table[name].dtype == "category"})
 
 
@@ -321,6 +319,10 @@ def test_the_store_makes_a_study_once(chosen: Scale, monkeypatch: pytest.MonkeyP
     second = judge_study.study(recipe)
     for name in judge_study.TABLES:
         pd.testing.assert_frame_equal(first[name], second[name])
+    folder = store.find(recipe)
+    assert folder is not None
+    kept = [f"{name}.parquet" for name in judge_study.TABLES]  # replies only while it is made
+    assert sorted(path.name for path in folder.iterdir()) == sorted(["manifest.json", *kept])
 
 
 @pytest.mark.parametrize("name", ["micro", "full", "laptop", "paper"])
@@ -353,9 +355,9 @@ def test_judged_best_of_n_is_a_dataset_of_the_store(
     assert isinstance(best[0], JudgedBest)
     with serving(grade) as server:
         monkeypatch.setenv(judging.ADDRESS, server.url)
-        four = list(results.dataset(best[0]))
+        four = list(judging.judged_best(best[0]))
         asked = len(server.requests)
-        two = list(results.dataset(best[1]))
+        two = list(judging.judged_best(best[1]))
         assert len(server.requests) == asked  # the pool's replies are shared
     assert 0 < asked <= 4 * asked_of(recipe).n
     pool: dict[str, list[str]] = {}
@@ -368,8 +370,8 @@ def test_judged_best_of_n_is_a_dataset_of_the_store(
             assert row["response"] == pool[row["id"]][lengths.index(max(lengths))]
             assert row["messages"][-1]["content"] == row["response"]
     monkeypatch.delenv(judging.ADDRESS)
-    assert list(results.dataset(best[0])) == four
-    assert (store.cache() / results.REPLIES).exists()
+    assert list(judging.judged_best(best[0])) == four
+    assert (store.cache() / judging.REPLIES).exists()
 
 
 def test_the_judges_of_the_world_are_two_and_differ() -> None:
@@ -389,7 +391,7 @@ def test_best_of_four_asks_only_for_what_best_of_two_did_not(
     )
     with serving(grade) as server:
         monkeypatch.setenv(judging.ADDRESS, server.url)
-        results.dataset(two)
+        judging.judged_best(two)
         assert len(server.requests) == len(few)
-        results.dataset(four)
+        judging.judged_best(four)
         assert len(server.requests) == len(all_) > len(few)

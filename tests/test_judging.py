@@ -58,12 +58,12 @@ def test_everything_that_may_change_a_judgement_changes_the_key() -> None:
 
 
 def test_studies_without_a_judge_keep_the_keys_of_their_committed_results() -> None:
-    from codit import committed, store
+    from codit import shipped, store
 
     full = experiments.scale("full")
     for name in ("students", "responses-a", "alpha-a"):
         recipe = studies.plan(full)[name]
-        assert store.read_manifest(committed.folder(name))["key"] == recipes.key(recipe)
+        assert store.read_manifest(shipped.folder(name))["key"] == recipes.key(recipe)
 
 
 def test_a_judged_arm_draws_as_direct_and_is_told_apart_by_its_judge() -> None:

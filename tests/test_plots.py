@@ -9,11 +9,21 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgba
+from matplotlib.colors import same_color, to_rgba
 from matplotlib.patches import Rectangle
 
 from codit import figures, plots
 from codit.figures import COLOURS
+from codit.plots import (
+    STYLES,
+    YARDSTICK,
+    curves,
+    families,
+    legend,
+    line,
+    plausibility_axis,
+    stars,
+)
 
 TABLE = pd.DataFrame(
     [
@@ -183,3 +193,85 @@ def test_a_coloured_table_shows_the_gain_and_marks_changes() -> None:
     assert "font-weight: bold" in html
     plain = plots.token_colours(TOKENS.assign(argmax_changed=False)).to_html()
     assert "font-weight: bold" not in plain
+
+
+CURVE = pd.DataFrame({"c": [0.1, 1.0], "value": [1, 2], "low": [0.5, 1.5], "high": [1.5, 2.5]})
+
+
+def test_a_curve_and_its_band_have_the_colour_of_their_role(axes) -> None:
+    line(axes, CURVE[::-1], x="c", role="codit")  # drawn in the order of x
+    (curve,), (band,) = axes.lines, axes.collections
+    assert same_color(curve.get_color(), COLOURS["codit"])
+    assert same_color(band.get_facecolor()[0][:3], COLOURS["codit"])
+    assert curve.get_xydata().tolist() == [[0.1, 1], [1, 2]]
+    assert curve.get_label() == "CoDIT"
+
+
+def test_a_yardstick_belongs_to_no_role(axes) -> None:
+    line(axes, CURVE, x="c", role=None, label="uniform", style="--")
+    assert same_color(axes.lines[0].get_color(), YARDSTICK)
+
+
+def test_a_role_without_colour_is_refused(axes) -> None:
+    with pytest.raises(ValueError, match="expected roles with a colour"):
+        line(axes, CURVE, x="c", role="teacher")
+
+
+def test_an_interval_must_hold_its_value(axes) -> None:
+    with pytest.raises(ValueError, match="not distances from the value"):
+        line(axes, CURVE.assign(low=0.1, high=0.2), x="c", role="codit")
+
+
+ROLES = pd.concat(
+    [
+        CURVE.assign(role="codit"),
+        CURVE.assign(role="truncated"),
+        CURVE[:1].assign(role="direct", c=float("nan")),
+    ]
+)
+
+
+def test_one_curve_per_role_and_the_baseline_as_a_level(axes) -> None:
+    curves(axes, ROLES, x="c", level="direct")
+    found = {str(one.get_label()): one for one in axes.lines}
+    assert set(found) == {"CoDIT", "Truncated", "Direct"}
+    assert set(found["Direct"].get_ydata()) == {1}
+    assert same_color(found["Truncated"].get_color(), COLOURS["truncated"])
+
+
+def test_a_level_without_an_interval_has_no_band(axes) -> None:
+    exact = ROLES.assign(low=ROLES["value"], high=ROLES["value"])
+    curves(axes, exact[exact["role"] == "direct"], x="c", level="direct")
+    assert not axes.patches
+
+
+def test_members_of_a_family_are_told_apart_by_line_and_marker(axes) -> None:
+    table = pd.concat([CURVE.assign(role="codit", student=name) for name in "ab"])
+    families(axes, table, x="c", by="student")
+    assert [one.get_label() for one in axes.lines] == ["a", "b"]
+    assert len({(one.get_linestyle(), one.get_marker()) for one in axes.lines}) == 2
+    many = pd.concat([CURVE.assign(role="codit", student=k) for k in range(len(STYLES) + 1)])
+    with pytest.raises(ValueError, match="expected at most 4 curves of one role; got 5"):
+        families(axes, many, x="c", by="student")
+
+
+def test_stars_mark_what_has_a_place(axes) -> None:
+    stars(axes, ROLES[[True, False, False, False, True]], x="c")
+    assert [one.get_xydata().tolist() for one in axes.lines] == [[[0.1, 1]]]
+
+
+def test_tried_values_are_the_ticks(axes) -> None:
+    plausibility_axis(axes, (0.01, 0.3, 0.9))
+    assert axes.get_xscale() == "log"
+    assert [text.get_text() for text in axes.get_xticklabels()] == [".01", ".3", ".9"]
+
+
+def test_the_legend_names_each_curve_of_all_panels_once() -> None:
+    figure, panels = pyplot.subplots(1, 2, layout="constrained")
+    for axes in panels:
+        curves(axes, ROLES, x="c", level="direct")
+    legend(figure, "bands: 95 %")
+    (found,) = figure.legends
+    assert sorted(text.get_text() for text in found.get_texts()) == ["CoDIT", "Direct", "Truncated"]
+    assert found.get_title().get_text() == "bands: 95 %"
+    pyplot.close(figure)

@@ -16,12 +16,11 @@ from codit import (
     comparison,
     decode,
     evidence,
+    plots,
     quality,
     results,
     store,
     token_evidence,
-    token_plots,
-    token_tables,
     world,
 )
 from codit.chat import prompt_ids
@@ -29,7 +28,7 @@ from codit.comparison import Arm
 from codit.experiments import Scale
 from codit.pair import load_tokenizer
 from codit.recipes import Decoding, HubPrompts, WorldPrompts
-from codit.token_classes import CLASSES, id_classes, step_table, teacher_forced
+from codit.token_evidence import CLASSES, id_classes, step_table, teacher_forced
 from tests import tiny
 
 CHATS = [[{"role": "user", "content": text}] for text in ("the cat", "is it in the house? " * 3)]
@@ -109,7 +108,7 @@ def test_a_batch_gives_each_answer_the_evidence_of_its_own_token_table(
     architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pair, vocabulary = tiny.pair(architecture, strength=1.5, plausibility=0.02), tiny.tokenizer()
-    monkeypatch.setattr("codit.token_classes.ROWS", 3)
+    monkeypatch.setattr("codit.token_evidence.ROWS", 3)
     texts = ("the mat.", "on the house? on the mat. " * 2, "x", "ten")
     chats = [CHATS[k % 2] for k in range(len(texts))]
     answers = [vocabulary(text).input_ids for text in texts]
@@ -218,11 +217,11 @@ def test_shifts_are_means_per_response_and_sum_to_nothing() -> None:
     masses |= {"after_right": [1.0, 0.0], "after_other": [0.0, 1.0]}
     told = {"read": "own", "role": "codit", "strength": 1.0, "seed": 0, "family": "fact"}
     steps = pd.DataFrame({"id": ["a", "a"], **told, **masses})
-    table = token_tables.mass_shifts(steps, open_from=0).set_index("class")
+    table = token_evidence.mass_shifts(steps, open_from=0).set_index("class")
     assert len(table) == len(CLASSES)
     assert table["shift"].to_dict() == dict.fromkeys(CLASSES, 0) | {"right": -0.25, "other": 0.25}
     assert table.loc["right", ["before", "after"]].tolist() == [0.75, 0.5]
-    where_open = token_tables.mass_shifts(steps).set_index("class")
+    where_open = token_evidence.mass_shifts(steps).set_index("class")
     assert where_open["shift"].to_dict() == {"right": -0.5, "other": 0.5}
     assert where_open["steps"].tolist() == [1, 1]
 
@@ -235,7 +234,7 @@ def test_a_prompt_counts_once_however_many_rows_it_has() -> None:
             "arm": [*"ppppp", "q"],
         }
     )
-    (row,) = token_tables.prompt_means(table, "x", ["arm"]).to_dict("records")
+    (row,) = token_evidence.prompt_means(table, "x", ["arm"]).to_dict("records")
     assert (row["arm"], row["value"], row["prompts"]) == ("p", 0.5, 2)
     assert row["low"] < 0.5 < row["high"]
 
@@ -245,7 +244,7 @@ def test_strengths_are_told_apart_at_one_plausibility() -> None:
     rows = [("direct", nan, nan), ("truncated", 0.3, nan), ("codit", 0.3, 1.0)]
     rows += [("greedy", nan, nan), ("truncated", 0.1, nan), ("codit", 0.1, 1.0)]
     table = pd.DataFrame(rows, columns=["role", "plausibility", "strength"])
-    kept = token_tables.along_strength(table, 0.3)
+    kept = token_evidence.along_strength(table, 0.3)
     assert kept["at"].tolist() == ["direct", "0", "1"]
     assert kept["strength"].tolist()[1:] == [0, 1]
 
@@ -256,7 +255,7 @@ def test_knowledge_and_reading_are_told_apart_and_means_leave_out_the_other() ->
     verdicts = pd.DataFrame({"id": ids * 2, "seed": [0] * 120 + [1] * 120, "role": "codit"})
     verdicts["correct"] = [row["family"] == "fact" for row in asked] * 2
     verdicts["obeyed"] = [1] * 240
-    table = token_tables.with_measures(verdicts, asked)
+    table = token_evidence.with_measures(verdicts, asked)
     assert set(table.loc[table["knowledge"].notna(), "family"]) == {"fact"}
     assert not {"fact", "analogy"} & set(table.loc[table["reading"].notna(), "family"])
     assert table["held"][0] == 1 / len(asked[0]["constraints"])
@@ -266,7 +265,7 @@ def test_knowledge_and_reading_are_told_apart_and_means_leave_out_the_other() ->
 
 
 def test_a_class_is_named_by_what_its_prompt_asks_for() -> None:
-    found = token_tables.kinds(
+    found = token_evidence.kinds(
         pd.Series(["right", "right", "wrong", "end"]), pd.Series(["fact", "title", "fact", "fact"])
     )
     assert found.tolist() == ["right fact", "read", "wrong fact", "end"]
@@ -281,10 +280,10 @@ def test_the_study_is_of_direct_and_every_strength(chosen: Scale) -> None:
 
 def test_places_are_middles_of_equal_parts_of_a_response() -> None:
     steps = pd.DataFrame({"step": range(10), "length": 10})
-    assert token_tables.places(steps).tolist() == pytest.approx(
+    assert token_evidence.places(steps).tolist() == pytest.approx(
         [0.1] * 2 + [0.3] * 2 + [0.5] * 2 + [0.7] * 2 + [0.9] * 2
     )
-    assert token_tables.places(pd.DataFrame({"step": [0], "length": [1]})).tolist() == [0.5]
+    assert token_evidence.places(pd.DataFrame({"step": [0], "length": [1]})).tolist() == [0.5]
 
 
 # -- pictures ------------------------------------------------------------------------------------
@@ -303,7 +302,7 @@ def lines(**columns: list[Any]) -> pd.DataFrame:
 
 def test_lines_join_strengths_and_leave_direct_apart_at_the_left(axes: Any) -> None:
     table = lines(key=["end"] * 3, strength=[1.0, 0.0, float("nan")])
-    token_plots.strength_lines(axes, table, by="key", keys=["end"])
+    plots.strength_lines(axes, table, by="key", keys=["end"])
     line, direct = (bar.lines[0] for bar in axes.containers)
     assert line.get_xdata().tolist() == [0, 1]
     assert direct.get_xdata()[0] < 0
@@ -314,15 +313,15 @@ def test_lines_join_strengths_and_leave_direct_apart_at_the_left(axes: Any) -> N
 def test_a_key_without_a_style_is_refused_and_one_without_rows_left_out(axes: Any) -> None:
     table = lines(key=["end", "odd"], strength=[0.0, 0.0])
     with pytest.raises(ValueError, match="expected keys that have a style.*got odd"):
-        token_plots.strength_lines(axes, table, by="key", keys=["odd"])
-    token_plots.strength_lines(axes, table, by="key", keys=["end", "filler"])
+        plots.strength_lines(axes, table, by="key", keys=["odd"])
+    plots.strength_lines(axes, table, by="key", keys=["end", "filler"])
     assert axes.get_legend_handles_labels()[1] == ["end of turn"]
 
 
 def test_a_line_over_places_is_darker_where_the_contrast_is_stronger(axes: Any) -> None:
     table = lines(strength=[1.0, 1.0, 2.0, 2.0], place=[0.25, 0.75] * 2)
-    token_plots.place_lines(axes, table)
+    plots.place_lines(axes, table)
     weak, strong = (sum(to_rgb(bar.lines[0].get_color())) for bar in axes.containers)
     assert strong < weak
-    token_plots.legend_beside(axes, "whiskers")
+    plots.legend_beside(axes, "whiskers")
     assert axes.get_legend().get_title().get_text() == "whiskers"

@@ -59,6 +59,7 @@ from transformers import (
 from codit import candidates, decode, store
 from codit.contrast import contrast, plausible
 from codit.drawing import Step
+from codit.files import versions, write_json
 from codit.memory import cache_bytes, free_bytes, n_weights, release
 from codit.noise import noise_key, uniforms
 from codit.packed_weights import LEAST_TOKENS, packed_weights
@@ -141,7 +142,7 @@ def measure(cases: Sequence[Case], lengths: Lengths | None, device: str) -> dict
         rows += measured(case, device) if isinstance(case, Case) else engine_rows(*case)
     return {
         "machine": machine(device),
-        "versions": store.versions(),
+        "versions": versions(),
         "seconds": round(time.perf_counter() - start, 1),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cases": [asdict(case) for case in fitting],
@@ -483,7 +484,7 @@ def main(
     about = {**found["machine"], "seconds": found["seconds"]}
     print("\n".join(f"{name:<17} {value}" for name, value in about.items()))
     for path in [json_file] * (json_file is not None) + [COMMITTED] * commit:
-        print(f"kept in {store.write_json(path, found)}")
+        print(f"kept in {write_json(path, found)}")
     return int(any(row["goal"] and row["low"] > row["goal"] for row in found["rows"]))
 
 

@@ -18,7 +18,7 @@ from unittest import mock
 import torch
 import tyro
 
-from codit import dataset_file, embedded, recipes, synthesis, world
+from codit import dataset_file, recipes, shipped, synthesis, world
 
 EXPLAINED = """\
 rows/s      from the moment when as many batches are written as there are workers (so that loading
@@ -67,8 +67,8 @@ def compare(found: dict[str, Any], first: dict[str, Any], out: Path, whole: Path
 
 def main(
     *,
-    expert: str = str(embedded.folder("expert")),
-    amateur: str = str(embedded.folder("amateur")),
+    expert: str = str(shipped.folder("expert")),
+    amateur: str = str(shipped.folder("amateur")),
     rows: int = 1024,
     batch_size: int = 16,
     max_new_tokens: int = 96,

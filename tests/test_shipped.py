@@ -1,18 +1,22 @@
-"""The shipped models are what their recipes and their recorded evaluations say."""
+"""What ships is what its recipes and their recorded evaluations say."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 from huggingface_hub import ModelCard
 from safetensors import safe_open
 from transformers import AutoConfig
 
-from codit import embedded, recipes, results, store, world
+from codit import experiments, figures, recipes, results, run, shipped, store, studies, world
+from codit.comparison import Arm
 from codit.experiments import Scale
 from codit.judge_recipes import WorldJudge
 from codit.recipes import Pretraining, Training
@@ -20,7 +24,7 @@ from codit.vocabulary import load_tokenizer
 from tests import micro as small
 
 MODELS = store.repository() / "data" / "models"
-RECIPES = embedded.models()
+RECIPES = shipped.models()
 FINE_TUNED = [name for name, recipe in RECIPES.items() if isinstance(recipe, Training)]
 JUDGES = [name for name, recipe in RECIPES.items() if isinstance(recipe, WorldJudge)]
 SPEAKERS = [name for name in RECIPES if name not in JUDGES]
@@ -120,14 +124,14 @@ def test_a_shipped_model_predicts_text_as_well_as_recorded(name: str) -> None:
     recipe = RECIPES[name]
     base = recipe.base if isinstance(recipe, Training) else recipe
     assert isinstance(base, Pretraining)
-    measured = embedded.text_loss(MODELS / name, base)
+    measured = shipped.text_loss(MODELS / name, base)
     assert measured == pytest.approx(evaluation(MODELS / name)["text_loss"], abs=1e-3)
 
 
 @pytest.mark.parametrize("name", FINE_TUNED)
 def test_a_shipped_model_follows_instructions_as_well_as_recorded(name: str) -> None:
     recorded = evaluation(MODELS / name)
-    measured = embedded.evaluate(MODELS / name, RECIPES[name])
+    measured = shipped.evaluate(MODELS / name, RECIPES[name])
     assert measured.keys() == recorded.keys() >= {"strict", "correct", "is_completed"}
     for measure, value in measured.items():
         # Greedy answers to the same prompts: rounding may tip one or two of a hundred.
@@ -137,7 +141,7 @@ def test_a_shipped_model_follows_instructions_as_well_as_recorded(name: str) -> 
 @pytest.mark.parametrize("name", JUDGES)
 def test_a_shipped_judge_judges_as_well_as_recorded(name: str) -> None:
     recorded = evaluation(MODELS / name)
-    measured = embedded.evaluate(MODELS / name, RECIPES[name])
+    measured = shipped.evaluate(MODELS / name, RECIPES[name])
     assert measured.keys() == recorded.keys() == {"equal", "spearman", "verdicts", "parses"}
     for measure, value in measured.items():
         assert value == pytest.approx(recorded[measure], abs=0.02)
@@ -152,9 +156,9 @@ def repository(micro: Scale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     made = {"amateur": small.BASE, "expert": small.EXPERT}
     for recipe in made.values():
         results.model_path(recipe)
-    monkeypatch.setattr(embedded, "models", lambda: made)
-    monkeypatch.setattr(embedded, "DOCUMENTS", 4)
-    monkeypatch.setattr(embedded, "PROMPTS", 5)
+    monkeypatch.setattr(shipped, "models", lambda: made)
+    monkeypatch.setattr(shipped, "DOCUMENTS", 4)
+    monkeypatch.setattr(shipped, "PROMPTS", 5)
     monkeypatch.setattr(store, "repository", lambda: tmp_path)
     return tmp_path
 
@@ -165,7 +169,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def test_an_embedded_model_is_found_instead_of_made(repository: Path) -> None:
     cached = store.get(small.BASE, pytest.fail)
-    folder = embedded.embed("amateur")
+    folder = shipped.embed("amateur")
     assert folder == repository / "data" / "models" / "amateur"
     assert store.get(small.BASE, pytest.fail) == folder != cached
     weights = "model.safetensors"
@@ -174,17 +178,17 @@ def test_an_embedded_model_is_found_instead_of_made(repository: Path) -> None:
     assert {"README.md", "evaluation.json", "manifest.json", "training_log.json"} <= set(before)
     assert store.read_manifest(folder)["seconds"] == store.read_manifest(cached)["seconds"]
     assert [path.name for path in folder.parent.iterdir()] == ["amateur"]
-    assert embedded.embed("amateur") == folder
+    assert shipped.embed("amateur") == folder
     assert files(folder) == before
 
 
 def test_a_base_is_measured_on_text_and_an_expert_on_answers_too(repository: Path) -> None:
-    base, expert = (evaluation(embedded.embed(name)) for name in ("amateur", "expert"))
+    base, expert = (evaluation(shipped.embed(name)) for name in ("amateur", "expert"))
     assert set(base) == {"text_loss"}
     assert set(expert) == {"text_loss", "strict", "correct", "is_completed"}
     assert all(0 <= expert[name] <= 1 for name in ("strict", "correct", "is_completed"))
     folder = repository / "data" / "models" / "expert"
-    assert expert["text_loss"] == pytest.approx(embedded.text_loss(folder, small.BASE), abs=1e-5)
+    assert expert["text_loss"] == pytest.approx(shipped.text_loss(folder, small.BASE), abs=1e-5)
     card = (folder / "README.md").read_text()
     assert card.startswith("---\n")
     assert f"recipe: `Training(base=Pretraining(world=World(people={small.WORLD.people})" in card
@@ -192,43 +196,210 @@ def test_a_base_is_measured_on_text_and_an_expert_on_answers_too(repository: Pat
 
 def test_the_text_that_measures_was_never_trained_on(repository: Path) -> None:
     trained = {recipe.seed for recipe in RECIPES.values()}
-    assert embedded.HELD_OUT_TEXT not in trained
-    first = next(world.documents(small.WORLD, embedded.HELD_OUT_TEXT))
+    assert shipped.HELD_OUT_TEXT not in trained
+    first = next(world.documents(small.WORLD, shipped.HELD_OUT_TEXT))
     assert first != next(world.documents(small.WORLD, small.BASE.seed))
 
 
 def test_a_fresh_model_takes_the_place_of_the_shipped_one(
     repository: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    folder = embedded.embed("amateur")
-    shipped, made = files(folder), []
+    folder = shipped.embed("amateur")
+    before, made = files(folder), []
 
     def make(recipe: Any, into: Path) -> None:
         made.append(recipe)
-        for name in set(shipped) - {"README.md", "evaluation.json", "manifest.json"}:
-            (into / name).write_bytes(shipped[name])
+        for name in set(before) - {"README.md", "evaluation.json", "manifest.json"}:
+            (into / name).write_bytes(before[name])
         (into / "training_log.json").write_text('{"parameters": 1234}')
 
     monkeypatch.setattr(results, "make_base", make)
     monkeypatch.setenv("CODIT_CACHE", str(tmp_path / "cache"))
-    assert embedded.embed("amateur") == folder
+    assert shipped.embed("amateur") == folder
     assert made == []
-    assert embedded.embed("amateur", fresh=True) == folder
+    assert shipped.embed("amateur", fresh=True) == folder
     assert made == [small.BASE]
     assert "parameters: 1,234, float32" in (folder / "README.md").read_text()
-    assert files(folder)["evaluation.json"] == shipped["evaluation.json"]
+    assert files(folder)["evaluation.json"] == before["evaluation.json"]
 
 
 def test_an_unknown_model_is_refused(repository: Path) -> None:
     with pytest.raises(
         ValueError,
-        match=r"expected one of \['amateur', 'expert'\]; got 'base'. Name an embedded model",
+        match=r"expected names among \['amateur', 'expert'\]; got \['base'\]. Name one of them",
     ):
-        embedded.embed("base")
+        shipped.embed("base")
 
 
 def test_the_command_says_where_each_model_lies(
     repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    embedded.main(("amateur",))
+    shipped.make_models(("amateur",))
     assert capsys.readouterr().out == f"amateur: {repository}/data/models/amateur\n"
+
+
+FULL = experiments.scale("full")
+TABLES = shipped.tables(FULL)
+RESULTS = store.repository() / "data" / "results"
+
+
+def test_every_table_has_a_folder_and_every_folder_a_table() -> None:
+    assert {path.name for path in RESULTS.iterdir() if path.is_dir()} == set(TABLES)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_store_finds_a_committed_table_by_its_recipe_s_key(name: str) -> None:
+    recipe, make = TABLES[name]
+    assert store.find(recipe) == shipped.folder(name)
+    manifest = store.read_manifest(shipped.folder(name))
+    assert manifest["key"] == recipes.key(recipe)
+    assert len(make(recipe)) > 0  # type: ignore[arg-type]
+
+
+def test_all_tables_together_are_small_enough_for_a_clone() -> None:
+    size = sum(path.stat().st_size for path in RESULTS.rglob("*") if path.is_file())
+    assert 0 < size < 15e6
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.setattr(store, "repository", lambda: tmp_path)
+    return tmp_path
+
+
+def test_a_table_is_made_put_in_its_place_and_found_there(
+    micro: Scale, empty: Path, idle: Any
+) -> None:
+    recipe = studies.responses(micro, (Arm(role="direct"),))
+    target = shipped.commit("a", (recipe, results.study))
+    assert target == empty / "data" / "results" / "a"
+    idle()
+    assert store.find(recipe) == target
+    assert shipped.commit("a", (recipe, results.study)) == target
+    assert [path.name for path in target.parent.iterdir()] == ["a"]
+
+
+def test_a_table_that_is_too_large_is_refused(
+    micro: Scale, empty: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shipped, "TOO_LARGE", 10)
+    recipe = studies.responses(micro, (Arm(role="codit"),))
+    with pytest.raises(ValueError, match="expected at most 10 bytes of b; got"):
+        shipped.commit("b", (recipe, results.study))
+    assert not (empty / "data").exists()
+
+
+def test_an_unknown_name_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected names among .*got .'nobody'"):
+        shipped.make_tables(("nobody",))
+
+
+ROOT = store.repository()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SIDECARS = shipped.sidecars()
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+KEYS = {recipes.key(recipe) for recipe, _ in TABLES.values()}
+
+
+def test_the_readme_s_tables_are_those_of_the_committed_figures() -> None:
+    assert shipped.readme(README) == README, "run `python -m codit.shipped claims`"
+
+
+def test_every_committed_figure_is_declared_by_a_notebook_and_every_declared_one_committed() -> (
+    None
+):
+    declared = [name for path in NOTEBOOKS for name in run.declared_figures(path)]
+    assert sorted(declared) == sorted(SIDECARS)
+
+
+@pytest.mark.parametrize("name", SIDECARS)
+def test_a_committed_figure_is_of_scale_full_at_a_clean_commit(name: str) -> None:
+    record = SIDECARS[name]
+    assert record["parameters"]["scale"] == "full"
+    assert record["dirty"] is False
+    assert re.fullmatch(r"[0-9a-f]{40}", record["commit"])
+
+
+@pytest.mark.parametrize("name", SIDECARS)
+def test_a_committed_figure_is_made_from_today_s_recipes(name: str) -> None:
+    parts = [one for group in SIDECARS[name]["results"].values() for one in group]
+    assert parts
+    studies = {"ResponseStudy", "StudentStudy", "AlignmentStudy", "TokenStudy", "TransferStudy"}
+    studies |= {"Throughput", "Engines"}  # measurements: numbers are committed, not made again
+    assert FULL.dev is not None
+    known = KEYS | {recipes.key(part) for part in (FULL.pair, FULL.decoding)}
+    known |= {recipes.key(replace(FULL.dev, n=n)) for n in (100, FULL.dev.n)}
+    known |= {recipes.key(experiments.arm(arm, FULL.decoding)) for arm in experiments.ARMS}
+    for part in parts:
+        assert part["key"] in known, "make the figures again: `make figures`"
+        if part["recipe"]["recipe"] in studies:
+            assert part["key"] in KEYS
+
+
+@pytest.mark.parametrize("name", SIDECARS)
+def test_a_verdict_agrees_with_the_interval_it_is_read_from(name: str) -> None:
+    for claim in SIDECARS[name]["claims"]:
+        found = re.match(r"^[^\[]*[+−-][\d.]+ \[([+-][\d.]+), ([+-][\d.]+)\]", claim["ours"])
+        if found and claim["source"] != "ours (share)":
+            low, high = map(float, found.groups())
+            expected = None if low <= 0 <= high else low > 0
+            # An end that rounds to zero may have been on either side of it.
+            if 0 not in (low, high):
+                assert claim["holds"] in (expected, None), claim
+
+
+def test_a_verdict_on_speed_agrees_with_the_goal_and_the_quartiles_beside_it() -> None:
+    checked = 0
+    for claim in SIDECARS["21_throughput"]["claims"]:
+        goal = re.search(r"at most ([\d.]+)(%?) of", claim["statement"])
+        found = re.fullmatch(r"[\d.e-]+ \[([\d.e-]+), ([\d.e-]+)\]", claim["ours"])
+        if goal and found:
+            most = float(goal[1]) / (100 if goal[2] else 1)
+            low, high = map(float, found.groups())
+            if most not in (low, high):  # an end that was rounded may have been on either side
+                assert claim["holds"] is (None if low < most < high else high < most), claim
+                checked += 1
+    assert checked
+
+
+def test_the_first_claim_of_each_notebook_stands_in_the_figure_table() -> None:
+    table = shipped.figure_table()
+    for path in NOTEBOOKS:
+        first = SIDECARS[run.declared_figures(path)[0]]["claims"][0]
+        assert f"({'notebooks/' + path.name})" in table
+        assert first["ours"] in table
+
+
+def test_the_plausibilities_of_the_scale_are_those_that_dev_chose() -> None:
+    record = SIDECARS["02_alpha_tuning"]
+    (chosen,) = [c for c in record["claims"] if "that dev prompts choose" in c["statement"]]
+    assert chosen["holds"] is True
+
+
+def test_a_missing_mark_is_an_error() -> None:
+    with pytest.raises(ValueError, match="expected `<!-- figures"):
+        shipped.readme("# codit")
+
+
+def test_a_title_that_does_not_say_what_it_reproduces_is_refused(tmp_path: Path) -> None:
+    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# 01 · A claim")])
+    path = tmp_path / "01_a.ipynb"
+    nbformat.write(made, path)
+    with pytest.raises(ValueError, match=r"expected `\*\*Reproduces"):
+        shipped.reproduced(path)
+
+
+def test_tables_are_written_between_their_marks_and_nothing_else_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, end = shipped.MARKS
+    parts = [mark.format(name) for name in ("figures", "claims") for mark in (begin, end)]
+    text = f"above\n{parts[0]}\nOUTDATED\n{parts[1]}\nbetween\n{parts[2]}\n{parts[3]}\nbelow\n"
+    found = shipped.readme(text)
+    assert found.startswith("above\n" + parts[0])
+    assert found.endswith(parts[3] + "\nbelow\n")
+    assert "OUTDATED" not in found
+    assert shipped.readme(found) == found
+    record = json.loads((figures.folder() / "03_student_sft.json").read_text())
+    assert record["claims"][0]["statement"] in found
