@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from codit import statistics, step_times
+from codit import intervals, step_times
 from codit.figures import COLOURS
 from codit.line_plots import YARDSTICK
 
@@ -92,12 +92,12 @@ def samples(runs: Runs) -> pd.DataFrame:
     found = []
     for measure, engine in itertools.product(MEASURES, runs):
         own, first = (_averaged(runs[name], measure) for name in (engine, base))
-        mean = statistics.mean_interval(own)
+        mean = intervals.mean_interval(own)
         row = {"engine": engine, "measure": MEASURES[measure], "value": mean.estimate}
         row |= {"low": mean.low, "high": mean.high, "samples": len(runs[engine]["samples"])}
         row |= {"prompts": mean.n}
         if engine != base:
-            gap = statistics.difference_interval(own, first)
+            gap = intervals.difference_interval(own, first)
             row |= {"difference": gap.estimate, "difference_low": gap.low}
             row |= {"difference_high": gap.high}
         found.append(row)

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import pandas as pd
 
-from codit import crossed, recipes, statistics
+from codit import crossed, intervals, recipes
 from codit.experiments import Scale
-
-Ends: TypeAlias = statistics.Interval | crossed.Difference
 
 
 def recipe_table(chosen: Scale) -> pd.DataFrame:
@@ -93,10 +91,9 @@ def bar_table(
             )
             values = wide.to_numpy() if seeds else wide.to_numpy().mean(0, keepdims=True)
             found = crossed.difference(values)
-            ends = {"value": found.estimate, "low": found.low, "high": found.high}
             told = {"role": group["role"].iloc[0], **dict(zip(by, key, strict=True))}
             sizes = {"seeds": len(wide), "prompts": found.prompts}
-            bars.append({**told, "measure": column, **ends, **sizes})
+            bars.append({**told, "measure": column, **intervals.columns(found), **sizes})
     return pd.DataFrame(bars)
 
 
@@ -137,10 +134,9 @@ def paired_table(
                 wide = crossed.table(group, column, str(label), base, by="arm")
                 found = crossed.difference(wide if seeds else wide.mean(0, keepdims=True))
                 level = 0.0 if gain else float(group.loc[group["arm"] == base, column].mean())
-                ends = (level + one for one in (found.estimate, found.low, found.high))
-                rows.append({**dict(zip(by, key, strict=True)), "arm": label, **told})
-                rows[-1] |= {"measure": column}
-                rows[-1] |= dict(zip(("value", "low", "high"), ends, strict=True))
+                ends = {name: level + end for name, end in intervals.columns(found).items()}
+                told_of = {**dict(zip(by, key, strict=True)), "arm": label, **told}
+                rows.append({**told_of, "measure": column, **ends})
     return pd.DataFrame(rows)
 
 
@@ -242,7 +238,7 @@ def differences(
     )
 
 
-def difference_text(found: Ends) -> str:
+def difference_text(found: intervals.Ends) -> str:
     """Return an interval as one reads it: +0.120 [+0.080, +0.160].
 
     Args:
@@ -251,10 +247,10 @@ def difference_text(found: Ends) -> str:
     Returns:
         str: estimate, then both ends, each with its sign and three decimals.
     """
-    return f"{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+    return intervals.text(found.estimate, found.low, found.high)
 
 
-def decided(found: Ends) -> bool | None:
+def decided(found: intervals.Ends) -> bool | None:
     """Tell whether an interval of a difference decides it.
 
     Args:

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from codit import statistics
+from codit import intervals
 from codit.contrast import contrast, plausible
 from codit.first_order import Expansion, Rows, Weights, expectation, shifted
 from codit.recipes import Decoding
@@ -260,7 +260,7 @@ def reach_table(
     return pd.concat(tables, ignore_index=True)
 
 
-def over_prompts(table: pd.DataFrame, column: str) -> statistics.Interval:
+def over_prompts(table: pd.DataFrame, column: str) -> intervals.Interval:
     """Return a column's mean over prompts with its 95 % bootstrap interval.
 
     Args:
@@ -276,7 +276,7 @@ def over_prompts(table: pd.DataFrame, column: str) -> statistics.Interval:
     Source: ours.
     """
     means = table.astype({column: float}).groupby("id", sort=False)[column].mean()
-    return statistics.mean_interval(means.to_numpy())
+    return intervals.mean_interval(means.to_numpy())
 
 
 def curve(table: pd.DataFrame, column: str, *, by: str) -> pd.DataFrame:
@@ -298,8 +298,7 @@ def curve(table: pd.DataFrame, column: str, *, by: str) -> pd.DataFrame:
     points = []
     for place, rows in table.groupby(by, sort=False):
         found = over_prompts(rows, column)
-        ends = {"value": found.estimate, "low": found.low, "high": found.high, "n": found.n}
-        points.append({by: place, "measure": column, **ends})
+        points.append({by: place, "measure": column, **intervals.columns(found), "n": found.n})
     return pd.DataFrame(points)
 
 

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from codit import ifeval_data, resampling, statistics
+from codit import ifeval_data, intervals
+from codit.intervals import Interval
 from codit.pair import ContrastivePair
-from codit.statistics import Interval
 from codit.vocabulary import stop_ids
 
 OFFICIAL_TOKENS = 1280  # the task's own limit
@@ -163,9 +163,9 @@ def _scores(
         rate = float(found["results"]["ifeval"][f"{metric},none"])
         obeyed = np.asarray([float(np.sum(sample[metric])) for sample in samples])
         if name.startswith("prompt"):
-            rates[name] = replace(statistics.mean_interval(obeyed), estimate=rate)
+            rates[name] = replace(intervals.mean_interval(obeyed), estimate=rate)
         else:
-            rates[name] = resampling.interval(
+            rates[name] = intervals.statistic_interval(
                 partial(_share, obeyed, sizes),
                 range(len(sizes)),  # instructions of one prompt are drawn together
                 estimate=rate,

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codit import recipes
-from codit.statistics import Interval
 
 if TYPE_CHECKING:
     from codit.dataset_file import Files
     from codit.ifeval import Scores
+    from codit.intervals import Interval
 
 # Models, and with them torch, are imported by the command that needs them: help takes no seconds.
 
@@ -154,6 +154,8 @@ def table(found: Mapping[str, Scores]) -> list[str]:
 
     Source: ours.
     """
+    from codit.intervals import Interval
+
     first = next(iter(found.values()))
     names = [f.name for f in fields(first) if isinstance(getattr(first, f.name), Interval)]
     lines = [["", *(f"{name.replace('_', ' ')} %" for name in names)]]

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas as pd
 
+    from codit.intervals import Interval
     from codit.judge_agreement import Agreement, Kind
-    from codit.statistics import Interval
 
 # pandas is imported by the command that needs it: help takes no seconds.
 
 COLUMNS = {"score": "scores", "preference": "preferences"}
 
 
-def judge_agreement(*, first: Path, second: Path, level: float = 0.95, seed: int = 0) -> int:
+def judge_agreement(*, first: Path, second: Path) -> int:
     """Say how far two judges agree: two files that `codit judge` wrote about the same data.
 
     Both hold scores (of responses, or of both turns of conversations), or both comparisons
@@ -27,8 +27,6 @@ def judge_agreement(*, first: Path, second: Path, level: float = 0.95, seed: int
     Args:
         first: a judge's file.
         second: the other's.
-        level: coverage of the intervals, in (0, 1).
-        seed: of the resampling of prompts.
 
     Returns:
         int: exit status.
@@ -43,7 +41,7 @@ def judge_agreement(*, first: Path, second: Path, level: float = 0.95, seed: int
             f"expected two files of one kind; {first} holds {kind}, {second} {another}. "
             "Judge both in the same way."
         )
-    found = agreeing.agreement(one, other, kind=kind, level=level, seed=seed)
+    found = agreeing.agreement(one, other, kind=kind)
     print(table(found, kind))
     return 0
 
@@ -116,6 +114,8 @@ def table(found: Agreement, kind: Kind) -> str:
 
 
 def _interval(value: Interval) -> str:
+    from codit import intervals
+
     if math.isnan(value.estimate):
         return "undefined: a judge says the same of every row"
-    return f"{value.estimate:.3f} [{value.low:.3f}, {value.high:.3f}]"
+    return intervals.text(value.estimate, value.low, value.high, ".3f")

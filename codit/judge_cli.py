@@ -215,19 +215,20 @@ def _share(value: float) -> str:
 
 def _controlled(summary: dict[str, Any]) -> str:
     """Return the length-controlled win rate, or why there is none."""
-    names = ("length_controlled", "lc_low", "lc_high")
-    value, low, high = (summary[name] for name in names)
-    return (
-        f"undefined ({summary['lc_note'].rstrip('.')})"
-        if math.isnan(value)
-        else f"{value:.3g} [{low:.3g}, {high:.3g}]"
-    )
+    from codit import intervals
+
+    if math.isnan(summary["length_controlled"]):
+        return f"undefined ({summary['lc_note'].rstrip('.')})"
+    value, low, high = (summary[name] for name in ("length_controlled", "lc_low", "lc_high"))
+    return intervals.text(value, low, high, ".3g")
 
 
 def _interval(summary: dict[str, Any]) -> str:
+    from codit import intervals
+
     if math.isnan(summary["low"]):
         return f"{summary['mean']:.3g}"
-    return f"{summary['mean']:.3g} [{summary['low']:.3g}, {summary['high']:.3g}]"
+    return intervals.text(summary["mean"], summary["low"], summary["high"], ".3g")
 
 
 def _lines(judged: Judged) -> Iterable[bytes]:

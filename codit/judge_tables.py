@@ -9,11 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from codit import statistics, win_rates
+from codit import intervals, win_rates
 from codit.judge_rows import Answered
 
-EXACT = 5_000  # rows; BCa's work grows with their square, and the normal interval is then as good
-NORMAL_95 = 1.959964
 WIN = {"forward": {"first": 1.0, "second": 0.0}, "swapped": {"first": 0.0, "second": 1.0}}
 
 
@@ -179,8 +177,8 @@ def mean(values: pd.Series[float], ids: pd.Series[str]) -> dict[str, float]:
         ids: the prompt of each: responses to one prompt are averaged first.
 
     Returns:
-        dict: `n_ok` (responses), `mean`, `low`, `high`: bootstrap (BCa) over prompts; of more than
-        5,000 the normal interval. NaN without a value; ends NaN with fewer than two prompts.
+        dict: `n_ok` (responses), `mean`, `low`, `high`, see `intervals.mean_interval`. NaN without
+        a value; ends NaN with fewer than two prompts.
 
     Source: ours.
     """
@@ -189,11 +187,8 @@ def mean(values: pd.Series[float], ids: pd.Series[str]) -> dict[str, float]:
     found = {"n_ok": len(left), "mean": math.nan, "low": math.nan, "high": math.nan}
     if len(known):
         found["mean"] = float(known.mean())
-    if len(known) > EXACT:
-        half = NORMAL_95 * float(known.std(ddof=1)) / math.sqrt(len(known))
-        found |= {"low": found["mean"] - half, "high": found["mean"] + half}
-    elif len(known) > 1:
-        interval = statistics.mean_interval(known)
+    if len(known) > 1:
+        interval = intervals.mean_interval(known)
         found |= {"low": interval.low, "high": interval.high}
     return found
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from codit import crossed
+from codit import crossed, intervals
 from codit.token_classes import CLASSES
 
 KNOWLEDGE = ("fact",)  # families whose answer is a truth of the world
@@ -90,9 +90,9 @@ def prompt_means(table: pd.DataFrame, column: str, by: Sequence[str]) -> pd.Data
     for key, group in per_prompt.mean().groupby(level=list(by), dropna=False, sort=False):
         if len(group) > 1:
             found = crossed.difference(group.to_numpy()[None])
-            ends = {"value": found.estimate, "low": found.low, "high": found.high}
             key = key if isinstance(key, tuple) else (key,)
-            rows.append({**dict(zip(by, key, strict=True)), **ends, "prompts": found.prompts})
+            rows.append({**dict(zip(by, key, strict=True)), **intervals.columns(found)})
+            rows[-1]["prompts"] = found.prompts
     return pd.DataFrame(rows, columns=[*by, "value", "low", "high", "prompts"])
 
 
