@@ -20,7 +20,7 @@ from codit import (
     chat_vector,
     comparison,
     crossed,
-    evidence,
+    intervals,
     results,
     store,
     student,
@@ -131,7 +131,7 @@ def seed_table(table: pd.DataFrame, *, by: tuple[str, ...] = ("arm",)) -> pd.Dat
     for key, own in table.groupby(list(by), sort=False):
         found = crossed.difference(own["cosine"].to_numpy()[None])
         told = {"role": own["role"].iloc[0], **dict(zip(by, key, strict=True))}
-        rows.append({**told, **evidence.ends(found), "seeds": found.prompts})
+        rows.append({**told, **intervals.columns(found), "seeds": found.prompts})
     return pd.DataFrame(rows)
 
 

@@ -16,9 +16,10 @@ from typing import Annotated, Any, TypeAlias
 import numpy as np
 from scipy import optimize, stats
 
-from codit import statistics
-from codit.power import chance, check_level
+from codit import intervals
+from codit.intervals import LEVEL
 
+POWER = 0.8  # with which a difference should be found
 Differences: TypeAlias = Annotated[np.ndarray[Any, Any], "a - b, seeds by prompts [S, N]"]
 
 
@@ -44,7 +45,7 @@ class Difference:
 
     Args:
         estimate: mean of a - b over seeds and prompts.
-        low: lower end of the interval of coverage `level`.
+        low: lower end of the 95 % interval.
         high: upper end.
         p: of the hypothesis that the difference is 0.
         seeds: S. With one seed the interval is over prompts alone.
@@ -55,7 +56,6 @@ class Difference:
     low: float
     high: float
     p: float
-    level: float
     seeds: int
     prompts: int
 
@@ -88,7 +88,7 @@ def components(differences: Differences) -> Components:
     )
 
 
-def difference(differences: Differences, *, level: float = 0.95) -> Difference:
+def difference(differences: Differences) -> Difference:
     """Return the mean difference, its t-interval over seeds and prompts, and its p-value.
 
     variance of the mean = (MS_seed + MS_prompt - MS_rest) / (S N), each of the first two at least
@@ -97,17 +97,15 @@ def difference(differences: Differences, *, level: float = 0.95) -> Difference:
 
     Args:
         differences: a - b, [S, N]; one row where there is one seed.
-        level: coverage, in (0, 1).
 
     Returns:
         Difference: above 0 where `a` is better.
 
     Raises:
-        ValueError: another shape, a value that is no number, or level outside (0, 1).
+        ValueError: another shape, or a value that is no number.
 
-    Source: ours; Satterthwaite 1946.
+    Source: Satterthwaite 1946.
     """
-    check_level(level)
     d = _checked(differences)
     mean, (s, n) = float(d.mean()), d.shape
     if s == 1:
@@ -115,16 +113,14 @@ def difference(differences: Differences, *, level: float = 0.95) -> Difference:
     else:
         variance, freedom = _variance(*_mean_squares(d), s, n)
     if variance == 0:
-        return Difference(mean, mean, mean, float(mean == 0), level, s, n)
+        return Difference(mean, mean, mean, float(mean == 0), s, n)
     error = math.sqrt(variance)
-    reach = float(stats.t.ppf(0.5 + level / 2, freedom)) * error
+    reach = float(stats.t.ppf(0.5 + LEVEL / 2, freedom)) * error
     p = float(2 * stats.t.sf(abs(mean) / error, freedom))
-    return Difference(mean, mean - reach, mean + reach, p, level, s, n)
+    return Difference(mean, mean - reach, mean + reach, p, s, n)
 
 
-def power(
-    effect: float, spread: Components, *, seeds: int, prompts: int, level: float = 0.95
-) -> float:
+def power(effect: float, spread: Components, *, seeds: int, prompts: int) -> float:
     """Return the chance that `difference` finds an effect: its interval leaves 0 out.
 
     Args:
@@ -132,18 +128,16 @@ def power(
         spread: components, of a pilot.
         seeds: S, at least 2.
         prompts: N, at least 2.
-        level: coverage of the interval.
 
     Returns:
-        float: a probability; 1 - level where the effect is 0; NaN where the spread of seeds is
+        float: a probability; .05 where the effect is 0; NaN where the spread of seeds is
         not known.
 
     Raises:
-        ValueError: fewer than two seeds or prompts, or level outside (0, 1).
+        ValueError: fewer than two seeds or prompts.
 
-    Source: ours; noncentral t with the degrees of freedom of `difference`.
+    Source: noncentral t with the degrees of freedom of `difference`.
     """
-    check_level(level)
     if seeds < 2 or prompts < 2:
         raise ValueError(f"expected two seeds and prompts or more; got {seeds}, {prompts}.")
     if math.isnan(spread.seed):
@@ -155,35 +149,41 @@ def power(
     )
     variance, freedom = _variance(*expected, seeds, prompts)
     if variance == 0:
-        return float(effect != 0) or 1 - level
-    return chance(effect / math.sqrt(variance), freedom, level=level)
+        return float(effect != 0) or 1 - LEVEL
+    return chance(effect / math.sqrt(variance), freedom)
 
 
-def detectable(
-    spread: Components, *, seeds: int, prompts: int, target: float = 0.8, level: float = 0.95
-) -> float:
-    """Return the least true difference that is found with probability `target`.
+def chance(away: float, freedom: float) -> float:
+    """Return the chance that a two-sided t-test at 5 % finds what is `away` standard errors from 0.
+
+    P(|T| > c), T noncentral t; T^2 is noncentral F with 1 and `freedom`. Source: Cohen 1988.
+    """
+    critical = stats.t.ppf(1 - (1 - LEVEL) / 2, freedom)
+    # Computed as F: scipy's noncentral t is NaN in its far tail, its F wrong without noncentrality.
+    if abs(away) < 1e-6:
+        return 1 - LEVEL
+    if abs(away) > 30 + critical:
+        return 1.0
+    return min(1.0, float(stats.ncf.sf(critical**2, 1, freedom, away**2)))
+
+
+def detectable(spread: Components, *, seeds: int, prompts: int) -> float:
+    """Return the least true difference that is found with probability .8.
 
     Args:
         spread: components, of a pilot or of the comparison itself.
         seeds: S, at least 2.
         prompts: N, at least 2.
-        target: power wanted, between 1 - level and 1.
-        level: coverage of the interval.
 
     Returns:
         float: in the unit of the score; NaN where the spread of seeds is not known.
 
     Raises:
-        ValueError: see `power`; target outside its range.
-
-    Source: ours.
+        ValueError: see `power`.
     """
-    if not 1 - level < target < 1:
-        raise ValueError(f"target must lie between {1 - level:g} and 1; got {target}. Usual is .8.")
 
     def short(effect: float) -> float:
-        return power(effect, spread, seeds=seeds, prompts=prompts, level=level) - target
+        return power(effect, spread, seeds=seeds, prompts=prompts) - POWER
 
     if math.isnan(short(0.0)):
         return math.nan
@@ -281,5 +281,5 @@ def holm(found: dict[Any, Difference]) -> dict[Any, float]:
 
     Source: Holm 1979.
     """
-    corrected = statistics.holm([one.p for one in found.values()])
+    corrected = intervals.holm([one.p for one in found.values()])
     return dict(zip(found, map(float, corrected), strict=True))

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from codit import crossed, recipes, statistics
+from codit import crossed, intervals, recipes
 from codit.experiments import Scale
 
-Ends: TypeAlias = statistics.Interval | crossed.Difference
 SCORES = range(1, 11)
 LEVEL = 0.05  # below it a corrected p-value counts as a finding
 
@@ -97,7 +96,7 @@ def bar_table(
             found = _interval(wide.to_numpy(), seeds)
             told = {"role": group["role"].iloc[0], **dict(zip(by, key, strict=True))}
             sizes = {"seeds": len(wide), "prompts": found.prompts}
-            bars.append({**told, "measure": column, **ends(found), **sizes})
+            bars.append({**told, "measure": column, **intervals.columns(found), **sizes})
     return pd.DataFrame(bars)
 
 
@@ -137,7 +136,10 @@ def paired_table(
             for column in columns:
                 wide = crossed.table(group, column, str(label), base, by="arm")
                 level = 0.0 if gain else float(group.loc[group["arm"] == base, column].mean())
-                found = {name: level + end for name, end in ends(_interval(wide, seeds)).items()}
+                found = {
+                    name: level + end
+                    for name, end in intervals.columns(_interval(wide, seeds)).items()
+                }
                 place = dict(zip(by, key, strict=True))
                 rows.append({**place, "arm": label, **told, "measure": column, **found})
     return pd.DataFrame(rows)
@@ -236,12 +238,7 @@ def differences(
     )
 
 
-def ends(found: Ends) -> dict[str, float]:
-    """Return an interval as columns of a table: value, low, high."""
-    return {"value": found.estimate, "low": found.low, "high": found.high}
-
-
-def difference_text(found: Ends) -> str:
+def difference_text(found: intervals.Ends) -> str:
     """Return an interval as one reads it: +0.120 [+0.080, +0.160].
 
     Args:
@@ -250,10 +247,10 @@ def difference_text(found: Ends) -> str:
     Returns:
         str: estimate, then both ends, each with its sign and three decimals.
     """
-    return f"{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+    return intervals.text(found.estimate, found.low, found.high)
 
 
-def decided(found: Ends) -> bool | None:
+def decided(found: intervals.Ends) -> bool | None:
     """Tell whether an interval of a difference decides it.
 
     Args:

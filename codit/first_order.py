@@ -36,7 +36,7 @@ from torch import Tensor
 from torch.func import functional_call, jvp
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from codit import evidence, statistics
+from codit import intervals
 from codit.chat import Conversation, answer_ids, prompt_ids
 from codit.contrast import contrast, plausible
 from codit.pair import ContrastivePair
@@ -535,7 +535,7 @@ def reach_table(
     return pd.concat(tables, ignore_index=True)
 
 
-def over_prompts(table: pd.DataFrame, column: str) -> statistics.Interval:
+def over_prompts(table: pd.DataFrame, column: str) -> intervals.Interval:
     """Return a column's mean over prompts with its 95 % bootstrap interval.
 
     Args:
@@ -551,7 +551,7 @@ def over_prompts(table: pd.DataFrame, column: str) -> statistics.Interval:
     Source: ours.
     """
     means = table.astype({column: float}).groupby("id", sort=False)[column].mean()
-    return statistics.mean_interval(means.to_numpy())
+    return intervals.mean_interval(means.to_numpy())
 
 
 def curve(table: pd.DataFrame, column: str, *, by: str) -> pd.DataFrame:
@@ -573,7 +573,7 @@ def curve(table: pd.DataFrame, column: str, *, by: str) -> pd.DataFrame:
     points = []
     for place, rows in table.groupby(by, sort=False):
         found = over_prompts(rows, column)
-        points.append({by: place, "measure": column, **evidence.ends(found), "n": found.n})
+        points.append({by: place, "measure": column, **intervals.columns(found), "n": found.n})
     return pd.DataFrame(points)
 
 

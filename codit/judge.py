@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from codit import judge_cache, judge_client, judge_prompts, judge_rows, statistics, win_rates
+from codit import intervals, judge_cache, judge_client, judge_prompts, judge_rows, win_rates
 from codit.judge_client import Asking, Judge, Question, Tally
 from codit.judge_prompts import REFERENCE_CATEGORIES
 from codit.judge_rows import Answered, Rows
@@ -28,8 +28,6 @@ __all__ = [
 
 PATIENT = Asking()
 CHARACTERS = 4  # of a token: usual for English prose; other scripts take more tokens
-EXACT = 5_000  # rows; BCa's work grows with their square, and the normal interval is then as good
-NORMAL_95 = 1.959964
 WIN = {"forward": {"first": 1.0, "second": 0.0}, "swapped": {"first": 0.0, "second": 1.0}}
 
 
@@ -481,11 +479,8 @@ def _summary(
     known = left.groupby(ids[left.index], sort=False).mean().to_numpy(dtype="float64")
     mean = float(known.mean()) if len(known) else math.nan
     low, high = math.nan, math.nan
-    if len(known) > EXACT:
-        half = NORMAL_95 * float(known.std(ddof=1)) / math.sqrt(len(known))
-        low, high = mean - half, mean + half
-    elif len(known) > 1:
-        interval = statistics.mean_interval(known)
+    if len(known) > 1:
+        interval = intervals.mean_interval(known)
         low, high = interval.low, interval.high
     counts = {"n": len(values), "n_ok": len(left)}
     return counts | {"mean": mean, "low": low, "high": high, "failed": _failed(judgements)}

@@ -15,8 +15,7 @@ from typing import Annotated, Any, TypeAlias
 import numpy as np
 import pandas as pd
 
-from codit import evidence, judge_agreement, resampling, statistics
-from codit.statistics import Interval
+from codit import evidence, intervals, judge_agreement
 
 Numbers: TypeAlias = Annotated[np.ndarray[Any, Any], "float64 [n]"]
 
@@ -61,7 +60,7 @@ def reliability(scores: pd.DataFrame) -> pd.DataFrame:
         both = judge_agreement.agreement(named[one], named[other], kind="scores")
         ends: dict[str, float] = {}
         for name, found in (("spearman", both.spearman), ("kappa", both.kappa)):
-            ends |= {name: found.estimate, f"{name}_low": found.low, f"{name}_high": found.high}
+            ends |= intervals.columns(found, name)
         rows.append({"one": one, "other": other, "equal": both.equal, **ends, "n": both.n_both})
     measures = [f"{name}{end}" for name in ("spearman", "kappa") for end in ("", "_low", "_high")]
     return pd.DataFrame(rows, columns=["one", "other", "equal", *measures, "n"])
@@ -86,7 +85,7 @@ def error_agreement(scores: pd.DataFrame) -> pd.DataFrame:
         if told[0]["score"].isna().all():
             break
         found = judge_agreement.agreement(*told, kind="scores").spearman
-        rows.append({"one": one, "other": other, **ends_of(found), "n": found.n})
+        rows.append({"one": one, "other": other, **intervals.columns(found), "n": found.n})
     return pd.DataFrame(rows, columns=["one", "other", *ENDS, "n"])
 
 
@@ -103,7 +102,7 @@ def arms(scores: pd.DataFrame) -> pd.DataFrame:
     for who, table in {**_truth(scores), **_by_judge(scores)}.items():
         for arm, own in table.groupby("arm", sort=False):
             known = own["score"].dropna()
-            ends = ends_of(statistics.mean_interval(known.to_numpy(dtype="float64")))
+            ends = intervals.columns(intervals.mean_interval(known.to_numpy(dtype="float64")))
             rows.append({"who": who, "arm": arm, "role": arm, **ends, "n": len(known)})
     return pd.DataFrame(rows)
 
@@ -124,10 +123,12 @@ def differences(scores: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.Da
         wide = table.pivot_table(index="id", columns="arm", values="score")
         for one, other in pairs:
             gaps = (wide[one] - wide[other]).dropna().to_numpy(dtype="float64")
-            found = statistics.mean_interval(gaps)
+            found = intervals.mean_interval(gaps)
             told = {"text": evidence.difference_text(found), "holds": evidence.decided(found)}
             told["role"] = role(who, scores)
-            rows.append({"who": who, "one": one, "other": other, **ends_of(found), **told})
+            rows.append(
+                {"who": who, "one": one, "other": other, **intervals.columns(found), **told}
+            )
     return pd.DataFrame(rows)
 
 
@@ -153,7 +154,9 @@ def best_of(scores: pd.DataFrame, sizes: Sequence[int] = (1, 2, 4)) -> pd.DataFr
             kept = _kept(pool, who, size)
             gains[who] = float((kept["verifier"] - kept["first"]).mean())
             best = gains[VERIFIER]
-            ends = ends_of(statistics.mean_interval(kept["verifier"].to_numpy(dtype="float64")))
+            ends = intervals.columns(
+                intervals.mean_interval(kept["verifier"].to_numpy(dtype="float64"))
+            )
             share = gains[who] / best if best else float("nan")
             rows.append({"who": who, "role": role(who, pool), "n": size, **ends, "share": share})
     return pd.DataFrame(rows)
@@ -176,7 +179,7 @@ def failures(scores: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for judge, budget, cut, full in _budgets(scores):
         lost = ~np.isfinite(cut)
-        share = statistics.mean_interval(lost.astype("float64"))
+        share = intervals.mean_interval(lost.astype("float64"))
         mean = float(full.mean())
         filled = {k: float(np.where(lost, v, cut).mean()) - mean for k, v in FILLS.items()}
         rows.append(
@@ -184,9 +187,7 @@ def failures(scores: pd.DataFrame) -> pd.DataFrame:
                 "judge": judge,
                 "budget": budget,
                 "n": len(cut),
-                "failed": share.estimate,
-                "failed_low": share.low,
-                "failed_high": share.high,
+                **intervals.columns(share, "failed"),
                 "full": mean,
                 "dropped": _mean(cut[~lost]) - mean,
                 **filled,
@@ -212,9 +213,9 @@ def failure_errors(scores: pd.DataFrame) -> pd.DataFrame:
         for name, fill in {"dropped": None, **FILLS}.items():
             told = cut if fill is None else np.where(np.isfinite(cut), cut, fill)
             if np.isfinite(told).sum() > 1:
-                found = resampling.interval(partial(_error, told, full), range(len(full)))
+                found = intervals.statistic_interval(partial(_error, told, full), range(len(full)))
                 told_of = {"judge": judge, "budget": budget, "failed": _mean(~np.isfinite(cut))}
-                rows.append({**told_of, "treatment": name, **ends_of(found)})
+                rows.append({**told_of, "treatment": name, **intervals.columns(found)})
     return pd.DataFrame(rows, columns=["judge", "budget", "failed", "treatment", *ENDS])
 
 
@@ -303,15 +304,3 @@ def role(who: str, scores: pd.DataFrame) -> str:
 
 def _mean(values: Numbers) -> float:
     return float(values.mean()) if len(values) else float("nan")
-
-
-def ends_of(found: Interval) -> dict[str, float]:
-    """Return an interval as columns of a table.
-
-    Args:
-        found: any.
-
-    Returns:
-        dict: value, low, high.
-    """
-    return {"value": found.estimate, "low": found.low, "high": found.high}

@@ -1,6 +1,6 @@
 """What moves a judge besides quality, as tables: order, length, and what that does to win rates.
 
-The tables come from `codit.judge_study`; measures: `codit.judge_bias`, `codit.win_rates`.
+The tables come from `codit.judge_study`; measures: `codit.judge_agreement`, `codit.win_rates`.
 Source of all tables: ours.
 """
 
@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from codit import judge_bias, statistics
+from codit import intervals, judge_agreement
 from codit.judge import length_controlled, outcomes
-from codit.judge_evidence import VERIFIER, ends_of
+from codit.judge_evidence import VERIFIER
 
 
 def order(comparisons: pd.DataFrame) -> pd.DataFrame:
@@ -28,7 +28,7 @@ def order(comparisons: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for (judge, one, other), own in comparisons.groupby(["judge", "one", "other"], sort=False):
-        found = judge_bias.position_bias(own)
+        found = judge_agreement.position_bias(own)
         measures = {
             "flips": found.flip_rate,
             "reversed": found.reversed_rate,
@@ -36,7 +36,7 @@ def order(comparisons: pd.DataFrame) -> pd.DataFrame:
         }
         told: dict[str, Any] = {"judge": judge, "compared": _compared(one, other), "pairs": found.n}
         for name, value in measures.items():
-            told |= {name: value.estimate, f"{name}_low": value.low, f"{name}_high": value.high}
+            told |= intervals.columns(value, name)
         rows.append(told)
     return pd.DataFrame(rows)
 
@@ -103,15 +103,15 @@ def misses(scores: pd.DataFrame) -> pd.DataFrame:
     for (who, correct, obeyed), own in part.groupby(["judge", "correct", "strict"], sort=True):
         gaps = (own["score"].astype("float64") - own["verifier"]).groupby(own["id"]).mean()
         told = {"who": who, "correct": bool(correct), "obeyed": bool(obeyed), "n": len(own)}
-        found = statistics.mean_interval(gaps.dropna().to_numpy(dtype="float64"))
-        rows.append({**told, "verifier": float(own["verifier"].mean()), **ends_of(found)})
+        found = intervals.mean_interval(gaps.dropna().to_numpy(dtype="float64"))
+        rows.append({**told, "verifier": float(own["verifier"].mean()), **intervals.columns(found)})
     columns = ["who", "correct", "obeyed", "n", "verifier", "value", "low", "high"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def _slope(who: str, kind: str, table: pd.DataFrame, values: pd.Series[float]) -> dict[str, Any]:
-    found = judge_bias.length_bias(table.assign(score=values.astype("float64")))
-    return {"who": who, "kind": kind, **ends_of(found.slope), "prompts": found.n_slope}
+    found = judge_agreement.length_bias(table.assign(score=values.astype("float64")))
+    return {"who": who, "kind": kind, **intervals.columns(found.slope), "prompts": found.n_slope}
 
 
 def _rates(
@@ -125,8 +125,8 @@ def _rates(
         signs = [np.sign(both[c] - 0.5) for c in ("preference", "preference_true")]
         equal = float((signs[0] == signs[1]).mean()) if len(both) else np.nan
     common = {"ties": float((known == 0.5).mean()), "pairs": len(known), "equal": equal}
-    raw = statistics.mean_interval(known.to_numpy(dtype="float64"))
-    rows = [{"who": who, **told, "kind": "raw", **ends_of(raw), **common}]
+    raw = intervals.mean_interval(known.to_numpy(dtype="float64"))
+    rows = [{"who": who, **told, "kind": "raw", **intervals.columns(raw), **common}]
     controlled = length_controlled(table)  # of few or lopsided pairs there may be none
     named = {"value": "length_controlled", "low": "lc_low", "high": "lc_high"}
     ends = {end: controlled[name] for end, name in named.items()}

@@ -17,9 +17,9 @@ import pandas as pd
 from codit import (
     comparison,
     evidence,
+    intervals,
     judge,
     results,
-    statistics,
     store,
     studies,
     world,
@@ -293,7 +293,7 @@ def wins(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for who, own in _by(tables["comparisons"], "preference"):
         for arm, table in own.groupby("arm", sort=False):
-            raw = statistics.mean_interval(table.groupby("id")["preference"].mean().to_numpy())
+            raw = intervals.mean_interval(table.groupby("id")["preference"].mean().to_numpy())
             fitted = judge.length_controlled(table)  # NaN where nothing can be fitted
             both = {
                 "raw": (raw.estimate, raw.low, raw.high),

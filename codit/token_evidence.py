@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from codit import comparison, crossed, evidence, quality, results, store, studies, world
+from codit import comparison, crossed, intervals, quality, results, store, studies, world
 from codit.chat import prompt_ids
 from codit.comparison import Arm, ResponseStudy
 from codit.contrast import contrast, plausible
@@ -439,7 +439,7 @@ def prompt_means(table: pd.DataFrame, column: str, by: Sequence[str]) -> pd.Data
         if len(group) > 1:
             found = crossed.difference(group.to_numpy()[None])
             place = dict(zip(by, key if isinstance(key, tuple) else (key,), strict=True))
-            rows.append({**place, **evidence.ends(found), "prompts": found.prompts})
+            rows.append({**place, **intervals.columns(found), "prompts": found.prompts})
     return pd.DataFrame(rows, columns=[*by, "value", "low", "high", "prompts"])
 
 

@@ -20,8 +20,8 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from codit import resampling, statistics
-from codit.statistics import Interval
+from codit import intervals
+from codit.intervals import Interval
 
 Numbers: TypeAlias = Annotated[np.ndarray[Any, Any], "float64 [n]"]
 Features: TypeAlias = Annotated[np.ndarray[Any, Any], "float64 [n, terms]"]
@@ -57,7 +57,7 @@ class WinRates:
 
 
 def win_rates(
-    judgements: pd.DataFrame, *, resamples: int = resampling.RESAMPLES, seed: int = 0
+    judgements: pd.DataFrame, *, resamples: int = intervals.RESAMPLES, seed: int = 0
 ) -> WinRates:
     """Return a model's raw and length-controlled win rate with their 95 % intervals.
 
@@ -98,7 +98,7 @@ def win_rates(
             f"expected length differences that vary; got {longer.iloc[0]:g} in every row, "
             "which cannot be told from the model. Report the raw rate alone."
         )
-    raw = statistics.mean_interval(table["preference"], seed=seed)
+    raw = intervals.mean_interval(table["preference"], seed=seed)
     features, preferences = _terms(table)
     c = choose_inverse_penalty(features, preferences)
     coefficients = fit(features, preferences, inverse_penalty=c)
@@ -109,7 +109,7 @@ def win_rates(
             special.expit(fit(*_terms(table.iloc[places]), inverse_penalty=max(c, 1.0))[0])
         )
 
-    controlled = resampling.interval(
+    controlled = intervals.statistic_interval(
         redrawn, table["id"], estimate=estimate, resamples=resamples, seed=seed
     )
     return WinRates(

@@ -21,19 +21,19 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedToken
 from codit import (
     comparison,
     decode,
+    intervals,
     judge_agreement,
     judge_prompts,
     judge_replies,
     pretraining,
     recipes,
-    statistics,
     store,
     student,
     world_lessons,
 )
+from codit.intervals import Interval
 from codit.judge_recipes import WorldJudge as WorldJudge
 from codit.model_server import serve as serve  # a judge of ours is served from here
-from codit.statistics import Interval
 from codit.vocabulary import load_tokenizer
 from codit.world.tokens import ASSISTANT, CHAT_TEMPLATE, END, END_OF_TEXT, SYSTEM, USER
 
@@ -200,8 +200,8 @@ def reliability(table: pd.DataFrame) -> dict[str, Interval]:
     told = table[["id"]].assign(score=table["value"].astype("float64"))
     both = judge_agreement.agreement(said, told, kind="scores")
     return {
-        "parses": statistics.mean_interval(said["score"].notna().to_numpy(dtype="float64")),
-        "equal": statistics.mean_interval(
+        "parses": intervals.mean_interval(said["score"].notna().to_numpy(dtype="float64")),
+        "equal": intervals.mean_interval(
             (said["score"] == told["score"]).to_numpy(dtype="float64")
         ),
         "spearman": both.spearman,

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
 
 from codit import crossed
 from codit.crossed import Components
@@ -58,8 +62,6 @@ def test_components_by_hand() -> None:
 
 
 def test_one_seed_gives_the_t_interval_over_prompts() -> None:
-    from scipy import stats
-
     values = np.random.default_rng(3).normal(0.2, 1, 30)
     found = crossed.difference(values[None])
     expected = stats.ttest_1samp(values, 0)
@@ -100,8 +102,6 @@ def test_the_detectable_difference_is_found_with_the_power_that_was_asked_for() 
     found = crossed.detectable(SPREAD, seeds=5, prompts=400)
     assert crossed.power(found, SPREAD, seeds=5, prompts=400) == pytest.approx(0.8, abs=1e-6)
     assert crossed.detectable(SPREAD, seeds=10, prompts=400) < found
-    with pytest.raises(ValueError, match="target must lie between 0.05 and 1; got 0.01"):
-        crossed.detectable(SPREAD, seeds=5, prompts=400, target=0.01)
 
 
 def test_few_seeds_and_prompts_have_a_detectable_difference_too() -> None:
@@ -168,3 +168,40 @@ def test_p_values_are_corrected_for_their_number() -> None:
     assert list(corrected) == ["a", "b", "c"]
     least = min(found, key=lambda name: found[name].p)
     assert corrected[least] == pytest.approx(min(1, 3 * found[least].p))
+
+
+# -- power of the paired t-test, which is that of one seed ---------------------------------------
+
+
+def paired(dz: float, n: int) -> float:
+    """Of the paired t-test with n prompts whose differences have mean dz and variance 1."""
+    return crossed.chance(dz * math.sqrt(n), n - 1)
+
+
+def test_power_is_the_published_one() -> None:
+    # G*Power 3.1, paired t-test, two-sided, 5 %: dz .5 needs 34 pairs for .8, 54 for .95.
+    assert paired(0.5, 34) == pytest.approx(0.8078, abs=1e-4)
+    assert paired(0.5, 33) < 0.8
+    assert paired(0.5, 53) < 0.95 <= paired(0.5, 54)
+    assert paired(0.2, 198) < 0.8 <= paired(0.2, 199)
+
+
+def test_power_is_the_share_of_simulated_tests_that_find_the_difference() -> None:
+    draws = np.random.default_rng(0).normal(0.4, 1.0, (4000, 30))
+    found = (stats.ttest_1samp(draws, 0.0, axis=1).pvalue < 0.05).mean()
+    assert paired(0.4, 30) == pytest.approx(found, abs=0.025)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.floats(0.02, 4), st.integers(2, 2000))
+def test_power_grows_with_prompts_and_size_and_does_not_know_the_sign(dz: float, n: int) -> None:
+    got = paired(dz, n)
+    assert 0.05 - 1e-9 <= got <= 1
+    assert got <= paired(dz, n + 1) + 1e-9
+    assert got <= paired(dz * 1.1, n) + 1e-9
+    assert got == pytest.approx(paired(-dz, n))
+
+
+def test_no_effect_is_found_as_often_as_the_level_allows_and_a_huge_one_always() -> None:
+    assert paired(0.0, 20) == pytest.approx(0.05)
+    assert paired(1000.0, 1000) == 1.0

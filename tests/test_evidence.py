@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from codit import crossed, evidence, experiments, statistics
+from codit import crossed, evidence, experiments, intervals
 from codit.comparison import Arm
 from codit.recipes import Decoding, Model, Pair, WorldPrompts
 
@@ -149,8 +149,8 @@ def test_a_score_out_of_range_is_refused(bad: float) -> None:
         evidence.score_table(table)
 
 
-def interval(estimate: float, low: float, high: float) -> statistics.Interval:
-    return statistics.Interval(estimate, low, high, level=0.95, n=9, method="BCa")
+def interval(estimate: float, low: float, high: float) -> intervals.Interval:
+    return intervals.Interval(estimate, low, high, n=9, method="BCa")
 
 
 def test_an_interval_is_written_with_its_sign_and_ends() -> None:

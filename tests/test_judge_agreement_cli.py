@@ -53,20 +53,6 @@ def test_two_files_of_scores_are_compared(place: Path, capsys: pytest.CaptureFix
     assert found["equal"] == "0.0%: the same score"
 
 
-def test_the_seed_and_the_level_decide_the_interval(
-    place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write("a.jsonl", scores(1, 5, 3, 8, 2, 9, 4, 6))
-    write("b.jsonl", scores(2, 4, 6, 7, 1, 5, 3, 9))
-    found = []
-    for more in ((), ("--level", "0.5"), ("--seed", "1"), ()):
-        assert compare(*more) == 0
-        found.append(shown(capsys)["Spearman"])
-    assert found[0] == found[3]
-    assert len(set(found)) == 3
-    assert len({text.split()[0] for text in found}) == 1
-
-
 def in_turn(low: int, is_pair: bool) -> Answer:
     """A judge that says one thing after the other, whatever it is asked."""
     words = ["first", "second", "second", "first", "tie", "tie"]
@@ -148,17 +134,13 @@ def test_a_file_that_cannot_be_compared_is_one_line_and_status_two(
     assert told.out == ""
 
 
-def test_preferences_outside_their_range_and_a_level_that_is_none_are_refused(
+def test_preferences_outside_their_range_are_refused(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("a.jsonl", "b.jsonl"):
         write(name, [{**WINS[0], "preference": 2}, WINS[1]])
     assert compare() == 2
     assert "[0, 1]" in capsys.readouterr().err
-    write("a.jsonl", GOOD)
-    write("b.jsonl", GOOD)
-    assert compare("--level", "1") == 2
-    assert "level" in capsys.readouterr().err
 
 
 def test_its_help_loads_neither_torch_nor_pandas() -> None:

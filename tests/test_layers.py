@@ -24,15 +24,14 @@ LAYERS = (
     # Arithmetic, texts and the world: they know of no model's files and of no result's place.
     (
         "contrast",
-        "statistics",
-        "power",
+        "intervals",
         "quality",
         "tensor_names",
         "world",
         "judge_prompts",
         "judge_recipes",
     ),
-    ("vllm_plugin", "vllm_settings", "resampling", "world_lessons"),
+    ("vllm_plugin", "vllm_settings", "world_lessons"),
     (
         "candidates",
         "chat",

@@ -177,7 +177,7 @@ def test_a_table_that_cannot_be_used_says_why(change: dict[str, Any], message: s
 def test_a_missing_column_and_bad_arguments_say_so() -> None:
     with pytest.raises(ValueError, match="missing \\['length'\\]"):
         rates(made(20).drop(columns="length"))
-    with pytest.raises(ValueError, match="resamples of at least 100"):
+    with pytest.raises(ValueError, match="resamples must be at least 100"):
         rates(made(20), resamples=10)
 
 
