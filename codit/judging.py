@@ -12,8 +12,9 @@ from typing import Any
 from datasets import Dataset
 
 from codit import dataset_file, judge, recipes, store, world_judge
+from codit.comparison import JudgedBest, LLMJudge
 from codit.judge import Asking, Judge
-from codit.judge_recipes import JudgedBest, LLMJudge, WorldJudge
+from codit.judge_recipes import WorldJudge
 from codit.record_lines import line_of
 from codit.results import responses
 

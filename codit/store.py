@@ -146,9 +146,9 @@ def tables(
 
     Args:
         recipe: names the study.
-        make: `make(recipe, folder)`; the folder holds what must outlive a kill, until
-            the tables are written. Kept as NAME.parquet; texts are categories there and texts again when read, float16 is read as
-            float32.
+        make: `make(recipe, folder)`; the folder holds what must outlive a kill, until the tables
+            are written, as NAME.parquet. Texts are categories there and texts again when read,
+            float16 is read as float32.
     """
     import pandas as pd  # not by a command that asks for its version
 
