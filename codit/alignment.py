@@ -20,11 +20,11 @@ from codit import (
     chat_vector,
     comparison,
     crossed,
+    experiments,
     intervals,
     results,
     store,
     student,
-    studies,
 )
 from codit.comparison import Arm, StudentStudy
 from codit.experiments import Scale
@@ -63,11 +63,11 @@ def recipe(chosen: Scale) -> AlignmentStudy:
     Source: CoDIT, Figures 3 and 7; granularity, nulls and intervals ours.
     """
     own = tuple(Arm(role=role) for role in comparison.OWN)
-    arms = (*studies.main_arms(chosen), *own)
+    arms = (*experiments.main_arms(chosen), *own)
     base = (chosen.pair.amateur,)
     assert isinstance(base[0], (Model, Pretraining))
     return AlignmentStudy(
-        students=studies.students(chosen, arms, tests=(), students=base),
+        students=experiments.students(chosen, arms, tests=(), students=base),
         others=chosen.rivals,
         watched=("direct", "truncated", "codit"),
     )

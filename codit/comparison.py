@@ -1,4 +1,4 @@
-"""Recipes of comparisons: arms, and studies that hold every arm, student and seed of a table.
+"""Recipes of comparisons: arms, judges, and studies that hold every arm and seed of a table.
 
 A study is compact: its key names hundreds of models and answers, which `data`, `training` and
 `evaluations` unfold. How they are made is `codit.results`; which studies there are,
@@ -7,11 +7,11 @@ A study is compact: its key names hundreds of models and answers, which `data`, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from codit.judge_recipes import JudgedArm, JudgedBest
+from codit.judge_recipes import WorldJudge
 from codit.recipes import (
     Answers,
     BestOf,
@@ -39,6 +39,63 @@ NAMES = {
     "unrelated": "Unrelated answers",
 }
 OWN = ("ideal", "careless", "unrelated")  # the world's answers: no teacher decodes them
+
+
+@dataclass(frozen=True, kw_only=True)
+class LLMJudge:
+    """A judge behind a server of one's own: what may change what it says, and not where it is.
+
+    The address is read from OPENAI_BASE_URL, the key from OPENAI_API_KEY.
+
+    Args:
+        model: as the server calls it.
+        revision: of its weights, in words of one's own; None where the name says all.
+        temperature: at least 0. 1: the paper's script.
+        max_tokens: budget of a reply, thoughts included. 8192: the paper's script.
+        reasoning_effort: low, medium, high; None: not sent.
+        seed: base of the seeds of all questions.
+    """
+
+    model: str
+    revision: str | None = None
+    temperature: float = 1.0
+    max_tokens: int = 8192
+    reasoning_effort: str | None = None
+    seed: int = 0
+    version: ClassVar[int] = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedBest:
+    """Of the first `n` responses to each prompt, the one a judge scores highest; ties: the first.
+
+    A response without a score is never kept where another has one; where none has, the first is.
+    """
+
+    pool: Synthesis
+    judge: WorldJudge | LLMJudge
+    n: int = 4
+    version: ClassVar[int] = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedArm:
+    """Best-of-N as the paper has it, chosen by a judge; beside `Arm`.
+
+    Args:
+        judge: who chooses.
+        n: how many direct responses compete; the paper's N was not found.
+    """
+
+    judge: WorldJudge | LLMJudge
+    n: int = 4
+    version: ClassVar[int] = 1
+    role: ClassVar[str] = "best-of-n-judged"
+
+    @property
+    def label(self) -> str:
+        """What tables call it."""
+        return f"Best of {self.n}, {judge_label(self.judge)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,3 +337,78 @@ def greedy_decoding(max_new_tokens: int) -> Decoding:
     Source: ours.
     """
     return Decoding(strength=0, plausibility=0, temperature=0, max_new_tokens=max_new_tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judging:
+    """Who judges at a scale, and how much is asked. All values ours but the paper's judge.
+
+    Args:
+        judges: who; none where nothing is judged.
+        n_prompts: prompts whose responses are scored; arms are compared on half of them.
+        budgets: limits of a reply in tokens, at which failures are counted.
+        seeds: of the students of judged Best-of-N.
+    """
+
+    judges: tuple[WorldJudge | LLMJudge, ...] = ()
+    n_prompts: int = 200
+    budgets: tuple[int, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+
+
+NOBODY = Judging()
+
+
+def judged_by(judging: Judging, models: str | Sequence[str]) -> Judging:
+    """Return what a scale asks, of other judges: models at OPENAI_BASE_URL.
+
+    Args:
+        judging: the scale's.
+        models: as the server calls them, one or more; one text holds names between commas.
+
+    Returns:
+        Judging: without budgets, which are made for the judges that it had.
+
+    Raises:
+        ValueError: no name, or one that is no text.
+
+    Source: ours.
+    """
+    models = [name.strip() for name in models.split(",")] if isinstance(models, str) else models
+    if not models or not all(isinstance(name, str) and name for name in models):
+        raise ValueError(f"expected names of models that judge; got {models!r}. Name one or more.")
+    return replace(judging, judges=tuple(LLMJudge(model=name) for name in models), budgets=())
+
+
+def check_names(judges: Sequence[WorldJudge | LLMJudge]) -> None:
+    """Raise where tables would take two judges for one.
+
+    Args:
+        judges: of one study.
+
+    Raises:
+        ValueError: two have the same name.
+
+    Source: ours.
+    """
+    labels = [judge_label(one) for one in judges]
+    if len(set(labels)) < len(labels):
+        raise ValueError(
+            f"expected judges of different names; got {labels}. Give each a study of its own."
+        )
+
+
+def judge_label(judge: WorldJudge | LLMJudge) -> str:
+    """Return a judge's short name.
+
+    Args:
+        judge: any.
+
+    Returns:
+        str: "llama judge", or the model's name.
+
+    Source: ours.
+    """
+    if isinstance(judge, LLMJudge):
+        return judge.model
+    return f"{judge.architecture} judge"

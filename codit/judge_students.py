@@ -17,23 +17,24 @@ import pandas as pd
 from codit import (
     comparison,
     evidence,
+    experiments,
     intervals,
     judge,
     results,
     store,
-    studies,
     world,
 )
-from codit.comparison import Arm, StudentStudy
-from codit.experiments import Scale
-from codit.judge_recipes import (
+from codit.comparison import (
+    Arm,
     JudgedArm,
     JudgedBest,
     LLMJudge,
-    WorldJudge,
+    StudentStudy,
     check_names,
     judge_label,
 )
+from codit.experiments import Scale
+from codit.judge_recipes import WorldJudge
 from codit.judge_study import REPLIES, check_heard
 from codit.judging import Asked, asked, judged_best
 
@@ -77,8 +78,8 @@ def recipe(chosen: Scale) -> StudentStudy:
     """
     arms: tuple[Arm | JudgedArm, ...] = (Arm(role="direct"), Arm(role="best-of-n", n=4))
     arms += tuple(JudgedArm(judge=one, n=4) for one in chosen.judging.judges[:1])
-    arms += studies.contrast_arms(chosen.decoding.plausibility)[1:]
-    study = studies.students(chosen, (), tests=chosen.tests[:1], students=chosen.students[:1])
+    arms += experiments.contrast_arms(chosen.decoding.plausibility)[1:]
+    study = experiments.students(chosen, (), tests=chosen.tests[:1], students=chosen.students[:1])
     responses = replace(study.responses, arms=arms, seeds=chosen.judging.seeds)
     return replace(study, responses=responses)
 

@@ -16,11 +16,11 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
-from codit import comparison, judge, results, store, studies, world
-from codit.comparison import POOL, Arm, ResponseStudy
+from codit import comparison, experiments, judge, results, store, world
+from codit.comparison import POOL, Arm, JudgedArm, LLMJudge, ResponseStudy, check_names, judge_label
 from codit.experiments import Scale
 from codit.judge import Judged
-from codit.judge_recipes import JudgedArm, LLMJudge, WorldJudge, check_names, judge_label
+from codit.judge_recipes import WorldJudge
 from codit.judging import Asked, asked
 from codit.recipes import File, WorldPrompts
 from codit.results import dataset
@@ -75,14 +75,14 @@ def recipes(chosen: Scale) -> dict[str, JudgeStudy]:
     judging = chosen.judging
     if not judging.judges or isinstance(chosen.prompts, File):
         raise ValueError("expected a scale with judges, whose prompts are drawn. Give judges.")
-    arms = (Arm(role="direct"), *studies.contrast_arms(chosen.decoding.plausibility))
+    arms = (Arm(role="direct"), *experiments.contrast_arms(chosen.decoding.plausibility))
     sets = {"known": chosen.prompts, "unknown": dict(chosen.tests).get("test")}
     found: dict[str, JudgeStudy] = {}
     for name, prompts in sets.items():
         if prompts is not None:
             asked_of = replace(prompts, n=min(prompts.n, judging.n_prompts))
             found[name] = JudgeStudy(
-                responses=studies.responses(chosen, arms, prompts=asked_of, seeds=(0,)),
+                responses=experiments.responses(chosen, arms, prompts=asked_of, seeds=(0,)),
                 judges=judging.judges,
                 n_pairs=judging.n_prompts // 2,
                 budgets=() if found else judging.budgets,

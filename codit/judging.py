@@ -12,9 +12,10 @@ from typing import Any
 from datasets import Dataset
 
 from codit import dataset_file, judge, recipes, store, world_judge
+from codit.comparison import JudgedBest, LLMJudge
 from codit.files import line_of, replacing, write_json
 from codit.judge import Asking, Judge
-from codit.judge_recipes import JudgedBest, LLMJudge, WorldJudge
+from codit.judge_recipes import WorldJudge
 from codit.results import responses
 
 CACHE_TOKENS = 16_384  # of a served judge: 64 questions of the world at the same time (ours)

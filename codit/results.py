@@ -27,8 +27,7 @@ from codit import (
     synthesis,
     world,
 )
-from codit.comparison import ResponseStudy, StudentStudy
-from codit.judge_recipes import JudgedBest
+from codit.comparison import JudgedBest, ResponseStudy, StudentStudy
 from codit.pair import ContrastivePair, load_tokenizer
 from codit.recipes import (
     Addition,

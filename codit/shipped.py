@@ -29,14 +29,12 @@ from codit import (
     evidence,
     experiments,
     figures,
-    judge_recipes,
     judge_students,
     judge_study,
     results,
     run,
     store,
     student,
-    studies,
     token_evidence,
     transfer,
     world,
@@ -45,7 +43,7 @@ from codit import (
 )
 from codit.experiments import Scale
 from codit.files import replacing, write_json
-from codit.judge_recipes import WorldJudge
+from codit.judge_recipes import JUDGES, WorldJudge
 from codit.pretraining import encoded
 from codit.recipes import Model, Pretraining, Training, WorldPrompts
 from codit.vocabulary import load_tokenizer
@@ -73,7 +71,7 @@ def models() -> dict[str, Recipe]:
     bases = experiments.bases()
     base = bases["amateur"]
     experts = {"expert": experiments.expert(base), "expert-b": experiments.second_expert(base)}
-    judges = dict(zip(("judge", "judge-b"), judge_recipes.JUDGES, strict=True))
+    judges = dict(zip(("judge", "judge-b"), JUDGES, strict=True))
     return {**bases, **experts, **judges}
 
 
@@ -214,7 +212,7 @@ def tables(chosen: Scale) -> dict[str, Made]:
     Returns:
         dict: a name, which is its folder's in `data/results/`, to the recipe and its maker.
     """
-    named: dict[str, Made] = {k: (r, results.study) for k, r in studies.plan(chosen).items()}
+    named: dict[str, Made] = {k: (r, results.study) for k, r in experiments.plan(chosen).items()}
     named["alignment"] = (alignment.recipe(chosen), alignment.study)
     named["tokens"] = (token_evidence.recipe(chosen), token_evidence.study)
     named["transfer"] = (transfer.recipe(chosen), transfer.study)

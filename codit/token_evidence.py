@@ -30,12 +30,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from codit import comparison, crossed, intervals, quality, results, store, studies, world
+from codit import comparison, crossed, experiments, intervals, quality, results, store, world
 from codit.chat import prompt_ids
-from codit.comparison import Arm, ResponseStudy
+from codit.comparison import Arm, JudgedArm, ResponseStudy
 from codit.contrast import contrast, plausible
 from codit.experiments import Scale
-from codit.judge_recipes import JudgedArm
 from codit.pair import ContrastivePair, load_tokenizer
 from codit.recipes import Pair, WorldPrompts
 from codit.vocabulary import special_token_ids, stop_ids
@@ -231,8 +230,8 @@ def recipe(chosen: Scale) -> TokenStudy:
 
     Source: ours.
     """
-    arms = (Arm(role="direct"), *studies.strength_arms(chosen))
-    return TokenStudy(responses=studies.responses(chosen, arms))
+    arms = (Arm(role="direct"), *experiments.strength_arms(chosen))
+    return TokenStudy(responses=experiments.responses(chosen, arms))
 
 
 def study(recipe: TokenStudy) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
-from codit import chat_vector, comparison, results, store, studies
+from codit import chat_vector, comparison, experiments, results, store
 from codit.comparison import Arm, StudentStudy
 from codit.experiments import Scale
 from codit.recipes import Addition, Evaluation, Model, Pretraining, Training
@@ -53,7 +53,7 @@ def recipe(chosen: Scale) -> TransferStudy:
     decoding = chosen.decoding
     codit = Arm(role="codit", plausibility=decoding.plausibility, strength=decoding.strength)
     tests = (("dev", chosen.dev), *chosen.tests) if chosen.dev else chosen.tests
-    study = studies.students(chosen, (Arm(role="direct"), codit), tests=tests)
+    study = experiments.students(chosen, (Arm(role="direct"), codit), tests=tests)
     return TransferStudy(students=study)
 
 

@@ -8,19 +8,18 @@ from typing import Any
 
 import pytest
 
-from codit import comparison, experiments, judge_study, recipes, shipped, store, studies
-from codit.comparison import Arm
-from codit.judge_recipes import (
-    JUDGES,
+from codit import comparison, experiments, judge_study, recipes, shipped, store
+from codit.comparison import (
     NOBODY,
+    Arm,
     JudgedArm,
     JudgedBest,
     Judging,
     LLMJudge,
-    WorldJudge,
     judge_label,
     judged_by,
 )
+from codit.judge_recipes import JUDGES, WorldJudge
 from codit.recipes import BestOf, HubPrompts, Model, Pair, Synthesis, WorldPrompts
 
 MODEL = LLMJudge(model="m")
@@ -30,7 +29,7 @@ POOL = Synthesis(
     n_samples=4,
 )
 FULL = experiments.scale("full")
-STUDY = studies.responses(FULL, ())
+STUDY = experiments.responses(FULL, ())
 
 
 def another(value: Any) -> Any:
@@ -75,8 +74,8 @@ def test_tables_without_a_judge_are_found_whatever_becomes_of_judges(
 ) -> None:
     for kind in (WorldJudge, LLMJudge, JudgedBest, JudgedArm):
         monkeypatch.setattr(kind, "version", 99)
-    for name, recipe in studies.plan(replace(FULL, judging=NOBODY)).items():
-        assert recipes.key(recipe) == recipes.key(studies.plan(FULL)[name])
+    for name, recipe in experiments.plan(replace(FULL, judging=NOBODY)).items():
+        assert recipes.key(recipe) == recipes.key(experiments.plan(FULL)[name])
         assert store.find(recipe) == shipped.folder(name)
     for name, judged in judge_study.recipes(FULL).items():
         told = store.read_manifest(shipped.folder(f"judged-{name}"))
@@ -153,7 +152,7 @@ def test_it_has_the_columns_of_other_arms() -> None:
 
 def test_students_are_trained_on_what_a_judge_chose() -> None:
     arm = JudgedArm(judge=MODEL)
-    plan = studies.students(FULL, (Arm(role="direct"),), students=FULL.students[:1])
+    plan = experiments.students(FULL, (Arm(role="direct"),), students=FULL.students[:1])
     plan = replace(plan, responses=replace(plan.responses, arms=(arm,), seeds=(0, 1)))
     found = list(comparison.evaluations(plan))
     assert len(found) == 2 * len(FULL.tests)

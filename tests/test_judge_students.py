@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from codit import judge_students, judging, world
+from codit.comparison import Judging, LLMJudge
 from codit.experiments import Scale
-from codit.judge_recipes import Judging, LLMJudge
 from tests.fault_server import failed, serving
 from tests.test_judge_study import grade
 

@@ -23,10 +23,10 @@ from codit import (
     store,
     world,
 )
-from codit.comparison import Arm
+from codit.comparison import Arm, JudgedArm, JudgedBest, Judging, LLMJudge
 from codit.experiments import Scale
 from codit.judge import Asking, Tally
-from codit.judge_recipes import JUDGES, JudgedArm, JudgedBest, Judging, LLMJudge, WorldJudge
+from codit.judge_recipes import JUDGES, WorldJudge
 from codit.judge_study import JudgeStudy
 from codit.recipes import File, HubPrompts, WorldPrompts
 from tests.fault_server import Sent, decided, failed, said, scored, serving

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from codit import comparison, experiments, judge, judging, recipes, studies, world_judge
-from codit.comparison import Arm
+from codit import comparison, experiments, judge, judging, recipes, world_judge
+from codit.comparison import Arm, JudgedArm, JudgedBest, LLMJudge
 from codit.judge import Asking, TooManyFailures
-from codit.judge_recipes import JUDGES, JudgedArm, JudgedBest, LLMJudge, WorldJudge
+from codit.judge_recipes import JUDGES, WorldJudge
 from codit.recipes import Model, Pair, Synthesis, WorldPrompts
 from tests.fault_server import Sent, failed, said, scored, serving
 from tests.judge_server import mute
@@ -62,12 +62,12 @@ def test_studies_without_a_judge_keep_the_keys_of_their_committed_results() -> N
 
     full = experiments.scale("full")
     for name in ("students", "responses-a", "alpha-a"):
-        recipe = studies.plan(full)[name]
+        recipe = experiments.plan(full)[name]
         assert store.read_manifest(shipped.folder(name))["key"] == recipes.key(recipe)
 
 
 def test_a_judged_arm_draws_as_direct_and_is_told_apart_by_its_judge() -> None:
-    study = studies.responses(experiments.scale("micro"), ())
+    study = experiments.responses(experiments.scale("micro"), ())
     arm = JudgedArm(judge=JUDGES[0], n=2)
     direct = Arm(role="direct")
     assert comparison.decoding(arm, study.decoding) == comparison.decoding(direct, study.decoding)

@@ -97,7 +97,7 @@ LAYERS = (
         "world_judge",
     ),
     ("results",),
-    ("studies", "judging", "engine_study"),
+    ("judging", "engine_study"),
     ("evidence", "transfer", "judge_study"),
     ("judge_students",),
     ("alignment", "token_evidence", "first_order", "close_up", "judge_evidence"),

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from codit import comparison, decode, experiments, recipes, results, store, studies, world
+from codit import comparison, decode, experiments, recipes, results, store, world
 from codit.comparison import Arm
 from codit.experiments import Scale
 from codit.recipes import (
@@ -262,7 +262,7 @@ def test_each_constraint_that_holds_is_a_bit(micro: Scale) -> None:
 
 
 def test_a_study_of_responses_has_every_arm_seed_and_prompt(micro: Scale, idle: Any) -> None:
-    recipe = studies.responses(replace(micro, seeds=(0, 1)), studies.main_arms(micro))
+    recipe = experiments.responses(replace(micro, seeds=(0, 1)), experiments.main_arms(micro))
     table = results.study(recipe)
     assert len(table) == 6 * 2 * micro.prompts.n
     ids = prompts_of(micro.prompts)
@@ -280,7 +280,7 @@ def test_a_study_of_responses_has_every_arm_seed_and_prompt(micro: Scale, idle: 
 
 def test_a_study_of_students_has_every_student_split_and_prompt(micro: Scale, idle: Any) -> None:
     arms = (Arm(role="direct"), Arm(role="ideal"))
-    recipe = studies.students(micro, arms)
+    recipe = experiments.students(micro, arms)
     table = results.study(recipe)
     for told, evaluation in comparison.evaluations(recipe):
         keys = [k for k, v in told.items() if v == v]
@@ -294,7 +294,7 @@ def test_a_study_of_students_has_every_student_split_and_prompt(micro: Scale, id
 
 
 def test_a_study_s_file_is_small(micro: Scale) -> None:
-    recipe = studies.responses(micro, (Arm(role="direct"), Arm(role="codit")))
+    recipe = experiments.responses(micro, (Arm(role="direct"), Arm(role="codit")))
     table = results.study(recipe)
     folder = store.find(recipe)
     assert folder is not None
@@ -303,7 +303,7 @@ def test_a_study_s_file_is_small(micro: Scale) -> None:
 
 
 def test_prompts_that_the_verifier_does_not_know_are_refused(micro: Scale) -> None:
-    recipe = studies.responses(replace(micro, prompts=File(path="x.jsonl")), ())
+    recipe = experiments.responses(replace(micro, prompts=File(path="x.jsonl")), ())
     with pytest.raises(ValueError, match="knows the world's prompts only; got File.*'full'"):
         results._responses(recipe).__next__()  # type: ignore[attr-defined]
 

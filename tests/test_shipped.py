@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 from safetensors import safe_open
 from transformers import AutoConfig
 
-from codit import experiments, figures, recipes, results, run, shipped, store, studies, world
+from codit import experiments, figures, recipes, results, run, shipped, store, world
 from codit.comparison import Arm
 from codit.experiments import Scale
 from codit.judge_recipes import WorldJudge
@@ -271,7 +271,7 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_table_is_made_put_in_its_place_and_found_there(
     micro: Scale, empty: Path, idle: Any
 ) -> None:
-    recipe = studies.responses(micro, (Arm(role="direct"),))
+    recipe = experiments.responses(micro, (Arm(role="direct"),))
     target = shipped.commit("a", (recipe, results.study))
     assert target == empty / "data" / "results" / "a"
     idle()
@@ -284,7 +284,7 @@ def test_a_table_that_is_too_large_is_refused(
     micro: Scale, empty: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shipped, "TOO_LARGE", 10)
-    recipe = studies.responses(micro, (Arm(role="codit"),))
+    recipe = experiments.responses(micro, (Arm(role="codit"),))
     with pytest.raises(ValueError, match="expected at most 10 bytes of b; got"):
         shipped.commit("b", (recipe, results.study))
     assert not (empty / "data").exists()
