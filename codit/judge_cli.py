@@ -117,7 +117,7 @@ def judge(
     return 0
 
 
-def judge_agreement(*, first: Path, second: Path, level: float = 0.95, seed: int = 0) -> int:
+def judge_agreement(*, first: Path, second: Path) -> int:
     """Say how far two judges agree: two files that `codit judge` wrote about the same data.
 
     Both hold scores (of responses, or of both turns of conversations), or both comparisons
@@ -127,8 +127,6 @@ def judge_agreement(*, first: Path, second: Path, level: float = 0.95, seed: int
     Args:
         first: a judge's file.
         second: the other's.
-        level: coverage of the intervals, in (0, 1).
-        seed: of the resampling of prompts.
 
     Returns:
         int: exit status.
@@ -141,7 +139,7 @@ def judge_agreement(*, first: Path, second: Path, level: float = 0.95, seed: int
             f"expected two files of one kind; {first} holds {kind}, {second} {another}. "
             "Judge both in the same way."
         )
-    found = agreeing.agreement(one, other, kind=kind, level=level, seed=seed)
+    found = agreeing.agreement(one, other, kind=kind)
     print(agreement_lines(found, kind))
     return 0
 
