@@ -12,21 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    ProgressCallback,
     Trainer,
     TrainingArguments,
     set_seed,
 )
 
 from codit import recipes
-from codit.training_loop import Bar, claim, last_checkpoint, save
+from codit.training_loop import claim, fit, settings
 
 DOCUMENT_END = "<|endoftext|>"
 HEAD_DIM = 32
@@ -34,7 +31,6 @@ CONTEXT = 8192
 WARMUP = 0.02
 WEIGHT_DECAY = 0.1
 ADAM_BETAS = (0.9, 0.95)
-MAX_GRAD_NORM = 1.0
 SAVE_EVERY = 100
 LOG_EVERY = 10  # a divisor of SAVE_EVERY, or a resumed log has other means
 
@@ -78,14 +74,10 @@ def pretrain(
     trainer = Trainer(
         model=model,
         args=arguments(recipe, out, steps=len(rows) // recipe.batch),
-        train_dataset=Blocks(rows),
+        train_dataset=rows,
         data_collator=as_batch,
     )
-    trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(Bar())
-    trainer.train(resume_from_checkpoint=last_checkpoint(out))
-    save(trainer, tokenizer, out, tokens=rows.numel())
-    return out
+    return fit(trainer, tokenizer, out, tokens=rows.numel())
 
 
 def pack(
@@ -128,15 +120,13 @@ def pack(
     )
 
 
-def encoded(
-    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, *, chunk: int = 2000
-) -> Iterator[list[int]]:
-    """Yield the token ids of `chunk` documents at a time, as one list with ends in place."""
+def encoded(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+    """Yield the token ids of 2,000 documents at a time, as one list with ends in place."""
     end = document_end(tokenizer)
     bos = tokenizer.bos_token_id
     start = [] if bos in (None, end) else [bos]
     texts = iter(texts)
-    while documents := list(islice(texts, chunk)):
+    while documents := list(islice(texts, 2000)):
         ids = tokenizer(documents, add_special_tokens=False, return_attention_mask=False)
         yield [token for row in ids["input_ids"] for token in (*start, *row, end)]
 
@@ -163,18 +153,12 @@ def build(recipe: recipes.Pretraining, tokenizer: PreTrainedTokenizerBase) -> Pr
     """Return a randomly initialised float32 model of the recipe's architecture and size.
 
     Heads have 32 dimensions, half as many key-value heads as heads where the architecture has
-    such, embeddings are tied, no dropout; rotary positions reach 8,192.
+    such, embeddings are tied, no dropout; rotary positions reach 8,192. Only fields that the
+    architecture knows are set.
 
     Raises:
         ValueError: unknown architecture, or `hidden_size` is no multiple of 64.
     """
-    return AutoModelForCausalLM.from_config(configuration(recipe, tokenizer), dtype=torch.float32)
-
-
-def configuration(
-    recipe: recipes.Pretraining, tokenizer: PreTrainedTokenizerBase
-) -> PreTrainedConfig:
-    """Return the configuration that `build` uses; only fields the architecture knows are set."""
     if recipe.hidden_size % (2 * HEAD_DIM):
         raise ValueError(
             f"hidden_size must be a multiple of {2 * HEAD_DIM} (heads of {HEAD_DIM}, two to a "
@@ -208,64 +192,32 @@ def configuration(
     }
     dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
     fields = {n: v for n, v in (values | dropout).items() if hasattr(known, n)}
-    return AutoConfig.for_model(recipe.architecture, **fields)
+    config = AutoConfig.for_model(recipe.architecture, **fields)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
 def arguments(recipe: recipes.Pretraining, out: Path, *, steps: int) -> TrainingArguments:
     """Return the Trainer's settings; nothing that changes a result is left to its defaults."""
     return TrainingArguments(
-        output_dir=str(out),
+        **settings(out, seed=recipe.seed, save_every=SAVE_EVERY),
         max_steps=steps,
         per_device_train_batch_size=recipe.batch,
         gradient_accumulation_steps=1,
         learning_rate=recipe.learning_rate,
-        lr_scheduler_type="cosine",
         warmup_steps=round(WARMUP * steps),
         weight_decay=WEIGHT_DECAY,
         adam_beta1=ADAM_BETAS[0],
         adam_beta2=ADAM_BETAS[1],
-        adam_epsilon=1e-8,
-        max_grad_norm=MAX_GRAD_NORM,
-        optim="adamw_torch_fused",
         # Weights and optimiser stay float32; matrix products in bfloat16 are 1.7 times faster.
         bf16=True,
-        use_cpu=not torch.cuda.is_available(),
         activation_checkpointing=False,
-        seed=recipe.seed,
-        data_seed=recipe.seed,
-        dataloader_num_workers=0,
         dataloader_pin_memory=False,
         remove_unused_columns=False,
-        save_strategy="steps",
-        save_steps=SAVE_EVERY,
-        save_total_limit=1,
         logging_steps=LOG_EVERY,
-        logging_nan_inf_filter=False,
-        report_to="none",
     )
 
 
-class Blocks(Dataset[torch.Tensor]):
-    """Rows of a tensor; a whole batch is fetched by one index operation."""
-
-    def __init__(self, rows: torch.Tensor) -> None:
-        """Keep `rows`, int32 [rows, block]."""
-        self.rows = rows
-
-    def __len__(self) -> int:
-        """Return the number of rows."""
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        """Return one row, int32 [block]."""
-        return self.rows[index]
-
-    def __getitems__(self, indices: list[int]) -> torch.Tensor:
-        """Return several rows, int32 [batch, block]."""
-        return self.rows[indices]
-
-
-def as_batch(rows: torch.Tensor) -> dict[str, torch.Tensor]:
+def as_batch(rows: list[torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the model's inputs; the model itself shifts the labels by one."""
-    ids = rows.long()
+    ids = torch.stack(rows).long()
     return {"input_ids": ids, "labels": ids}

@@ -22,18 +22,15 @@ from transformers import (
     AutoModelForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    ProgressCallback,
     Trainer,
 )
 from trl import SFTConfig, SFTTrainer
 
 from codit import decode, recipes
 from codit.pair import load_tokenizer
-from codit.training_loop import Bar, Watch, claim, last_checkpoint, save
+from codit.training_loop import Watch, claim, fit, settings
 from codit.training_rows import adopt_template, arranged, completed, summary, tokenised
 
-MAX_GRAD_NORM = 1.0
-ADAM_EPSILON = 1e-8
 RECOMPUTED_ABOVE = 200_000_000
 TOKENS_PER_PASS = {"cpu": 1024, "cuda": 16_384}
 
@@ -98,7 +95,7 @@ def train(
     rows = tokenised(kept, tokenizer, max_length=min(recipe.max_length, reach))
     order = arranged([len(ids) for ids in rows.ids], recipe)
     claim(out, recipe, repr((rows.ids, rows.labels)).encode())
-    settings = arguments(
+    given = arguments(
         recipe,
         out,
         tokenizer.convert_ids_to_tokens(rows.stop),
@@ -109,16 +106,9 @@ def train(
         save_every=save_every,
     )
     data = Dataset.from_dict({"input_ids": rows.ids, "labels": rows.labels}).select(order)
-    trainer = AnswerTrainer(
-        model=model, args=settings, train_dataset=data, processing_class=tokenizer
-    )
-    trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(Bar())
-    if watch is not None:
-        trainer.add_callback(Watch(*watch))
-    trainer.train(resume_from_checkpoint=last_checkpoint(out))
-    save(trainer, tokenizer, out, **summary(rows, order, dropped=len(dataset) - len(kept)))
-    return out
+    trainer = AnswerTrainer(model=model, args=given, train_dataset=data, processing_class=tokenizer)
+    told = summary(rows, order, dropped=len(dataset) - len(kept))
+    return fit(trainer, tokenizer, out, Watch(*watch) if watch else None, **told)
 
 
 class AnswerTrainer(SFTTrainer):
@@ -195,22 +185,17 @@ def arguments(
             f"{recipe.batch}. Lower rows_per_pass."
         )
     return SFTConfig(
-        output_dir=str(out),
+        **settings(out, seed=recipe.seed, save_every=save_every),
         num_train_epochs=1,  # the rows of every epoch are already in line
         train_sampling_strategy="sequential",
         per_device_train_batch_size=rows_per_pass,
         gradient_accumulation_steps=recipe.batch // together,
         learning_rate=recipe.learning_rate,
-        lr_scheduler_type="cosine",
         warmup_steps=round(recipe.warmup * math.ceil(n / recipe.batch)),
         weight_decay=recipe.weight_decay,
         adam_beta1=recipe.adam_betas[0],
         adam_beta2=recipe.adam_betas[1],
-        adam_epsilon=ADAM_EPSILON,
-        max_grad_norm=MAX_GRAD_NORM,
-        optim="adamw_torch_fused",
         bf16=half,
-        use_cpu=not torch.cuda.is_available(),
         activation_checkpointing=recompute,
         eos_token=eos_token,
         max_length=None,  # longer rows were refused
@@ -218,16 +203,8 @@ def arguments(
         padding_free=False,
         loss_type="nll",
         dataset_kwargs={"skip_prepare_dataset": True},  # ids and labels are ready
-        dataloader_num_workers=0,
         dataloader_pin_memory=torch.cuda.is_available(),
-        seed=recipe.seed,
-        data_seed=recipe.seed,
-        save_strategy="steps" if save_every else "no",
-        save_steps=save_every or 1,
-        save_total_limit=1,
         logging_steps=1,
-        logging_nan_inf_filter=False,
-        report_to="none",
     )
 
 
@@ -238,7 +215,6 @@ def evaluate(
     score: Callable[..., Any],
     decoding: recipes.Decoding,
     *,
-    batch_size: int | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Answer held-out prompts and score the answers.
@@ -250,7 +226,6 @@ def evaluate(
         score: called as score(text, row, is_completed=...); returns a dataclass, a mapping or one
             number.
         decoding: how answers are drawn.
-        batch_size: rows decoded at once; see `decode.generate`.
         progress: show a bar.
 
     Returns:
@@ -280,7 +255,6 @@ def evaluate(
         asked,
         decoding,
         ids=[row["id"] for row in rows],
-        batch_size=batch_size,
         progress=progress,
     )
     return pd.DataFrame([scored(a, row, score) for a, row in zip(answers, rows, strict=True)])

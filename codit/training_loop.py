@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -47,6 +48,26 @@ class Watch(TrainerCallback):
         """Show the model if the step is a multiple of `every` or the last."""
         if state.global_step % self.every == 0 or state.global_step == state.max_steps:
             self.show(state.global_step, kwargs["model"])
+
+
+def settings(out: Path, *, seed: int, save_every: int) -> dict[str, Any]:
+    """Return what every training's arguments share: AdamW, cosine decay, its seed, its files."""
+    return {
+        "output_dir": str(out),
+        "lr_scheduler_type": "cosine",
+        "adam_epsilon": 1e-8,
+        "max_grad_norm": 1.0,
+        "optim": "adamw_torch_fused",
+        "use_cpu": not torch.cuda.is_available(),
+        "seed": seed,
+        "data_seed": seed,
+        "dataloader_num_workers": 0,
+        "save_strategy": "steps" if save_every else "no",
+        "save_steps": save_every or 1,
+        "save_total_limit": 1,
+        "logging_nan_inf_filter": False,
+        "report_to": "none",
+    }
 
 
 def claim(out: Path, recipe: recipes.Pretraining | recipes.Training, data: bytes) -> None:
@@ -89,6 +110,23 @@ def valid(path: Path) -> bool:
     except json.JSONDecodeError:
         return False
     return True
+
+
+def fit(
+    trainer: Trainer,
+    tokenizer: PreTrainedTokenizerBase,
+    out: Path,
+    watch: Watch | None = None,
+    **log: Any,
+) -> Path:
+    """Train, from the last checkpoint where there is one, and leave the model in `out`."""
+    trainer.remove_callback(ProgressCallback)
+    for callback in (Bar(), watch):
+        if callback is not None:
+            trainer.add_callback(callback)
+    trainer.train(resume_from_checkpoint=last_checkpoint(out))
+    save(trainer, tokenizer, out, **log)
+    return out
 
 
 def save(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, out: Path, **log: Any) -> None:

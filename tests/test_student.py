@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
-from codit import decode, recipes, student, training_rows
+from codit import decode, recipes, student, training_loop, training_rows
 from tests import tiny
 
 ROWS = [
@@ -251,7 +251,9 @@ def test_a_killed_training_goes_on_from_its_checkpoint_to_the_same_bytes(
     whole = student.train(of, DATA, tmp_path / "whole")
     with monkeypatch.context() as patch:
         patch.setattr(
-            student.Bar, "on_step_end", lambda *args, **kwargs: Interrupted(7)(*args, **kwargs)
+            training_loop.Bar,
+            "on_step_end",
+            lambda *args, **kwargs: Interrupted(7)(*args, **kwargs),
         )
         with pytest.raises(KeyboardInterrupt):
             student.train(of, DATA, out, save_every=3)
