@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from codit import decode, embedded
+from codit import decode, shipped
 from codit.contrast import plausible
 from codit.files import write_json
 from codit.memory import n_weights
@@ -46,7 +46,7 @@ def test_a_shape_has_as_many_parameters_as_the_model_it_is_named_after(
 
 
 def test_the_embedded_pair_s_shape_is_that_of_the_embedded_pair() -> None:
-    config = AutoConfig.from_pretrained(embedded.folder("expert"))
+    config = AutoConfig.from_pretrained(shipped.folder("expert"))
     made = random_pairs.config(SHAPES["micro"])
     for field in ("model_type", "num_hidden_layers", "hidden_size", "vocab_size", "head_dim"):
         assert getattr(made, field) == getattr(config, field)
