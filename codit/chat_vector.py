@@ -19,9 +19,10 @@ import logging
 import math
 import zlib
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -29,12 +30,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from codit import addition, chat_files, cosine_table, tensor_files, vector_files
+from codit import tensor_files, vector_files
 from codit.files import write_json
-from codit.tensor_files import Block, Tensors
-from codit.tensor_match import Match, check_finite, matched
-from codit.vector_files import INFO, Vector, Weights
+from codit.tensor_files import FLOATS, Block, Shape, Tensors
+from codit.tensor_names import OUTSIDE_BODY, VOCABULARY, expert_of, layer_of, module_of, natural
+from codit.vector_files import INFO, Match, Opened, Vector, Weights, check_finite, matched
 
+Sums: TypeAlias = Annotated[
+    np.ndarray[Any, Any],
+    "<u, tau>, |u|^2, |tau|^2, how many numbers, how many of u and of tau are 0: float64 [6]",
+]
+
+COLUMNS = ("group", "name", "cosine", "norm_update", "norm_vector", "n", "weight")
 ADDITION = "addition.json"
 """What is known of a model that a vector was added to."""
 
@@ -81,7 +88,7 @@ def difference(post: Weights, pre: Weights, out: str | Path, *, rows: int | None
 
         made = Tensors("tau", match.shapes, dict.fromkeys(match.shapes, "F32"), read)
         tensor_files.write(made, folder)
-        chat = vector_files.chat_of(post)
+        chat = vector_files.read_chat(post)
         shares = {name: count[name] / count["numbers"] for name in ("zeros", "restored")}
         info = {"post": first.label, "pre": second.label, "numbers": count["numbers"], **shares}
         write_json(folder / INFO, info | _reported(match, "the vector") | {"chat": chat})
@@ -127,21 +134,19 @@ def add(
     with tensor_files.staged(out) as folder:
         base = tensor_files.opened(target)
         parts = [(vector_files.opened(part), r) for part, r in terms]
-        made = addition.plus(base, parts, skip_embed=skip_embed)
-        tensor_files.write(made.tensors, folder)
-        source = tensor_files.resolve(target)
-        chat_files.copy(source, folder)
+        matches = [_addable(part.tensors, base, skip_embed) for part, _ in parts]
+        count: Counter[str] = Counter()
+        tensor_files.write(_sum(base, parts, matches, count), folder)
+        vector_files.copy_files(tensor_files.resolve(target), folder)
         chats = [part.chat for part, r in parts if r > 0 and part.chat]
-        unknown = chat_files.write(folder, chats[-1] if chats else {})
+        unknown = vector_files.write_chat(folder, chats[-1] if chats else {})
         reports = [
             {"vector": p.tensors.label, "scale": r, **_reported(m, "the target"), "info": p.info}
-            for (p, r), m in zip(parts, made.matches, strict=True)
+            for (p, r), m in zip(parts, matches, strict=True)
         ]
         info = {"target": str(target), "skip_embed": skip_embed, "vectors": reports}
-        changes = made.count["changes"]
-        info |= {"changes": changes, "lost": made.count["lost"] / max(1, changes)}
-        info["unknown_stop_tokens"] = unknown
-        write_json(folder / ADDITION, info)
+        info |= {"changes": count["changes"], "lost": count["lost"] / max(1, count["changes"])}
+        write_json(folder / ADDITION, info | {"unknown_stop_tokens": unknown})
     return Path(out)
 
 
@@ -157,12 +162,11 @@ def cosines(update: Vector, vector: Vector, *, rows: int | None = None) -> pd.Da
             that all have.
 
     Returns:
-        DataFrame: as `codit.cosine_table.table`: group, name, cosine, norm_update, norm_vector, n,
-        weight. Its `attrs`: `missing` (tensors of the vector that the update lacks), `extra`
-        (the reverse), `mismatched` (name, update's, vector's dtype and shape), `cut` (name,
-        update's rows, vector's rows, rows used), `matched` (tensors), `zero_norm` (tensors whose
-        cosine is NaN), `zeros_update` and `zeros_vector` (share of exact zeros), `update` and
-        `vector` (what is known of each, such as what a pair did not match).
+        DataFrame: as `table` returns it. Its `attrs`: `missing` (tensors of the vector that the
+        update lacks), `extra` (the reverse), `mismatched` (name, update's, vector's dtype and
+        shape), `cut` (name, update's rows, vector's rows, rows used), `matched` (tensors),
+        `zero_norm` (tensors whose cosine is NaN), `zeros_update` and `zeros_vector` (share of exact
+        zeros), `update` and `vector` (what is known of each, such as what a pair did not match).
 
     Raises:
         ValueError: nothing in common, numbers that are not finite, a model where a vector is
@@ -176,15 +180,43 @@ def cosines(update: Vector, vector: Vector, *, rows: int | None = None) -> pd.Da
     sums = {}
     for name, shape in tqdm(match.shapes.items(), "cosines", unit="tensor", disable=None):
         parts = (_sums(u.tensors, tau.tensors, name, b) for b in tensor_files.blocks(shape))
-        sums[name] = sum(parts, cosine_table.Sums())
-    table = cosine_table.table(sums)
-    whole = sum(sums.values(), cosine_table.Sums())
-    table.attrs.update(_reported(match, "the update"))
-    table.attrs["zero_norm"] = [n for n, s in sums.items() if math.isnan(cosine_table.cosine(s))]
-    table.attrs["zeros_update"] = whole.zeros_update / max(1, whole.n)
-    table.attrs["zeros_vector"] = whole.zeros_vector / max(1, whole.n)
-    table.attrs |= {"update": u.info, "vector": tau.info}
-    return table
+        sums[name] = sum(parts, np.zeros(6))
+    found = table(sums)
+    _, _, _, n, zeros_update, zeros_vector = sum(sums.values(), np.zeros(6))
+    found.attrs.update(_reported(match, "the update"))
+    found.attrs["zero_norm"] = [n for n, s in sums.items() if math.isnan(_cosine(s))]
+    found.attrs["zeros_update"] = float(zeros_update / max(1, n))
+    found.attrs["zeros_vector"] = float(zeros_vector / max(1, n))
+    found.attrs |= {"update": u.info, "vector": tau.info}
+    return found
+
+
+def table(sums: Mapping[str, Sums]) -> pd.DataFrame:
+    """Return cosines, norms and weights of every group of tensors.
+
+    cos_m = <u_m, tau_m> / (|u_m| |tau_m|),  w_m = |u_m| |tau_m| / (|u| |tau|),
+    cos = sum_m w_m cos_m over any partition m: tensors, or modules
+
+    Args:
+        sums: of every tensor, by name.
+
+    Returns:
+        DataFrame: columns `COLUMNS`, cosine NaN where a norm is zero. `group` is "tensor",
+        "layer" (`name` its index; tensors outside layers are in no layer), "module", "expert"
+        (`name` "layer.expert"), or "global" (`name` "all", or "body": without embedding, head and
+        norms).
+
+    Source: ours; the paper does not tell its granularity.
+    """
+    groups: dict[tuple[str, str], Sums] = {}
+    for name in sorted(sums, key=natural):  # an order of their own: files do not change the sums
+        for group in _groups(name):
+            groups[group] = groups.get(group, np.zeros(6)) + sums[name]
+    whole = groups["global", "all"]
+    order = {"tensor": 0, "layer": 1, "module": 2, "expert": 3, "global": 4}
+    keys = sorted(groups, key=lambda key: (order[key[0]], natural(key[1])))
+    rows = [(*key, *_row(groups[key], whole)) for key in keys]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def permuted(vector: Vector, *, seed: int) -> Tensors:
@@ -218,7 +250,7 @@ def permuted(vector: Vector, *, seed: int) -> Tensors:
     return replace(
         tau,
         label=f"{tau.label}, permuted",
-        dtypes={n: "F32" if d in tensor_files.FLOATS else d for n, d in tau.dtypes.items()},
+        dtypes={n: "F32" if d in FLOATS else d for n, d in tau.dtypes.items()},
         read=lambda name, block: shuffled(name)[block],
     )
 
@@ -245,14 +277,108 @@ def chance(n: int) -> float:
     return 1.0 / math.sqrt(n)
 
 
-def _sums(u: Tensors, tau: Tensors, name: str, block: Block) -> cosine_table.Sums:
+def _sum(
+    base: Tensors, parts: list[tuple[Opened, float]], matches: list[Match], count: Counter[str]
+) -> Tensors:
+    """Return theta' = theta + sum_i r_i tau_i in the dtypes of theta, computed when it is read.
+
+    What no vector touches keeps its bytes, and so does a number where the change is zero. Counted:
+    "changes", numbers that a vector moves; "lost", those that the dtype rounds back.
+    """
+
+    def read(name: str, block: Block) -> Tensor:
+        old = base.read(name, block)
+        used = [(p, r, m) for (p, r), m in zip(parts, matches, strict=True) if name in m.shapes]
+        if not used:
+            return old
+        change = torch.zeros(old.shape, dtype=torch.float64)
+        for part, r, match in used:
+            _accumulate(change, part.tensors, name, block, match.shapes[name], r)
+        new = torch.where(change == 0, old, (old.double() + change).to(old.dtype))
+        check_finite(new, name)
+        count["changes"] += int((change != 0).sum())
+        count["lost"] += int(((change != 0) & (new == old)).sum())
+        return new
+
+    return replace(base, read=read)
+
+
+def _addable(tau: Tensors, base: Tensors, skip_embed: bool) -> Match:
+    """Match a vector with what it is added to; a part of an architecture is not enough."""
+    if skip_embed:
+        tau, base = (
+            replace(t, shapes={n: s for n, s in t.shapes.items() if module_of(n) not in VOCABULARY})
+            for t in (tau, base)
+        )
+    match = matched(tau, base)
+    if match.mismatched:
+        name, got, expected = match.mismatched[0]
+        raise ValueError(
+            f"expected {expected} of {name}, as {base.label} has it; got {got}, and "
+            f"{len(match.mismatched)} tensors of another shape or dtype. A chat vector fits its "
+            "own architecture only; for another vocabulary pass skip_embed=True."
+        )
+    kinds = {**tau.dtypes, **base.dtypes}
+    alone = [
+        name
+        for name in (*match.missing, *match.extra)
+        if module_of(name) not in VOCABULARY and kinds[name] in FLOATS
+    ]
+    if alone:
+        raise ValueError(
+            f"expected {base.label} to have the tensors of {tau.label}; got {len(alone)} that only "
+            f"one of them has, such as {alone[0]}. A chat vector can be added within one "
+            "architecture only."
+        )
+    return match
+
+
+def _accumulate(
+    change: Tensor, tau: Tensors, name: str, block: Block, shape: Shape, r: float
+) -> None:
+    """Add r times the vector's part of a block, whose last rows the vector may lack."""
+    common = tuple(slice(b.start, min(b.stop, n)) for b, n in zip(block, shape, strict=True))
+    if all(part.start < part.stop for part in common):
+        inside = tuple(slice(0, part.stop - part.start) for part in common)
+        change[inside] += r * tau.read(name, common).double()
+
+
+def _groups(name: str) -> Iterator[tuple[str, str]]:
+    """Yield every group that a tensor belongs to."""
+    module, layer, expert = module_of(name), layer_of(name), expert_of(name)
+    yield "tensor", name
+    yield "module", module
+    yield "global", "all"
+    if layer is not None:
+        yield "layer", str(layer)
+    if expert is not None:
+        yield "expert", expert
+    if module not in OUTSIDE_BODY:
+        yield "global", "body"
+
+
+def _cosine(sums: Sums) -> float:
+    """Return <u, tau> / (|u| |tau|), in [-1, 1]; NaN where a norm is zero."""
+    norms = math.sqrt(sums[1]) * math.sqrt(sums[2])
+    return min(1.0, max(-1.0, float(sums[0]) / norms)) if norms else math.nan
+
+
+def _row(sums: Sums, whole: Sums) -> tuple[float, float, float, int, float]:
+    """Return the numbers of one row of the table."""
+    update, vector = math.sqrt(sums[1]), math.sqrt(sums[2])
+    norms = math.sqrt(whole[1]) * math.sqrt(whole[2])
+    weight = update * vector / norms if norms else math.nan
+    return _cosine(sums), update, vector, int(sums[3]), weight
+
+
+def _sums(u: Tensors, tau: Tensors, name: str, block: Block) -> Sums:
     """Return what a block adds to the sums of its tensor."""
     a, b = (part.read(name, block).double().flatten() for part in (u, tau))
     found = (float(a @ b), float(a @ a), float(b @ b))
     if not all(map(math.isfinite, found)):
         check_finite(torch.tensor(found), name)
     n = a.numel()
-    return cosine_table.Sums(*found, n, n - int(a.count_nonzero()), n - int(b.count_nonzero()))
+    return np.array([*found, n, n - int(a.count_nonzero()), n - int(b.count_nonzero())])
 
 
 def _reported(match: Match, what: str) -> dict[str, Any]:

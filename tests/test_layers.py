@@ -17,113 +17,39 @@ from tests.benchmarks.house import lines
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "codit"
 
-# From the bottom up. A module imports from lower lines only; `world` freely inside itself.
-LAYERS = (
-    ("content", "files"),
-    ("recipes",),
-    # Arithmetic, texts and the world: they know of no model's files and of no result's place.
-    (
-        "contrast",
-        "intervals",
-        "quality",
-        "tensor_names",
-        "world",
-        "judge_prompts",
-        "judge_recipes",
-    ),
-    ("vllm_plugin", "vllm_settings", "world_lessons"),
-    (
-        "candidates",
-        "chat",
-        "comparison",
-        "cosine_table",
-        "crossed",
-        "dataset_card",
-        "head_rows",
-        "input_row",
-        "model_server",
-        "judge_replies",
-        "noise",
-        "prompts",
-        "judge_agreement",
-        "judge_bias",
-        "shared_cache",
-        "tensor_files",
-        "vocabulary",
-        "win_rates",
-    ),
-    (
-        "checkpoints",
-        "store",
-        "drawing",
-        "memory",
-        "head_rows",
-        "training_loop",
-        "chat_files",
-        "judge_cache",
-        "tensor_match",
-    ),
-    ("packed_weights", "judge_client"),
-    (
-        "pair",
-        "static_batches",
-        "paged_batches",
-        "vllm_model",
-        "vllm_pair",
-        "vector_files",
-        "overlap",
-    ),
-    ("decode_arguments",),
-    ("decode", "figures", "dataset_file", "addition", "random_pairs"),
-    ("decode", "figures", "notebook", "dataset_file", "addition", "random_pairs"),
-    ("decode", "figures", "notebook", "dataset_file", "addition"),
-    (
-        "plots",
-        "run",
-        "resumption",
-        "teacher",
-        "training_rows",
-        "chat_vector",
-    ),
-    ("batch_records", "step_times", "speed_tables", "judge_rows"),
-    ("workers", "ray_workers", "judge_tables", "judge_questions", "engine_runs", "engine_tables"),
-    ("synthesis", "throughput"),
-    ("judge", "judge_plan", "student", "pretraining", "preview", "ifeval", "mt_bench"),
-    (
-        "experiments",
-        "contrastive_tuning",
-        "instruction_vector",
-        "release",
-        "world_judge",
-    ),
-    ("results",),
-    ("judging", "engine_study"),
-    ("evidence", "transfer", "judge_study"),
-    ("judge_students",),
-    ("alignment", "token_evidence", "first_order", "close_up", "judge_evidence"),
-    ("judge_leanings", "judge_plots", "shipped"),
-    (
-        "chat_vector_cli",
-        "judge_agreement_cli",
-        "judge_cli",
-        "mt_bench_cli",
-        "overlap_cli",
-        "serve_cli",
-        "synthesis_cli",
-    ),
-    ("cli",),
-)
-LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
-MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+# Who may import whom: a unit is a file on top or a folder. A folder is free inside itself.
+MAY_IMPORT = {
+    "contrast": "",
+    "files": "",
+    "recipes": "files",
+    "engine": "contrast recipes files",
+    "pair": "contrast engine recipes",
+    "decode": "contrast engine pair recipes",
+    "weights": "engine files",
+    "chat_vector": "weights files",
+    "training": "engine decode recipes files",
+    "contrastive_tuning": "contrast engine pair decode training recipes files",
+    "instruction_vector": "contrast engine pair decode training recipes files",
+    "dataset": "engine pair decode recipes files",
+    "synthesis": "dataset engine pair decode recipes files",
+    "student": "training decode engine recipes files",
+    "evaluation": "dataset engine pair decode recipes files",
+    "world": "evaluation training student decode engine recipes files",
+}
+UNITS = {unit: set(names.split()) for unit, names in MAY_IMPORT.items()}
+UNITS["paper"] = set(MAY_IMPORT)
+UNITS["cli"] = {*MAY_IMPORT, "paper"}
+FACES = ("__init__", "world", "cli")  # the package's own, the world's, and the main command
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 LONGEST = 350  # lines of code: docstrings, comments and blank lines are free
 
 
-def module_of(path: Path) -> str:
+def unit_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 def imported(source: str) -> set[str]:
-    """Modules of the package that a source imports anywhere, functions included."""
+    """Units of the package that a source imports anywhere, functions included."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -133,7 +59,7 @@ def imported(source: str) -> set[str]:
             names.add(node.module or "")
             names.update(f"{node.module}.{alias.name}" for alias in node.names)
     parts = [name.split(".") for name in names]
-    return {part[1] for part in parts if part[0] == "codit" and len(part) > 1} & set(LAYER)
+    return {part[1] for part in parts if part[0] == "codit" and len(part) > 1} & set(UNITS)
 
 
 def test_docstrings_comments_and_blank_lines_are_not_code() -> None:
@@ -141,16 +67,23 @@ def test_docstrings_comments_and_blank_lines_are_not_code() -> None:
 
 
 def test_imports_inside_functions_are_seen() -> None:
-    source = "def f():\n    from codit import cli\n    import codit.store\n    import json"
-    assert imported(source) == {"cli", "store"}
+    source = "def f():\n    from codit import cli\n    import codit.paper.store\n    import json"
+    assert imported(source) == {"cli", "paper"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_a_module_imports_from_lower_layers_only(path: Path) -> None:
-    own = module_of(path)
-    assert own in LAYER, f"give {own} a layer in tests/test_layers.py"
-    upward = {name for name in imported(path.read_text()) if LAYER[name] >= LAYER[own]}
-    assert upward - {own} == set(), f"{own} may not import these"
+def test_a_module_imports_what_its_unit_may(path: Path) -> None:
+    unit = unit_of(path)
+    assert unit in UNITS, f"give {unit} a line in tests/test_layers.py"
+    assert imported(path.read_text()) - {unit} <= UNITS[unit]
+
+
+def test_the_face_of_a_folder_imports_nothing() -> None:
+    faces = [path for path in PACKAGE.rglob("__init__.py") if unit_of(path) not in FACES]
+    assert len(faces) > 6
+    for path in faces:
+        nodes = ast.walk(ast.parse(path.read_text()))
+        assert not [n for n in nodes if isinstance(n, (ast.Import, ast.ImportFrom))], path
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
