@@ -18,17 +18,9 @@ from codit.prompts import name_of
 from codit.recipes import Decoding
 
 # Of FastChat's `temperature_config`; a category that it does not name is asked at .7.
-TEMPERATURES = {
-    "writing": 0.7,
-    "roleplay": 0.7,
-    "extraction": 0.0,
-    "math": 0.0,
-    "coding": 0.0,
-    "reasoning": 0.0,
-    "stem": 0.1,
-    "humanities": 0.1,
-    "arena-hard-200": 0.0,
-}
+TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1} | dict.fromkeys(
+    ("extraction", "math", "coding", "reasoning", "arena-hard-200"), 0.0
+)
 USUAL = 0.7
 TURNS = 2
 
@@ -38,7 +30,8 @@ def read(path: str | Path) -> list[dict[str, Any]]:
 
     Args:
         path: JSON lines with `question_id`, `category` and `turns` (two texts), and for categories
-            judged with one a `reference` (two texts): as FastChat's `question.jsonl`.
+            judged with one a `reference` (two texts): as FastChat's `question.jsonl`
+            (MT-Bench, arXiv 2306.05685).
 
     Returns:
         list[dict]: the rows as they stand there.
@@ -48,22 +41,18 @@ def read(path: str | Path) -> list[dict[str, Any]]:
         ValueError: a line is no such question or could not be written again, an id repeats, or
             there is none.
 
-    Source: the format: MT-Bench (arXiv 2306.05685).
     """
-    rows: list[dict[str, Any]] = []
-    seen: set[str] = set()
+    rows: dict[str, dict[str, Any]] = {}
     for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
         if line.strip():
             where = f"line {number} of {path}"
             row = _question(line, where)
             name = str(row["question_id"])
-            if name in seen:
+            if rows.setdefault(name, row) is not row:
                 raise ValueError(f"{where}: expected every question_id once; got {name!r} again.")
-            seen.add(name)
-            rows.append(row)
     if not rows:
         raise ValueError(f"expected questions in {path}; got none. Give FastChat's question.jsonl.")
-    return rows
+    return [*rows.values()]
 
 
 def answer(
@@ -100,61 +89,45 @@ def answer(
 
     Source: two turns, temperatures by category: MT-Bench (arXiv 2306.05685) and FastChat.
     """
-    chats = {n: [_said("user", row["turns"][0])] for n, row in enumerate(questions)}
-    given: dict[int, list[decode.Response]] = {n: [] for n in chats}
-    errors: dict[int, dict[str, Any]] = {}
-    heat = {n: temperature(row) if by_category else None for n, row in enumerate(questions)}
-    for turn in range(1, TURNS + 1):
-        for value in dict.fromkeys(heat[n] for n in chats):
-            asked = [n for n in chats if heat[n] == value]
+    heats = map(temperature, questions) if by_category else [decoding.temperature] * len(questions)
+    how = [replace(decoding, temperature=heat) for heat in heats]
+    chats: list[list[dict[str, str]]] = [[] for _ in questions]
+    given: list[list[decode.Response]] = [[] for _ in questions]
+    left = list(range(len(questions)))
+    for turn in range(TURNS):
+        for n in left:
+            chats[n].append({"role": "user", "content": questions[n]["turns"][turn]})
+        for one in dict.fromkeys(how[n] for n in left):
+            asked = [n for n in left if how[n] == one]
             found = decode.generate(
                 model,
                 tokenizer,
                 [chats[n] for n in asked],
-                decoding if value is None else replace(decoding, temperature=value),
-                ids=[f"{questions[n]['question_id']} turn {turn}" for n in asked],
+                one,
+                ids=[f"{questions[n]['question_id']} turn {turn + 1}" for n in asked],
                 batch_size=batch_size,
                 progress=progress,
             )
             for n, response in zip(asked, found, strict=True):
                 given[n].append(response)
-        for n in tuple(chats):
-            last = given[n][-1]
-            if last.error is not None:
-                error, _, reason = last.error.partition(": ")
-                told = {"question_id": questions[n]["question_id"], "turn": turn}
-                errors[n] = {**told, "error": error, "reason": reason or error}
-                del chats[n]
-            elif turn < TURNS:
-                next_asked = str(questions[n]["turns"][turn])
-                chats[n] += [_said("assistant", last.text), _said("user", next_asked)]
-    rows = [{**questions[n], **_answers(given[n])} for n in chats]
-    return rows, [errors[n] for n in sorted(errors)]
+                chats[n].append({"role": "assistant", "content": response.text})
+        left = [n for n in left if given[n][-1].error is None]
+    rows, errors = [], []
+    for question, responses in zip(questions, given, strict=True):
+        if (said := responses[-1].error) is not None:
+            error, _, reason = said.partition(": ")
+            told = {"question_id": question["question_id"], "turn": len(responses)}
+            errors.append({**told, "error": error, "reason": reason or error})
+            continue
+        answers: dict[str, Any] = {"responses": [response.text for response in responses]}
+        answers["is_completed"] = [response.is_completed for response in responses]
+        rows.append({**question, **answers})
+    return rows, errors
 
 
 def temperature(question: Mapping[str, Any]) -> float:
-    """Return the temperature at which MT-Bench asks a question.
-
-    Args:
-        question: with a `category`.
-
-    Returns:
-        float: .7 for a category that MT-Bench does not name.
-
-    Source: FastChat's `temperature_config`.
-    """
+    """Return the temperature at which MT-Bench asks a question of such a `category`."""
     return TEMPERATURES.get(str(question.get("category") or ""), USUAL)
-
-
-def _answers(given: Sequence[decode.Response]) -> dict[str, Any]:
-    return {
-        "responses": [response.text for response in given],
-        "is_completed": [response.is_completed for response in given],
-    }
-
-
-def _said(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}
 
 
 def _question(line: bytes, where: str) -> dict[str, Any]:
@@ -165,35 +138,26 @@ def _question(line: bytes, where: str) -> dict[str, Any]:
         json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is no JSON: {error}. Write one object a line.") from None
-    turns = row.get("turns") if isinstance(row, dict) else None
-    texts = turns if isinstance(turns, list) else []
-    if not _are_texts(texts) or not all(text.strip() for text in texts):
-        raise ValueError(
-            f"{where}: expected an object with `turns`, two texts; got {line[:60]!r}. "
-            "Questions of one turn: codit synthesize."
-        )
-    name, category, reference = map(row.get, ("question_id", "category", "reference"))
-    if name_of({"id": name}) is None:
-        raise ValueError(
-            f"{where}: expected a question_id, a whole number or a text; got {name!r:.60}. "
-            "Number the questions."
-        )
-    if category is not None and not isinstance(category, str):
-        raise ValueError(
-            f"{where}: expected a text as category; got {category!r:.60}. Name one, or leave it "
-            "out."
-        )
+    row = row if isinstance(row, dict) else {}
+    turns, category, reference = map(row.get, ("turns", "category", "reference"))
+    is_named = name_of({"id": row.get("question_id")}) is not None
+    has_category = category is None or isinstance(category, str)
     # An empty text stands where a turn has no reference, as in MT-Bench's own file.
-    if reference is not None and not _are_texts(reference):
-        raise ValueError(
-            f"{where}: expected two texts as reference; got {reference!r:.60}. Give one for each "
-            "turn, or none."
-        )
-    found: dict[str, Any] = row
-    return found
+    has_reference = reference is None or _are_texts(reference)
+    for is_right, expected in (
+        (_are_texts(turns) and all(map(str.strip, turns)), "an object with `turns`, two texts"),
+        (is_named, "a question_id, a whole number or a text"),
+        (has_category, "a text as category, or none"),
+        (has_reference, "two texts as reference, one for each turn, or none"),
+    ):
+        if not is_right:
+            raise ValueError(
+                f"{where}: expected {expected}; got {line[:60]!r}. Write it as FastChat's "
+                "question.jsonl has it; questions of one turn are for codit synthesize."
+            )
+    return row
 
 
 def _are_texts(value: Any) -> bool:
     """Return whether a value is a text for each turn."""
-    is_list = isinstance(value, list) and len(value) == TURNS
-    return is_list and all(isinstance(text, str) for text in value)
+    return isinstance(value, list) and [*map(type, value)] == [str] * TURNS

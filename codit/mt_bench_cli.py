@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from codit import recipes
-
-if TYPE_CHECKING:
-    from codit.dataset_file import Files
-
-ERRORS, MANIFEST = ".errors.jsonl", ".manifest.json"
 
 # Models, and with them torch, are imported by the command that needs them: help takes no seconds.
 
@@ -64,21 +59,28 @@ def mt_bench(
 
     Source: MT-Bench (arXiv 2306.05685) and FastChat.
     """
-    from codit import dataset_file
+    import hashlib
+
     from codit import mt_bench as asking
+    from codit.dataset_file import Files
+    from codit.files import line_of, replacing, versions, write_json
 
     pair_only: dict[str, Any] = {"strength": strength, "plausibility": plausibility}
     pair_only |= {"amateur_revision": amateur_revision, "allow_renamed": allow_renamed}
     if amateur is None:
         _check_alone(pair_only)
         strength = plausibility = 0.0
-    files = dataset_file.Files(out)
-    _check_files(questions, files)
+    files = Files(out)
+    failed, manifest = files.beside(".errors.jsonl"), files.beside(".manifest.json")
+    if questions.resolve() in [path.resolve() for path in (out, failed, manifest)]:
+        raise ValueError(
+            f"expected an out whose files are not the questions; got {out}. Rename it."
+        )
     rows = asking.read(questions)
-    files.out.parent.mkdir(parents=True, exist_ok=True)  # or its absence is seen at the end
+    digest = hashlib.sha256(questions.read_bytes()).hexdigest()
+    out.parent.mkdir(parents=True, exist_ok=True)  # or its absence is seen at the end
     load: dict[str, Any] = {"dtype": dtype, "device_map": device_map, "revision": revision}
     load |= {"amateur_revision": amateur_revision, "allow_renamed": allow_renamed}
-    loaded, tokenizer = _loaded(model, amateur, load)
     decoding = recipes.Decoding(
         strength=strength,
         plausibility=plausibility,
@@ -86,13 +88,18 @@ def mt_bench(
         max_new_tokens=max_new_tokens,
         seed=seed,
     )
-    by_category = temperature is None
-    how: dict[str, Any] = {"by_category": by_category, "batch_size": batch_size}
-    found, errors = asking.answer(loaded, tokenizer, rows, decoding, **how)
+    how: dict[str, Any] = {"by_category": temperature is None, "batch_size": batch_size}
+    found, errors = asking.answer(*_loaded(model, amateur, **load), rows, decoding, **how)
+    for path, written in ((out, found), (failed, errors)):
+        with replacing(path) as stream:
+            stream.writelines(line_of(row).encode() for row in written)
+    if not errors:
+        failed.unlink()
     told: dict[str, Any] = {"model": model, "amateur": amateur, **load}
-    told |= {"temperature": "by category" if by_category else temperature}
-    told |= {"decoding": recipes.describe(decoding)}
-    _write(files, found, errors, told | {"data": [_digest(questions)]})
+    told |= {"temperature": "by category" if temperature is None else temperature}
+    told |= {"decoding": recipes.describe(decoding), "data": [digest]}
+    told |= {"answered": len(found), "errors": len(errors), "versions": versions()}
+    write_json(manifest, told)
     cut = sum(not complete for row in found for complete in row["is_completed"])
     print(f"{out}: {len(found)} of {len(rows)} conversations, {cut} answers cut")
     if errors:
@@ -102,69 +109,30 @@ def mt_bench(
 
 def _check_alone(given: dict[str, Any]) -> None:
     """Check that nothing was said about a pair where there is none."""
-    usual: dict[str, Any] = {"strength": recipes.Decoding.strength}
-    usual |= {"plausibility": recipes.Decoding.plausibility}
-    usual |= {"amateur_revision": None, "allow_renamed": False}
-    if said := [f"--{name.replace('_', '-')}" for name in given if given[name] != usual[name]]:
+    usual = {"strength": recipes.Decoding.strength, "plausibility": recipes.Decoding.plausibility}
+    usual |= {"allow_renamed": False}
+    if said := [f"--{k.replace('_', '-')}" for k in given if given[k] != usual.get(k)]:
         raise ValueError(
             f"expected {', '.join(said)} with a pair; got no amateur. Add --amateur, or leave "
             "this out."
         )
 
 
-def _check_files(questions: Path, files: Files) -> None:
-    """Check that no file of the result takes the questions' place."""
-    written = [files.out, *map(files.beside, (ERRORS, MANIFEST))]
-    if questions.resolve() in [path.resolve() for path in written]:
-        raise ValueError(
-            f"expected an out whose files are not the questions; got {files.out} for {questions}. "
-            "Rename it."
-        )
-
-
-def _write(
-    files: Files, found: list[dict[str, Any]], errors: list[dict[str, Any]], told: dict[str, Any]
-) -> None:
-    """Write answers, what has none, and, last, the manifest."""
-    from codit.files import line_of, replacing, versions, write_json
-
-    for path, rows in ((files.out, found), (files.beside(ERRORS), errors)):
-        with replacing(path) as stream:
-            stream.writelines(line_of(row).encode() for row in rows)
-    if not errors:
-        files.beside(ERRORS).unlink()
-    counts = {"answered": len(found), "errors": len(errors)}
-    write_json(files.beside(MANIFEST), {**told, **counts, "versions": versions()})
-
-
-def _digest(path: Path) -> str:
-    import hashlib
-
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _loaded(model: str, amateur: str | None, load: dict[str, Any]) -> tuple[Any, Any]:
+def _loaded(
+    model: str, amateur: str | None, *, dtype: str, device_map: str | None, **revisions: Any
+) -> tuple[Any, Any]:
     """Return the model or the pair, and its tokenizer."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    from codit.pair import ContrastivePair
-    from codit.vocabulary import load_tokenizer, loading
+    from codit.checkpoints import read_model
+    from codit.pair import ContrastivePair, load_tokenizer
 
-    device = load["device_map"] or ("cuda" if torch.cuda.is_available() else None)
-    how: dict[str, Any] = {"dtype": load["dtype"]}
-    how |= {} if device is None else {"device_map": device}
-    tokenizer = load_tokenizer(model, revision=load["revision"])
+    how: dict[str, Any] = {"dtype": dtype}
+    if device_map or torch.cuda.is_available():
+        how["device_map"] = device_map or "cuda"
+    revision = revisions.pop("revision")
+    tokenizer = load_tokenizer(model, revision=revision)
     if amateur is None:
-        with loading("weights", model):
-            found = AutoModelForCausalLM.from_pretrained(model, revision=load["revision"], **how)
-        return found, tokenizer
-    pair = ContrastivePair.from_pretrained(
-        model,
-        amateur,
-        expert_revision=load["revision"],
-        amateur_revision=load["amateur_revision"],
-        allow_renamed=load["allow_renamed"],
-        **how,
-    )
-    return pair, tokenizer
+        return read_model(model, revision=revision, **how), tokenizer
+    how |= {"expert_revision": revision, **revisions}
+    return ContrastivePair.from_pretrained(model, amateur, **how), tokenizer

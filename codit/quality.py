@@ -1,7 +1,7 @@
 """What can be said of a dataset of responses without a judge: repetition, length, diversity.
 
 Everything here is a pure function of texts and rows; nothing is downloaded or tokenised unless the
-caller passes a tokeniser.
+caller passes a tokeniser. What has no source here is ours.
 """
 
 from __future__ import annotations
@@ -24,12 +24,8 @@ def is_repetitive(text: str) -> bool:
     With f_n the share of the most frequent of the overlapping character n-grams:
     f_2 >= .16 or f_3 >= .18 or f_4 >= .20 or one 100-gram occurs at least 10 times.
 
-    Args:
-        text: any text; n-grams are of Unicode code points, white space included. Fewer than 100
-            characters without surrounding white space are never repetitive.
-
-    Returns:
-        bool: True for a text that repeats itself.
+    The n-grams are of code points, white space included. Fewer than 100 characters without
+    surrounding white space are never repetitive.
 
     Source: the paper's code, repetition detector.
     """
@@ -41,22 +37,12 @@ def is_repetitive(text: str) -> bool:
 
 
 def distinct(texts: Iterable[Sequence[Hashable]], *, n: int) -> float:
-    """Return the share of different n-grams among all n-grams of a set of texts.
+    """Return the share of different n-grams among all n-grams of a set of texts (of words, of ids).
 
-    distinct-n = |{n-grams}| / #n-grams, counted over the whole set.
+    distinct-n = |{n-grams}| / #n-grams, counted over the whole set: in (0, 1], NaN where no text
+    has n words. It falls as a set grows: compare sets of equal size. n < 1 is a ValueError.
 
-    Args:
-        texts: each a sequence of words or of token ids.
-        n: length of the n-grams, at least 1.
-
-    Returns:
-        float: in (0, 1]; 1: no n-gram occurs twice. NaN where no text has n words. It falls as a
-        set grows: compare sets of equal size.
-
-    Raises:
-        ValueError: n is less than 1.
-
-    Source: Li et al. 2016 (arXiv 1510.03055); over the set instead of per text is ours.
+    Source: Li et al. 2016 (arXiv 1510.03055), who count it in each text.
     """
     if n < 1:
         raise ValueError(f"n must be at least 1; got {n}. Use 1, 2 or 3.")
@@ -67,33 +53,18 @@ def distinct(texts: Iterable[Sequence[Hashable]], *, n: int) -> float:
 def compression_ratio(texts: Iterable[str]) -> float:
     """Return how many times smaller the texts become under zlib: high means repetitive.
 
-    ratio = bytes / compressed bytes, of the texts in UTF-8 joined by newlines, at level 9.
-
-    Args:
-        texts: any texts. zlib sees repetition within 32 kB only.
-
-    Returns:
-        float: above 0; about 2 to 3 for varied English. NaN where there is no text at all.
-
-    Source: ours.
+    ratio = bytes / compressed bytes, of the texts in UTF-8 joined by newlines, at level 9; about 2
+    to 3 for varied English, NaN without any text. zlib sees repetition within 32 kB only.
     """
     data = "\n".join(texts).encode("utf-8", "surrogatepass")
     return len(data) / len(zlib.compress(data, 9)) if data else math.nan
 
 
 def entropy(values: Iterable[Hashable]) -> float:
-    """Return the entropy of the values' frequencies: -sum_v f_v ln f_v.
+    """Return the entropy of the values' frequencies in nats: -sum_v f_v ln f_v; NaN without values.
 
     Applied to the first token of every response it shows shared noise: responses drawn with one
     seed for all rows begin alike.
-
-    Args:
-        values: any hashable values.
-
-    Returns:
-        float: nats; 0: all equal, ln(count): all different. NaN where there is no value.
-
-    Source: ours.
     """
     counts = Counter(values)
     if not counts:
@@ -121,7 +92,7 @@ def summarise(
         `..._median`; `distinct_1`, `distinct_2`, `distinct_3` (shares); `compression_ratio`;
         `first_token_entropy` (nats, of non-empty responses). NaN where nothing is known.
 
-    Source: repetition: the paper's code; which measures, and the rest: ours.
+    Source: repetition: the paper's code.
     """
     rows = list(rows)
     texts = [row["response"] for row in rows]
@@ -132,16 +103,14 @@ def summarise(
         "words": [len(text.split()) for text in texts],
         "tokens": [len(row["score"]) for row in rows if row.get("score") is not None],
     }
+    mean = statistics.fmean
     return {
         "rows": len(rows),
-        "completion_rate": _mean(completed),
-        "repetition_rate": _mean([is_repetitive(text) for text in texts]),
-        "empty_rate": _mean([not text.strip() for text in texts]),
-        **{name: _mean(values) for name, values in lengths.items()},
-        **{
-            f"{name}_median": float(statistics.median(values)) if values else math.nan
-            for name, values in lengths.items()
-        },
+        "completion_rate": _average(mean, completed),
+        "repetition_rate": _average(mean, [is_repetitive(text) for text in texts]),
+        "empty_rate": _average(mean, [not text.strip() for text in texts]),
+        **{name: _average(mean, values) for name, values in lengths.items()},
+        **{f"{k}_median": _average(statistics.median, values) for k, values in lengths.items()},
         **{f"distinct_{n}": distinct(split, n=n) for n in (1, 2, 3)},
         "compression_ratio": compression_ratio(texts),
         "first_token_entropy": entropy(tokens[0] for tokens in split if len(tokens)),
@@ -153,5 +122,5 @@ def _top(text: str, n: int) -> int:
     return max(counts.values(), default=0)
 
 
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values) if values else math.nan
+def _average(how: Callable[[Sequence[float]], float], values: Sequence[float]) -> float:
+    return float(how(values)) if values else math.nan
