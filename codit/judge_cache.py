@@ -14,7 +14,7 @@ import json
 import logging
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,11 @@ class Attempt:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     seconds: float = 0.0
+
+
+NAMES = tuple(field.name for field in fields(Attempt))
+FIND = f"SELECT {', '.join(NAMES)} FROM attempts WHERE item = ? ORDER BY attempt"
+KEEP = f"INSERT INTO attempts (key, item, {', '.join(NAMES)}) VALUES (?, ?{', ?' * len(NAMES)})"
 
 
 def item_key(**asked: Any) -> str:
@@ -126,22 +131,16 @@ class Cache:
     def attempts(self, item: str) -> list[Attempt]:
         """Return all replies to a question, the first one first."""
         with _reported(self._path):
-            cursor = self._connection.execute(
-                "SELECT attempt, state, value, note, reply, schema, model, prompt_tokens, "
-                "completion_tokens, seconds FROM attempts WHERE item = ? ORDER BY attempt",
-                (item,),
-            )
-            names = [column[0] for column in cursor.description]
-            rows = [dict(zip(names, row, strict=True)) for row in cursor]
-        return [Attempt(**row | {"value": json.loads(row["value"])}) for row in rows]
+            rows = self._connection.execute(FIND, (item,)).fetchall()
+        found = [dict(zip(NAMES, row, strict=True)) for row in rows]
+        return [Attempt(**one | {"value": json.loads(one["value"])}) for one in found]
 
     def store(self, item: str, attempt: Attempt) -> None:
         """Keep a reply: on the disk when this returns."""
         values = asdict(attempt) | {"value": json.dumps(attempt.value)}
-        row = {"key": attempt_key(item, attempt.attempt), "item": item, **values}
-        names, marks = ", ".join(row), ", ".join(f":{name}" for name in row)
+        row = [attempt_key(item, attempt.attempt), item, *(values[name] for name in NAMES)]
         with _reported(self._path):
-            self._connection.execute(f"INSERT INTO attempts ({names}) VALUES ({marks})", row)
+            self._connection.execute(KEEP, row)
 
 
 @contextlib.contextmanager
