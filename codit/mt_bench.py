@@ -144,7 +144,10 @@ def _question(line: bytes, where: str) -> dict[str, Any]:
     # An empty text stands where a turn has no reference, as in MT-Bench's own file.
     has_reference = reference is None or _are_texts(reference)
     for is_right, expected in (
-        (_are_texts(turns) and all(map(str.strip, turns)), "an object with `turns`, two texts"),
+        (
+            _are_texts(turns) and all(map(str.strip, turns or ())),
+            "an object with `turns`, two texts",
+        ),
         (is_named, "a question_id, a whole number or a text"),
         (has_category, "a text as category, or none"),
         (has_reference, "two texts as reference, one for each turn, or none"),
