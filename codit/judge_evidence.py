@@ -1,21 +1,24 @@
-"""What a study of judges shows, as tables: reliability, ranking, Best-of-N, failures, costs.
+"""What a study of judges shows: tables and panels of notebook 08.
 
-The tables come from `codit.judge_study`; what moves a judge besides quality: `judge_leanings`.
-Where the verifier knows nothing its rows are missing. Intervals: 95 % over prompts.
+Reliability, ranking, Best-of-N, failures and costs, and what moves a judge besides quality: order
+and length. The tables come from `codit.judging`. Where the verifier knows nothing its rows are
+missing, and a table without rows leaves its panel empty and says so. Intervals: 95 % over prompts.
 Source of all tables: ours.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 
-from codit import evidence, intervals, judge_agreement
+from codit import evidence, intervals, judge_agreement, plots
+from codit.judge import length_controlled, outcomes
 
 Numbers: TypeAlias = Annotated[np.ndarray[Any, Any], "float64 [n]"]
 
@@ -24,6 +27,8 @@ AUTHORS = -1.0  # what the authors' code puts in the place of a score it cannot 
 MIDDLE = 5.0  # what other tools put there
 FILLS = {"minus one": AUTHORS, "five": MIDDLE}
 ENDS = ("value", "low", "high")
+INTERVAL = "95 % over prompts"
+INTERVAL_BOTH = "95 %, left over prompts and seeds, right over prompts"
 
 
 def judges(scores: pd.DataFrame) -> list[str]:
@@ -154,9 +159,8 @@ def best_of(scores: pd.DataFrame, sizes: Sequence[int] = (1, 2, 4)) -> pd.DataFr
             kept = _kept(pool, who, size)
             gains[who] = float((kept["verifier"] - kept["first"]).mean())
             best = gains[VERIFIER]
-            ends = intervals.columns(
-                intervals.mean_interval(kept["verifier"].to_numpy(dtype="float64"))
-            )
+            values = kept["verifier"].to_numpy(dtype="float64")
+            ends = intervals.columns(intervals.mean_interval(values))
             share = gains[who] / best if best else float("nan")
             rows.append({"who": who, "role": role(who, pool), "n": size, **ends, "share": share})
     return pd.DataFrame(rows)
@@ -304,3 +308,238 @@ def role(who: str, scores: pd.DataFrame) -> str:
 
 def _mean(values: Numbers) -> float:
     return float(values.mean()) if len(values) else float("nan")
+
+
+def order(comparisons: pd.DataFrame) -> pd.DataFrame:
+    """Return how much the order of two responses decides, by judge and by what was compared.
+
+    Args:
+        comparisons: of the study.
+
+    Returns:
+        DataFrame: judge, compared, pairs, flips (rate), reversed (named different winners), first
+        (preference for what stands first: .5 without a bias), each with `_low`, `_high`.
+    """
+    rows = []
+    for (judge, one, other), own in comparisons.groupby(["judge", "one", "other"], sort=False):
+        found = judge_agreement.position_bias(own)
+        measures = {
+            "flips": found.flip_rate,
+            "reversed": found.reversed_rate,
+            "first": found.first_share,
+        }
+        told: dict[str, Any] = {"judge": judge, "compared": _compared(one, other), "pairs": found.n}
+        for name, value in measures.items():
+            told |= {name: value.estimate, f"{name}_low": value.low, f"{name}_high": value.high}
+        rows.append(told)
+    return pd.DataFrame(rows)
+
+
+def wins(comparisons: pd.DataFrame) -> pd.DataFrame:
+    """Return win rates by judge, raw and length-controlled, and by the verifier.
+
+    Args:
+        comparisons: of the study. The verifier prefers what it scores higher; equal is a tie.
+
+    Returns:
+        DataFrame: who, compared, kind ("raw" or "length-controlled"), value, low, high (NaN where
+        nothing can be fitted), ties (share), pairs, equal (share of pairs on which a judge and the
+        verifier name the same winner, or a tie; NaN for the verifier).
+    """
+    rows: list[dict[str, Any]] = []
+    parts = comparisons[comparisons["one"] != comparisons["other"]]
+    for (one, other), pair in parts.groupby(["one", "other"], sort=False):
+        truth = _truths(pair)
+        told = {"compared": _compared(one, other)}
+        for who, own in pair.groupby("judge", sort=False):
+            rows += _rates(str(who), _outcomes(own), truth, told)
+        if not truth["preference"].isna().all():
+            rows += _rates(VERIFIER, truth, None, told)
+    return pd.DataFrame(rows)
+
+
+def length(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return how scores go with length within a prompt: by the verifier, by judges, by their error.
+
+    Longer may be better; what a judge adds to the verifier's slope is its own.
+
+    Args:
+        scores: of the study; its part "arms" is used.
+
+    Returns:
+        DataFrame: who, kind ("score" or "error": score less the verifier's), value, low, high
+        (points for each doubling of the length), prompts.
+    """
+    part = scores[scores["part"] == "arms"]
+    first = part[part["judge"] == part["judge"].iloc[0]]
+    has_truth = bool(part["verifier"].notna().any())
+    rows = [_slope(VERIFIER, "score", first, first["verifier"])] if has_truth else []
+    for who, own in part.groupby("judge", sort=False):
+        rows.append(_slope(str(who), "score", own, own["score"]))
+        if has_truth:
+            rows.append(_slope(str(who), "error", own, own["score"] - own["verifier"]))
+    return pd.DataFrame(rows)
+
+
+def misses(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return what judges see and what they miss: their errors by what is true of a response.
+
+    Args:
+        scores: of the study, with the verifier's; its part "arms" is used.
+
+    Returns:
+        DataFrame: who, correct, obeyed (every instruction), n (responses), verifier (its mean
+        score), value, low, high (a judge's mean score less the verifier's). Without rows where the
+        verifier knows nothing.
+    """
+    part = scores[(scores["part"] == "arms") & scores["verifier"].notna()]
+    rows = []
+    for (who, correct, obeyed), own in part.groupby(["judge", "correct", "strict"], sort=True):
+        gaps = (own["score"].astype("float64") - own["verifier"]).groupby(own["id"]).mean()
+        told = {"who": who, "correct": bool(correct), "obeyed": bool(obeyed), "n": len(own)}
+        found = intervals.mean_interval(gaps.dropna().to_numpy(dtype="float64"))
+        rows.append({**told, "verifier": float(own["verifier"].mean()), **intervals.columns(found)})
+    columns = ["who", "correct", "obeyed", "n", "verifier", "value", "low", "high"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _slope(who: str, kind: str, table: pd.DataFrame, values: pd.Series[float]) -> dict[str, Any]:
+    found = judge_agreement.length_bias(table.assign(score=values.astype("float64")))
+    return {"who": who, "kind": kind, **intervals.columns(found.slope), "prompts": found.n_slope}
+
+
+def _rates(
+    who: str, table: pd.DataFrame, truth: pd.DataFrame | None, told: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Return both win rates of one judge, or of the verifier."""
+    known = table["preference"].dropna()
+    equal = np.nan
+    if truth is not None:
+        both = table.merge(truth, on="id", suffixes=("", "_true")).dropna()
+        signs = [np.sign(both[c] - 0.5) for c in ("preference", "preference_true")]
+        equal = float((signs[0] == signs[1]).mean()) if len(both) else np.nan
+    common = {"ties": float((known == 0.5).mean()), "pairs": len(known), "equal": equal}
+    raw = intervals.mean_interval(known.to_numpy(dtype="float64"))
+    rows = [{"who": who, **told, "kind": "raw", **intervals.columns(raw), **common}]
+    controlled = length_controlled(table)  # of few or lopsided pairs there may be none
+    named = {"value": "length_controlled", "low": "lc_low", "high": "lc_high"}
+    ends = {end: controlled[name] for end, name in named.items()}
+    return [*rows, {"who": who, **told, "kind": "length-controlled", **ends, **common}]
+
+
+def _outcomes(own: pd.DataFrame) -> pd.DataFrame:
+    """Return who wins each pair by a judge, as `judge.outcomes` decides it."""
+    names = {"length_one": "length", "length_other": "length_baseline"}
+    return outcomes(own.rename(columns=names).assign(draw=0))
+
+
+def _truths(pair: pd.DataFrame) -> pd.DataFrame:
+    """Return who wins each pair by the verifier's scores."""
+    own = pair.drop_duplicates("id")
+    gap = own["verifier_one"].astype("float64") - own["verifier_other"].astype("float64")
+    return pd.DataFrame(
+        {
+            "id": own["id"],
+            "preference": (np.sign(gap) + 1) / 2,
+            "length": own["length_one"],
+            "length_baseline": own["length_other"],
+        }
+    )
+
+
+def _compared(one: str, other: str) -> str:
+    return f"{one} with itself" if one == other else f"{one} with {other}"
+
+
+def draw_arms(axes: Axes, gaps: pd.DataFrame) -> None:
+    """Draw what each judge and the verifier say of one arm less another.
+
+    Args:
+        axes: where to draw.
+        gaps: of `differences` with a column `set`, one pair of arms.
+    """
+    named = gaps.assign(arm=gaps["who"] + ", " + gaps["set"])
+    plots.forest(axes, named, interval=INTERVAL, zero=True)
+
+
+def draw_best_of(axes: Axes, best: pd.DataFrame) -> None:
+    """Draw how good the kept response is over N, a curve for each who chooses.
+
+    Args:
+        axes: where to draw.
+        best: of `best_of`, one set.
+    """
+    axes.set(xlabel="N", ylabel="verifier's score of the kept")
+    if _is_empty(axes, best):
+        return
+    for (who, role), own in best.groupby(["who", "role"], sort=False):
+        plots.line(axes, own, x="n", role=role, label=f"by {who}")
+    axes.set_xticks(sorted(set(best["n"])))
+    axes.legend(fontsize="small")
+
+
+def draw_failures(axes: Axes, errors: pd.DataFrame) -> None:
+    """Draw how wrong a mean is over the share of cut replies, a curve for each treatment.
+
+    Args:
+        axes: where to draw.
+        errors: of `failure_errors`, one judge.
+    """
+    axes.set(xlabel="share of replies that were cut", ylabel="error of the mean score (points)")
+    axes.axhline(0, color="black", linewidth=0.8)
+    if _is_empty(axes, errors):
+        return
+    treatments = errors.groupby("treatment", sort=False)
+    for (name, own), style in zip(treatments, plots.STYLES, strict=False):
+        plots.line(axes, own, x="failed", role=None, label=str(name), style=style)
+    axes.legend(fontsize="small", title="failures are")
+
+
+def draw_order(axes: Axes, order: pd.DataFrame, roles: Mapping[str, str]) -> None:
+    """Draw the preference for what stands first, a row for each judge and comparison.
+
+    Args:
+        axes: where to draw.
+        order: of `order` with a column `set`.
+        roles: a judge's colour.
+    """
+    table = order.rename(columns={"first": "value", "first_low": "low", "first_high": "high"})
+    table["arm"] = table["judge"] + ": " + table["compared"] + ", " + table["set"]
+    axes.axvline(0.5, color="black", linewidth=0.8)
+    plots.forest(axes, table.assign(role=table["judge"].map(roles)), interval=INTERVAL)
+
+
+def draw_length(axes: Axes, length: pd.DataFrame, roles: Mapping[str, str]) -> None:
+    """Draw how scores go with length, a row for each who scores.
+
+    Args:
+        axes: where to draw.
+        length: of `length` with a column `set`.
+        roles: a judge's, and the verifier's, colour.
+    """
+    table = length.assign(role=length["who"].map(roles))
+    table["arm"] = table["who"] + ": " + table["kind"] + ", " + table["set"]
+    plots.forest(axes, table, interval=None, zero=True)
+
+
+def draw_students(axes: Axes, table: pd.DataFrame, *, zero: bool = True) -> None:
+    """Draw what each who scores says of students, a row for each arm.
+
+    Args:
+        axes: where to draw.
+        table: of `judging.score_gains`, or of one kind of `wins` with a column `role`.
+        zero: draw a line at 0, and name the intervals; False: a line at .5, of win rates.
+    """
+    table = table.dropna(subset=["value"])
+    if _is_empty(axes, table):
+        return
+    named = table.assign(arm=table["who"] + ": " + table["arm"])
+    plots.forest(axes, named, interval=INTERVAL_BOTH if zero else None, zero=zero)
+    if not zero:
+        axes.axvline(0.5, color="black", linewidth=0.8)
+
+
+def _is_empty(axes: Axes, table: pd.DataFrame) -> bool:
+    if len(table) == 0:
+        axes.text(0.5, 0.5, "not asked at this scale", ha="center", transform=axes.transAxes)
+    return len(table) == 0

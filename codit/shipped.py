@@ -29,8 +29,7 @@ from codit import (
     evidence,
     experiments,
     figures,
-    judge_students,
-    judge_study,
+    judging,
     results,
     run,
     store,
@@ -216,11 +215,11 @@ def tables(chosen: Scale) -> dict[str, Made]:
     named["alignment"] = (alignment.recipe(chosen), alignment.study)
     named["tokens"] = (token_evidence.recipe(chosen), token_evidence.study)
     named["transfer"] = (transfer.recipe(chosen), transfer.study)
-    judged = judge_study.recipes(chosen) if chosen.judging.judges else {}
-    named |= {f"judged-{k}": (recipe, judge_study.study) for k, recipe in judged.items()}
+    judged = judging.studies(chosen) if chosen.judging.judges else {}
+    named |= {f"judged-{k}": (recipe, judging.study) for k, recipe in judged.items()}
     if judged:
-        named["judged-students"] = (judge_students.recipe(chosen), judge_students.students)
-        named["judged-answers"] = (judge_students.judged_recipe(chosen), judge_students.study)
+        named["judged-students"] = (judging.students_recipe(chosen), judging.students)
+        named["judged-answers"] = (judging.judged_recipe(chosen), judging.study)
     return named
 
 

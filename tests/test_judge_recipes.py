@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from codit import comparison, experiments, judge_study, recipes, shipped, store
+from codit import comparison, experiments, judging, recipes, shipped, store
 from codit.comparison import (
     NOBODY,
     Arm,
@@ -77,7 +77,7 @@ def test_tables_without_a_judge_are_found_whatever_becomes_of_judges(
     for name, recipe in experiments.plan(replace(FULL, judging=NOBODY)).items():
         assert recipes.key(recipe) == recipes.key(experiments.plan(FULL)[name])
         assert store.find(recipe) == shipped.folder(name)
-    for name, judged in judge_study.recipes(FULL).items():
+    for name, judged in judging.studies(FULL).items():
         told = store.read_manifest(shipped.folder(f"judged-{name}"))
         assert told["key"] != recipes.key(judged)  # those do depend on who judges
 

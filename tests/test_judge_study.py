@@ -15,8 +15,6 @@ from codit import (
     comparison,
     experiments,
     judge_evidence,
-    judge_leanings,
-    judge_study,
     judging,
     recipes,
     results,
@@ -27,7 +25,7 @@ from codit.comparison import Arm, JudgedArm, JudgedBest, Judging, LLMJudge
 from codit.experiments import Scale
 from codit.judge import Asking, Tally
 from codit.judge_recipes import JUDGES, WorldJudge
-from codit.judge_study import JudgeStudy
+from codit.judging import JudgeStudy
 from codit.recipes import File, HubPrompts, WorldPrompts
 from tests.fault_server import Sent, decided, failed, said, scored, serving
 
@@ -61,7 +59,7 @@ def chosen(micro: Scale) -> Scale:
 
 @pytest.fixture
 def recipe(chosen: Scale) -> JudgeStudy:
-    return judge_study.recipes(chosen)["known"]
+    return judging.studies(chosen)["known"]
 
 
 def made(
@@ -71,7 +69,7 @@ def made(
     folder.mkdir(exist_ok=True)
     with serving(answer) as server:
         monkeypatch.setenv(judging.ADDRESS, server.url)
-        tables = judge_study.make(recipe, folder)
+        tables = judging.make(recipe, folder)
     return tables, server.requests
 
 
@@ -127,7 +125,7 @@ def _data(recipe: JudgeStudy, role: str) -> Any:
 
 
 def test_tables_have_the_columns_that_are_promised(study: Any) -> None:
-    scores, pairs, costs = (study[0][name] for name in judge_study.TABLES)
+    scores, pairs, costs = (study[0][name] for name in judging.TABLES)
     assert set(scores) == {
         "judge", "part", "arm", "id", "sample", "budget", "length", "score", "state",
         "verifier", "strict", "correct",
@@ -200,7 +198,7 @@ def test_a_study_that_died_goes_on_and_pays_nothing_twice(
     recipe: JudgeStudy, study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, requests = study
-    real, calls = judge_study._ask, 0
+    real, calls = judging._ask, 0
 
     def dies(*given: Any) -> Any:
         nonlocal calls
@@ -212,11 +210,11 @@ def test_a_study_that_died_goes_on_and_pays_nothing_twice(
 
     with monkeypatch.context() as patch, serving(grade) as before:
         patch.setenv(judging.ADDRESS, before.url)
-        patch.setattr(judge_study, "_ask", dies)
+        patch.setattr(judging, "_ask", dies)
         (tmp_path / "died").mkdir()
         with pytest.raises(KeyboardInterrupt):
-            judge_study.make(recipe, tmp_path / "died")
-    assert (tmp_path / "died" / judge_study.REPLIES).exists()
+            judging.make(recipe, tmp_path / "died")
+    assert (tmp_path / "died" / judging.REPLIES).exists()
     again, after = made(recipe, tmp_path / "died", monkeypatch)
     assert 0 < len(before.requests) < len(requests)
     assert len(before.requests) + len(after) == len(requests)
@@ -239,7 +237,7 @@ def test_a_study_whose_server_went_away_is_not_finished_and_goes_on(
         with pytest.raises(ValueError, match="expected replies; .* judgements have none"):
             made(one, folder, patch, dies)
     assert not list(folder.glob("*.parquet"))
-    assert (folder / judge_study.REPLIES).exists()
+    assert (folder / judging.REPLIES).exists()
     again, after = made(one, folder, monkeypatch)
     needed = [r for r in requests if r["model"] == "a" and r["max_tokens"] != TIGHT]
     assert len(after) == len(needed) - paid
@@ -279,7 +277,7 @@ def test_of_prompts_that_no_verifier_knows_only_judges_speak(
             for k, (name, sample) in enumerate(named)
         ]
 
-    monkeypatch.setattr(judge_study, "dataset", rows)
+    monkeypatch.setattr(judging, "dataset", rows)
     tables, _ = made(hub, tmp_path / "s", monkeypatch)
     scores, pairs = texts(tables["scores"]), texts(tables["comparisons"])
     assert scores[["verifier", "strict", "correct"]].isna().all(axis=None)
@@ -290,8 +288,8 @@ def test_of_prompts_that_no_verifier_knows_only_judges_speak(
     assert set(judge_evidence.differences(scores, hub.pairs)["who"]) == who
     assert set(judge_evidence.reliability(scores)["other"]) == {"b"}
     assert judge_evidence.best_of(scores).empty
-    assert set(judge_leanings.wins(pairs)["who"]) == who
-    assert set(judge_leanings.length(scores)["who"]) == who
+    assert set(judge_evidence.wins(pairs)["who"]) == who
+    assert set(judge_evidence.length(scores)["who"]) == who
     assert (judge_evidence.failures(scores)["failed"] == 1).all()
 
 
@@ -300,28 +298,28 @@ def test_prompts_of_a_judges_lessons_are_left_out(
 ) -> None:
     asked = world.prompts(asked_of(recipe))
     taught = WorldPrompts(world=asked_of(recipe).world, n=3, seed=2)
-    assert judge_study.lessons(recipe) == frozenset()
+    assert judging.lessons(recipe) == frozenset()
     judges = (*recipe.judges, WorldJudge(prompts=taught))
-    seen = judge_study.lessons(replace(recipe, judges=judges))
+    seen = judging.lessons(replace(recipe, judges=judges))
     assert seen == {row["instruction"] for row in asked[:3]}
-    monkeypatch.setattr(judge_study, "lessons", lambda recipe: seen)
+    monkeypatch.setattr(judging, "lessons", lambda recipe: seen)
     scores = made(recipe, tmp_path / "s", monkeypatch)[0]["scores"]
     assert set(scores["id"]) == {row["id"] for row in asked[3:]}
 
 
 def test_the_store_makes_a_study_once(chosen: Scale, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = judge_study.recipes(chosen)["unknown"]
+    recipe = judging.studies(chosen)["unknown"]
     assert recipe.budgets == ()
     with serving(grade) as server:
         monkeypatch.setenv(judging.ADDRESS, server.url)
-        first = judge_study.study(recipe)
+        first = judging.study(recipe)
     monkeypatch.delenv(judging.ADDRESS)
-    second = judge_study.study(recipe)
-    for name in judge_study.TABLES:
+    second = judging.study(recipe)
+    for name in judging.TABLES:
         pd.testing.assert_frame_equal(first[name], second[name])
     folder = store.find(recipe)
     assert folder is not None
-    kept = [f"{name}.parquet" for name in judge_study.TABLES]  # replies only while it is made
+    kept = [f"{name}.parquet" for name in judging.TABLES]  # replies only while it is made
     assert sorted(path.name for path in folder.iterdir()) == sorted(["manifest.json", *kept])
 
 
@@ -329,19 +327,19 @@ def test_the_store_makes_a_study_once(chosen: Scale, monkeypatch: pytest.MonkeyP
 def test_every_scale_asks_its_judges(name: str) -> None:
     chosen = experiments.scale(name)
     assert "judge" in chosen.evaluations
-    found = judge_study.recipes(chosen)
+    found = judging.studies(chosen)
     assert list(found) == (["known", "unknown"] if chosen.tests else ["known"])
     for one in found.values():
         assert one.judges == chosen.judging.judges
         assert not isinstance(one.responses.prompts, File)
         assert one.responses.prompts.n <= chosen.judging.n_prompts
         assert 1 <= one.n_pairs <= chosen.judging.n_prompts
-    assert recipes.key(found["known"]) == recipes.key(judge_study.recipes(chosen)["known"])
+    assert recipes.key(found["known"]) == recipes.key(judging.studies(chosen)["known"])
 
 
 def test_a_scale_without_judges_is_refused(micro: Scale) -> None:
     with pytest.raises(ValueError, match="a scale with judges"):
-        judge_study.recipes(micro)
+        judging.studies(micro)
 
 
 # -- Best-of-N as an arm -------------------------------------------------------------------------
@@ -371,7 +369,7 @@ def test_judged_best_of_n_is_a_dataset_of_the_store(
             assert row["messages"][-1]["content"] == row["response"]
     monkeypatch.delenv(judging.ADDRESS)
     assert list(judging.judged_best(best[0])) == four
-    assert (store.cache() / judging.REPLIES).exists()
+    assert (store.cache() / judging.JUDGEMENTS).exists()
 
 
 def test_the_judges_of_the_world_are_two_and_differ() -> None:
