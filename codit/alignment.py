@@ -28,7 +28,8 @@ from codit import (
 )
 from codit.comparison import Arm, StudentStudy
 from codit.experiments import Scale
-from codit.recipes import Model, Pair, Pretraining, Training
+from codit.recipes import Model, Pair, Training
+from codit.world.recipes import Pretraining
 
 GLOBAL = ("all", "body")
 

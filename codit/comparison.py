@@ -11,22 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from codit.judge_recipes import WorldJudge
-from codit.recipes import (
-    Answers,
-    BestOf,
-    Decoding,
-    Evaluation,
-    File,
-    HubPrompts,
-    Model,
-    Pair,
-    Pretraining,
-    Shuffled,
-    Synthesis,
-    Training,
-    WorldPrompts,
-)
+from codit.recipes import Decoding, Evaluation, File, HubPrompts, Model, Pair, Synthesis, Training
+from codit.world.recipes import Answers, BestOf, Pretraining, Shuffled, WorldJudge, WorldPrompts
 
 NAMES = {
     "direct": "Direct",

@@ -12,19 +12,8 @@ from typing import Any
 
 from codit import comparison
 from codit.comparison import NOBODY, Arm, Judging, LLMJudge, ResponseStudy, StudentStudy, judged_by
-from codit.judge_recipes import JUDGES
-from codit.recipes import (
-    Answers,
-    Decoding,
-    File,
-    HubPrompts,
-    Model,
-    Pair,
-    Pretraining,
-    Synthesis,
-    Training,
-    WorldPrompts,
-)
+from codit.recipes import Decoding, File, HubPrompts, Model, Pair, Synthesis, Training
+from codit.world.recipes import JUDGES, Answers, Pretraining, WorldPrompts
 
 ARMS = ("direct", "truncated", "codit")
 

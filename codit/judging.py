@@ -49,9 +49,9 @@ from codit.comparison import (
 from codit.experiments import Scale
 from codit.files import line_of, replacing, write_json
 from codit.judge import Asking, Judge, Judged
-from codit.judge_recipes import WorldJudge
-from codit.recipes import File, WorldPrompts
+from codit.recipes import File
 from codit.results import dataset, responses
+from codit.world.recipes import WorldJudge, WorldPrompts
 
 CACHE_TOKENS = 16_384  # of a served judge: 64 questions of the world at the same time (ours)
 AT_ONCE = 64  # ours

@@ -22,8 +22,8 @@ from transformers import (
     set_seed,
 )
 
-from codit import recipes
 from codit.training_loop import claim, fit, settings
+from codit.world.recipes import Pretraining
 
 DOCUMENT_END = "<|endoftext|>"
 HEAD_DIM = 32
@@ -36,7 +36,7 @@ LOG_EVERY = 10  # a divisor of SAVE_EVERY, or a resumed log has other means
 
 
 def pretrain(
-    recipe: recipes.Pretraining,
+    recipe: Pretraining,
     texts: Iterable[str],
     tokenizer: PreTrainedTokenizerBase,
     out: str | Path,
@@ -81,7 +81,7 @@ def pretrain(
 
 
 def pack(
-    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, recipe: recipes.Pretraining
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, recipe: Pretraining
 ) -> torch.Tensor:
     """Return documents as rows of equal length, each document followed by the document end.
 
@@ -149,7 +149,7 @@ def document_end(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(end)
 
 
-def build(recipe: recipes.Pretraining, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def build(recipe: Pretraining, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """Return a randomly initialised float32 model of the recipe's architecture and size.
 
     Heads have 32 dimensions, half as many key-value heads as heads where the architecture has
@@ -196,7 +196,7 @@ def build(recipe: recipes.Pretraining, tokenizer: PreTrainedTokenizerBase) -> Pr
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
-def arguments(recipe: recipes.Pretraining, out: Path, *, steps: int) -> TrainingArguments:
+def arguments(recipe: Pretraining, out: Path, *, steps: int) -> TrainingArguments:
     """Return the Trainer's settings; nothing that changes a result is left to its defaults."""
     return TrainingArguments(
         **settings(out, seed=recipe.seed, save_every=SAVE_EVERY),

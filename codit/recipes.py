@@ -13,10 +13,14 @@ import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 from codit import content
 from codit.files import versions
+
+
+Recipe: TypeAlias = Any
+"""A recipe of the kind that its field's docstring tells, of this module or of another."""
 
 
 def check_range(name: str, value: float, low: float, high: float) -> None:
@@ -86,38 +90,6 @@ class File:
 
 
 @dataclass(frozen=True, kw_only=True)
-class World:
-    """The micro world: its people, towns and their facts. All values ours.
-
-    Args:
-        seed: seeds every draw of the world.
-        people: number of named people, each with facts.
-    """
-
-    seed: int = 0
-    people: int = 128
-    version: ClassVar[int] = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorldPrompts:
-    """Instructions of the micro world.
-
-    Args:
-        split: "train", "dev", "test" (people never trained on) or "families" (families never
-            trained on).
-        n: number of prompts, drawn without repetition in a fixed order: a smaller n is a prefix.
-        seed: seeds the draw.
-    """
-
-    world: World = World()
-    split: str = "train"
-    n: int = 1000
-    seed: int = 0
-    version: ClassVar[int] = 1
-
-
-@dataclass(frozen=True, kw_only=True)
 class HubPrompts:
     """Instructions of a public collection: the first user turn of each conversation.
 
@@ -134,51 +106,11 @@ class HubPrompts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pretraining:
-    """A base model trained from nothing on the world's text. All values ours.
-
-    Args:
-        architecture: transformers model type: "qwen3", "llama", "gpt_neox", ...
-        tokenizer: "a" (the teacher's) or "b" (another vocabulary).
-        tokens: length of training in tokens.
-        block: tokens in a packed training row.
-        batch: rows in a step.
-    """
-
-    world: World = World()
-    architecture: str = "qwen3"
-    tokenizer: str = "a"
-    hidden_size: int = 128
-    layers: int = 4
-    tokens: int = 7_000_000
-    block: int = 256
-    batch: int = 8
-    learning_rate: float = 3e-3
-    seed: int = 0
-    version: ClassVar[int] = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answers:
-    """The world's own answers to its prompts: ideal, careless, or a mixture. All values ours.
-
-    Args:
-        ideal_share: share of answers that follow every instruction; the rest are written as on
-            the world's careless pages.
-    """
-
-    prompts: WorldPrompts = WorldPrompts()
-    ideal_share: float = 0.5
-    seed: int = 0
-    version: ClassVar[int] = 1
-
-
-@dataclass(frozen=True, kw_only=True)
 class Pair:
     """Expert and amateur of one teacher. Which strength and plausibility: see `Decoding`."""
 
-    expert: Model | Training
-    amateur: Model | Pretraining
+    expert: Recipe
+    amateur: Recipe
     allow_renamed: bool = False
     version: ClassVar[int] = 1
 
@@ -192,27 +124,9 @@ class Synthesis:
     """
 
     pair: Pair
-    prompts: File | WorldPrompts | HubPrompts
+    prompts: Recipe
     decoding: Decoding = Decoding()
     n_samples: int = 1
-    version: ClassVar[int] = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class BestOf:
-    """Of the first `n` responses to each prompt, the one the verifier prefers; ties: the first."""
-
-    pool: Synthesis
-    n: int = 4
-    version: ClassVar[int] = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shuffled:
-    """Answers dealt out anew: each prompt gets the answer to another. All values ours."""
-
-    answers: Answers
-    seed: int = 0
     version: ClassVar[int] = 1
 
 
@@ -230,8 +144,8 @@ class Training:
             the base has none. None: the base's own.
     """
 
-    base: Model | Pretraining | Training
-    data: Synthesis | BestOf | Answers | Shuffled | File
+    base: Recipe
+    data: Recipe
     template: Model | File | None = None
     learning_rate: float = 1e-5
     epochs: float = 2.0
@@ -248,7 +162,7 @@ class Training:
 class Addition:
     """A model with a chat vector added: target + scale (expert - amateur). Scales ours."""
 
-    target: Model | Pretraining | Training
+    target: Recipe
     vector: Pair
     scale: float = 1.0
     version: ClassVar[int] = 1
@@ -258,8 +172,8 @@ class Addition:
 class Evaluation:
     """Answers of one model to held-out prompts, scored by the world's verifier."""
 
-    model: Model | Pretraining | Training | Addition
-    prompts: WorldPrompts
+    model: Recipe
+    prompts: Recipe
     decoding: Decoding = Decoding(
         strength=0.0, plausibility=0.0, temperature=0.0, max_new_tokens=128
     )

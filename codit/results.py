@@ -29,19 +29,8 @@ from codit import (
 )
 from codit.comparison import JudgedBest, ResponseStudy, StudentStudy
 from codit.pair import ContrastivePair, load_tokenizer
-from codit.recipes import (
-    Addition,
-    Answers,
-    BestOf,
-    Evaluation,
-    Model,
-    Pair,
-    Pretraining,
-    Shuffled,
-    Synthesis,
-    Training,
-    WorldPrompts,
-)
+from codit.recipes import Addition, Evaluation, Model, Pair, Synthesis, Training
+from codit.world.recipes import Answers, BestOf, Pretraining, Shuffled, WorldPrompts
 
 # Of a verdict, what tables over many models keep: text and shares follow from the prompts.
 KEPT = (

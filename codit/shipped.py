@@ -42,10 +42,10 @@ from codit import (
 )
 from codit.experiments import Scale
 from codit.files import replacing, write_json
-from codit.judge_recipes import JUDGES, WorldJudge
 from codit.pretraining import encoded
-from codit.recipes import Model, Pretraining, Training, WorldPrompts
+from codit.recipes import Model, Training
 from codit.vocabulary import load_tokenizer
+from codit.world.recipes import JUDGES, Pretraining, WorldJudge, WorldPrompts
 
 HELD_OUT_TEXT = 1_000_000  # seed of documents that no recipe trains on (ours)
 DOCUMENTS = 100

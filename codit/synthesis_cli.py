@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from codit import recipes
+from codit.world.recipes import WorldPrompts
 
 DecodingFlags = Annotated[recipes.Decoding, tyro.conf.arg(name="")]
 AUTHORS = recipes.Decoding()
@@ -158,7 +159,7 @@ def compare(
             amateur=recipes.Model(name=amateur, revision=amateur_revision, dtype=dtype),
             allow_renamed=allow_renamed,
         ),
-        prompts=recipes.WorldPrompts(),  # not read: the prompt stands in the command
+        prompts=WorldPrompts(),  # not read: the prompt stands in the command
         decoding=decoding,
     )
     return _show_both(recipe, [{"instruction": prompt}], **_placed(device_map))

@@ -36,9 +36,10 @@ from codit.comparison import Arm, JudgedArm, ResponseStudy
 from codit.contrast import contrast, plausible
 from codit.experiments import Scale
 from codit.pair import ContrastivePair, load_tokenizer
-from codit.recipes import Pair, WorldPrompts
+from codit.recipes import Pair
 from codit.vocabulary import special_token_ids, stop_ids
 from codit.world import constraints, facts
+from codit.world.recipes import WorldPrompts
 
 CLASSES = ("right", "wrong", "format", "filler", "end", "other")
 COMMON = frozenset({*constraints.AVOIDABLE, "to", "me"})  # in answers of every kind

@@ -18,7 +18,8 @@ import pandas as pd
 from codit import chat_vector, comparison, experiments, results, store
 from codit.comparison import Arm, StudentStudy
 from codit.experiments import Scale
-from codit.recipes import Addition, Evaluation, Model, Pretraining, Training
+from codit.recipes import Addition, Evaluation, Model, Training
+from codit.world.recipes import Pretraining
 
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)  # of the vector (ours)
 CARELESS = Arm(role="careless")

@@ -32,9 +32,10 @@ from codit import (
     world_lessons,
 )
 from codit.intervals import Interval
-from codit.judge_recipes import WorldJudge as WorldJudge
 from codit.model_server import serve as serve  # a judge of ours is served from here
 from codit.vocabulary import load_tokenizer
+from codit.world.recipes import Answers, Pretraining
+from codit.world.recipes import WorldJudge as WorldJudge
 from codit.world.tokens import ASSISTANT, CHAT_TEMPLATE, END, END_OF_TEXT, SYSTEM, USER
 
 REPLY_TOKENS = 96  # a reply is about 25 tokens, a comparison 60
@@ -69,7 +70,7 @@ def make(recipe: WorldJudge, folder: Path) -> None:
     """
     rows = world_lessons.lessons(recipe.prompts, seed=recipe.seed)
     words = tokenizer(rows, vocabulary=recipe.vocabulary)
-    shape = recipes.Pretraining(
+    shape = Pretraining(
         architecture=recipe.architecture, hidden_size=recipe.hidden_size, layers=recipe.layers
     )
     set_seed(recipe.seed)
@@ -78,7 +79,7 @@ def make(recipe: WorldJudge, folder: Path) -> None:
     words.save_pretrained(base)
     training = recipes.Training(
         base=recipes.Model(name=str(base)),
-        data=recipes.Answers(prompts=recipe.prompts),  # named only: `rows` is what is trained on
+        data=Answers(prompts=recipe.prompts),  # named only: `rows` is what is trained on
         learning_rate=recipe.learning_rate,
         epochs=recipe.epochs,
         batch=recipe.batch,

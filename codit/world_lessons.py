@@ -19,9 +19,9 @@ from typing import Any
 
 from codit import judge_prompts, world
 from codit.judge_prompts import Template
-from codit.recipes import WorldPrompts
 from codit.world import constraints, facts, instructions, tasks
 from codit.world.instructions import Instruction
+from codit.world.recipes import WorldPrompts
 
 QUALITIES = {  # how a response was written -> its share (ours)
     "ideal": 0.20,

@@ -25,7 +25,8 @@ from codit import decode, experiments, recipes, results, store, world
 from codit.experiments import ARMS, Scale
 from codit.files import versions
 from codit.pair import load_tokenizer
-from codit.recipes import Synthesis, WorldPrompts
+from codit.recipes import Synthesis
+from codit.world.recipes import WorldPrompts
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "tests" / "golden"

@@ -14,15 +14,8 @@ import pytest
 
 from codit import world
 from codit.experiments import Scale
-from codit.recipes import (
-    Answers,
-    Decoding,
-    Pair,
-    Pretraining,
-    Training,
-    World,
-    WorldPrompts,
-)
+from codit.recipes import Decoding, Pair, Training
+from codit.world.recipes import Answers, Pretraining, World, WorldPrompts
 
 WORLD = World(people=32)
 BASE = Pretraining(

@@ -19,6 +19,7 @@ import pytest
 
 import codit
 from codit import cli, recipes, shipped, synthesis_cli, world
+from codit.world.recipes import WorldPrompts
 from tests import tiny
 
 ROWS = [{"id": f"row {n}", "instruction": f"the cat number {n}"} for n in range(48)]
@@ -147,7 +148,7 @@ def test_the_embedded_pair_killed_at_ten_random_moments_ends_in_the_same_bytes(
     seed: int, ready: subprocess.Popen[str], tmp_path: Path
 ) -> None:
     models = {name: shipped.folder(name) for name in ("expert", "amateur")}
-    rows = world.prompts(recipes.WorldPrompts(split="test", n=200))
+    rows = world.prompts(WorldPrompts(split="test", n=200))
     text = "".join(json.dumps({k: r[k] for k in ("id", "instruction")}) + "\n" for r in rows)
     (tmp_path / "in.jsonl").write_text(text)
     flags = {**models, "prompts": tmp_path / "in.jsonl", "max-new-tokens": 96, "batch-size": 8}

@@ -8,18 +8,8 @@ import pytest
 
 from codit import comparison, recipes
 from codit.comparison import Arm, ResponseStudy, StudentStudy
-from codit.recipes import (
-    Answers,
-    BestOf,
-    Decoding,
-    File,
-    Model,
-    Pair,
-    Pretraining,
-    Shuffled,
-    Synthesis,
-    WorldPrompts,
-)
+from codit.recipes import Decoding, File, Model, Pair, Synthesis
+from codit.world.recipes import Answers, BestOf, Pretraining, Shuffled, WorldPrompts
 
 BASE = Pretraining()
 OTHER = Pretraining(architecture="llama", tokenizer="b")

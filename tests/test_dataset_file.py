@@ -20,11 +20,12 @@ import pytest
 from codit import dataset_file, recipes, resumption
 from codit.dataset_file import Files
 from codit.files import line_of
+from codit.world.recipes import WorldPrompts
 
 FINGERPRINT = {"recipe": {"seed": 0}, "input": "abc"}
 RECIPE = recipes.Synthesis(
     pair=recipes.Pair(expert=recipes.Model(name="e"), amateur=recipes.Model(name="a")),
-    prompts=recipes.WorldPrompts(),
+    prompts=WorldPrompts(),
 )
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from codit import crossed, evidence, experiments, intervals
 from codit.comparison import Arm
-from codit.recipes import Decoding, Model, Pair, WorldPrompts
+from codit.recipes import Decoding, Model, Pair
+from codit.world.recipes import WorldPrompts
 
 # -- recipes for reading -------------------------------------------------------------------------
 

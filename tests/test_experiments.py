@@ -11,17 +11,9 @@ import pytest
 from codit import comparison, experiments, recipes, world
 from codit.comparison import Arm, LLMJudge
 from codit.experiments import Scale
-from codit.recipes import (
-    Answers,
-    Decoding,
-    File,
-    HubPrompts,
-    Model,
-    Pretraining,
-    Training,
-    WorldPrompts,
-)
+from codit.recipes import Decoding, File, HubPrompts, Model, Training
 from codit.world.constraints import words
+from codit.world.recipes import Answers, Pretraining, WorldPrompts
 
 SCALES = experiments.scales()
 OFFLINE = [name for name, chosen in SCALES.items() if "verifier" in chosen.evaluations]

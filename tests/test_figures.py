@@ -19,13 +19,14 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from codit import figures, recipes, store
+from codit.world.recipes import WorldPrompts
 
 DATA = pd.DataFrame({"role": ["direct", "codit"], "value": [0.25, 1 / 3]})
 CLAIM = figures.Claim(
     statement="CoDIT scores higher", source="CoDIT, Figure 2", ours="", holds=True
 )
 STUDENTS = [
-    recipes.Evaluation(model=recipes.Model(name="org/model"), prompts=recipes.WorldPrompts(seed=s))
+    recipes.Evaluation(model=recipes.Model(name="org/model"), prompts=WorldPrompts(seed=s))
     for s in (7, 8)
 ]
 
@@ -105,7 +106,7 @@ def test_the_provenance_says_what_the_numbers_came_from(folder: Path) -> None:
 
 
 def test_the_provenance_knows_what_making_a_result_cost(folder: Path) -> None:
-    recipe = recipes.WorldPrompts(n=3)
+    recipe = WorldPrompts(n=3)
     made = store.get(recipe, lambda _, out: (out / "rows").write_text("x"))
     store.write_manifest(made, recipe, seconds=12.5)
     save(recipes={"prompts": recipe})

@@ -14,7 +14,8 @@ import pytest
 from codit import experiments, recipes, results
 from codit.experiments import Scale
 from codit.files import versions
-from codit.recipes import Pretraining, Synthesis
+from codit.recipes import Synthesis
+from codit.world.recipes import Pretraining
 from tests import golden
 
 

@@ -19,8 +19,8 @@ from codit.comparison import (
     judge_label,
     judged_by,
 )
-from codit.judge_recipes import JUDGES, WorldJudge
-from codit.recipes import BestOf, HubPrompts, Model, Pair, Synthesis, WorldPrompts
+from codit.recipes import HubPrompts, Model, Pair, Synthesis
+from codit.world.recipes import JUDGES, BestOf, WorldJudge, WorldPrompts
 
 MODEL = LLMJudge(model="m")
 POOL = Synthesis(

@@ -24,9 +24,9 @@ from codit import (
 from codit.comparison import Arm, JudgedArm, JudgedBest, Judging, LLMJudge
 from codit.experiments import Scale
 from codit.judge import Asking, Tally
-from codit.judge_recipes import JUDGES, WorldJudge
 from codit.judging import JudgeStudy
-from codit.recipes import File, HubPrompts, WorldPrompts
+from codit.recipes import File, HubPrompts
+from codit.world.recipes import JUDGES, WorldJudge, WorldPrompts
 from tests.fault_server import Sent, decided, failed, said, scored, serving
 
 A, B = LLMJudge(model="a", temperature=0.0), LLMJudge(model="b", temperature=0.0)

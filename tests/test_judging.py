@@ -13,8 +13,8 @@ import pytest
 from codit import comparison, experiments, judge, judging, recipes, world_judge
 from codit.comparison import Arm, JudgedArm, JudgedBest, LLMJudge
 from codit.judge import Asking, TooManyFailures
-from codit.judge_recipes import JUDGES, WorldJudge
-from codit.recipes import Model, Pair, Synthesis, WorldPrompts
+from codit.recipes import Model, Pair, Synthesis
+from codit.world.recipes import JUDGES, BestOf, WorldJudge, WorldPrompts
 from tests.fault_server import Sent, failed, said, scored, serving
 from tests.judge_server import mute
 
@@ -73,7 +73,7 @@ def test_a_judged_arm_draws_as_direct_and_is_told_apart_by_its_judge() -> None:
     assert comparison.decoding(arm, study.decoding) == comparison.decoding(direct, study.decoding)
     made, verified = (comparison.data(study, one, 3) for one in (arm, Arm(role="best-of-n", n=2)))
     assert isinstance(made, JudgedBest)
-    assert isinstance(verified, recipes.BestOf)
+    assert isinstance(verified, BestOf)
     assert (made.pool, made.n, made.judge) == (verified.pool, 2, JUDGES[0])
     told = comparison.columns(arm)
     assert (told["arm"], told["role"], told["n"]) == ("Best of 2, llama judge", arm.role, 2)

@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from codit import pretraining, recipes, training_loop
+from codit import pretraining, training_loop
+from codit.world.recipes import Pretraining
 from tests import tiny
 
 
-def recipe(**changes: Any) -> recipes.Pretraining:
+def recipe(**changes: Any) -> Pretraining:
     values: dict[str, Any] = {
         "hidden_size": 64,
         "layers": 2,
@@ -30,7 +31,7 @@ def recipe(**changes: Any) -> recipes.Pretraining:
         "batch": 4,
         "learning_rate": 1e-2,
     }
-    return recipes.Pretraining(**(values | changes))
+    return Pretraining(**(values | changes))
 
 
 def documents() -> Iterator[str]:
@@ -97,7 +98,7 @@ def test_a_model_with_learned_positions_has_as_many_as_a_block() -> None:
     assert model.config.resid_pdrop == model.config.attn_pdrop == model.config.embd_pdrop == 0.0
 
 
-def by_hand(of: recipes.Pretraining) -> list[float]:
+def by_hand(of: Pretraining) -> list[float]:
     """Losses of a loop written from the docstring, on the rows in the Trainer's order."""
     rows = pretraining.pack(documents(), tiny.tokenizer(), of).long()
     torch.manual_seed(of.seed)

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM
 
-from codit import decode, preview, recipes, teacher
-from codit.recipes import Decoding, Model, Pair, Synthesis, WorldPrompts
+from codit import decode, preview, teacher
+from codit.recipes import Decoding, Model, Pair, Synthesis
+from codit.world.recipes import Pretraining, WorldPrompts
 from tests import tiny
 
 ROWS = [{"id": str(n), "instruction": "the cat" + " sat" * n} for n in range(3)]
@@ -80,7 +81,7 @@ def test_a_dry_run_loads_no_weights(recipe: Synthesis, monkeypatch: pytest.Monke
 
 
 def test_models_made_here_cannot_be_counted_by_name(recipe: Synthesis) -> None:
-    made = replace(recipe, pair=replace(recipe.pair, amateur=recipes.Pretraining()))
+    made = replace(recipe, pair=replace(recipe.pair, amateur=Pretraining()))
     with pytest.raises(ValueError, match="got Model and Pretraining"):
         preview.dry_run(made, ROWS)
 

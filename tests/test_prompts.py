@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codit import prompts, recipes, world
+from codit.world.recipes import WorldPrompts
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
 
@@ -152,8 +153,8 @@ def test_a_file_recipe_and_its_path_give_the_same_rows(tmp_path: Path) -> None:
 def test_what_is_no_source_of_prompts_is_refused() -> None:
     message = r"got WorldPrompts\. Give its rows; those of the micro world are codit\.world"
     with pytest.raises(ValueError, match=message):
-        prompts.load(recipes.WorldPrompts(n=5))  # type: ignore[arg-type]
-    rows = world.prompts(recipes.WorldPrompts(n=5))
+        prompts.load(WorldPrompts(n=5))  # type: ignore[arg-type]
+    rows = world.prompts(WorldPrompts(n=5))
     found = prompts.load(rows)
     assert [(row["id"], row["instruction"]) for row in found.rows] == [
         (str(row["id"]), row["instruction"]) for row in rows

@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codit import content, recipes
+from codit.world.recipes import Answers, Pretraining, World, WorldPrompts
 
-TRAINING = recipes.Training(base=recipes.Pretraining(), data=recipes.Answers())
+TRAINING = recipes.Training(base=Pretraining(), data=Answers())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +65,8 @@ def test_every_field_of_a_decoding_enters_its_key(name: str) -> None:
 
 
 def test_a_change_far_upstream_changes_the_key() -> None:
-    world = recipes.World(seed=1)
-    data = recipes.Answers(prompts=recipes.WorldPrompts(world=world))
+    world = World(seed=1)
+    data = Answers(prompts=WorldPrompts(world=world))
     assert recipes.key(dataclasses.replace(TRAINING, data=data)) != recipes.key(TRAINING)
 
 
@@ -82,7 +83,7 @@ def test_a_raised_version_changes_the_key_of_everything_downstream(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = recipes.key(TRAINING)
-    monkeypatch.setattr(recipes.Pretraining, "version", recipes.Pretraining.version + 1)
+    monkeypatch.setattr(Pretraining, "version", Pretraining.version + 1)
     assert recipes.key(TRAINING) != before
 
 
@@ -198,14 +199,14 @@ def test_a_decoding_refuses_values_outside_their_range(
 def test_a_description_is_plain_and_holds_every_nested_value() -> None:
     described = recipes.describe(TRAINING)
     assert described["recipe"] == "Training"
-    assert described["data"]["prompts"]["world"]["people"] == recipes.World().people
+    assert described["data"]["prompts"]["world"]["people"] == World().people
     assert described["adam_betas"] == list(TRAINING.adam_betas)
     assert json.loads(json.dumps(described)) == described
 
 
 def test_recipes_inside_a_tuple_are_described_too() -> None:
-    described = recipes.describe(Loose(value=(recipes.World(seed=3), 1)))
-    assert described["value"] == [recipes.describe(recipes.World(seed=3)), 1]
+    described = recipes.describe(Loose(value=(World(seed=3), 1)))
+    assert described["value"] == [recipes.describe(World(seed=3)), 1]
 
 
 def test_the_hash_of_a_folder_sees_moved_content(tmp_path: Path) -> None:

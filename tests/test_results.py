@@ -16,18 +16,8 @@ from safetensors.torch import load_file
 from codit import comparison, decode, experiments, recipes, results, store, world
 from codit.comparison import Arm
 from codit.experiments import Scale
-from codit.recipes import (
-    Addition,
-    Answers,
-    BestOf,
-    Evaluation,
-    File,
-    Model,
-    Shuffled,
-    Synthesis,
-    Training,
-    WorldPrompts,
-)
+from codit.recipes import Addition, Evaluation, File, Model, Synthesis, Training
+from codit.world.recipes import Answers, BestOf, Shuffled, WorldPrompts
 
 
 def prompts_of(recipe: WorldPrompts) -> list[str]:

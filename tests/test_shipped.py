@@ -18,9 +18,9 @@ from transformers import AutoConfig
 from codit import experiments, figures, recipes, results, run, shipped, store, world
 from codit.comparison import Arm
 from codit.experiments import Scale
-from codit.judge_recipes import WorldJudge
-from codit.recipes import Pretraining, Training
+from codit.recipes import Training
 from codit.vocabulary import load_tokenizer
+from codit.world.recipes import Pretraining, WorldJudge
 from tests import micro as small
 
 MODELS = store.repository() / "data" / "models"

@@ -15,8 +15,9 @@ import pytest
 import codit
 from codit import recipes, store
 from codit.files import versions
+from codit.world.recipes import World
 
-RECIPE = recipes.World(seed=7)
+RECIPE = World(seed=7)
 
 MAKER = """
 import os, sys, time
@@ -73,7 +74,7 @@ def test_a_result_is_made_once_and_then_found(cache: Path) -> None:
 
 
 def test_another_recipe_has_another_folder() -> None:
-    assert store.get(RECIPE, make) != store.get(recipes.World(seed=8), make)
+    assert store.get(RECIPE, make) != store.get(World(seed=8), make)
 
 
 def test_the_manifest_says_which_recipe_made_a_result_and_with_what() -> None:
@@ -159,7 +160,7 @@ def test_a_shipped_folder_is_found_by_its_key_whatever_its_name(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "repository", lambda: tmp_path)
-    for name, recipe in (("another", recipes.World(seed=1)), ("readable name", RECIPE)):
+    for name, recipe in (("another", World(seed=1)), ("readable name", RECIPE)):
         (tmp_path / place / name).mkdir(parents=True)
         store.write_manifest(tmp_path / place / name, recipe)
     (tmp_path / place / "no manifest").mkdir()

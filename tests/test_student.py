@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from codit import decode, recipes, student, training_loop, training_rows
+from codit.world.recipes import Answers, Pretraining
 from tests import tiny
 
 ROWS = [
@@ -302,7 +303,7 @@ def test_precision_comes_from_the_recipe_or_from_the_stored_base(tmp_path: Path)
     assert student.resolve(of, full) == (str(full), None, True)
     assert student.resolve(recipe(full), None) == (str(full), None, False)
     assert student.resolve(recipe(half), None) == (str(half), None, True)
-    made_here = recipes.Training(base=recipes.Pretraining(), data=recipes.Answers())
+    made_here = recipes.Training(base=Pretraining(), data=Answers())
     assert student.resolve(made_here, full) == (str(full), None, False)
 
 
@@ -382,9 +383,7 @@ def test_a_prompt_that_cannot_be_answered_has_an_error_and_no_score() -> None:
             'expected rows with "id" and "instruction" or "messages"; got [\'id\', \'text\'].',
         ),
         (
-            lambda: student.resolve(
-                recipes.Training(base=recipes.Pretraining(), data=recipes.Answers()), None
-            ),
+            lambda: student.resolve(recipes.Training(base=Pretraining(), data=Answers()), None),
             "got a recipe whose base is a Pretraining and base=None. Pass the folder",
         ),
     ],

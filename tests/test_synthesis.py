@@ -14,6 +14,7 @@ import pytest
 from codit import decode, recipes, resumption, synthesis, teacher
 from codit.pair import ContrastivePair, load_tokenizer
 from codit.recipes import Synthesis
+from codit.world.recipes import Pretraining
 from tests import tiny
 
 ROWS = [{"id": f"row {i}", "instruction": f"the cat number {i}"} for i in range(7)]
@@ -166,7 +167,7 @@ def test_a_pair_in_memory_brings_its_tokenizer(recipe: Synthesis, tmp_path: Path
 
 
 def test_models_made_here_must_be_passed(recipe: Synthesis, out: Path) -> None:
-    made = replace(recipe, pair=replace(recipe.pair, amateur=recipes.Pretraining()))
+    made = replace(recipe, pair=replace(recipe.pair, amateur=Pretraining()))
     with pytest.raises(ValueError, match=r"got Model and Pretraining. Make them, and pass model="):
         synthesis.synthesize(made, ROWS, out)
 
@@ -174,7 +175,7 @@ def test_models_made_here_must_be_passed(recipe: Synthesis, out: Path) -> None:
 def test_models_made_here_are_named_by_their_keys(
     recipe: Synthesis, ready: dict[str, Any], out: Path
 ) -> None:
-    amateur = recipes.Pretraining()
+    amateur = Pretraining()
     made = replace(recipe, pair=replace(recipe.pair, amateur=amateur))
     dataset = synthesis.synthesize(made, ROWS[:1], out, **ready)
     name = dataset[0]["res_metadata"]["amateur_model_id"]

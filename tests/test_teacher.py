@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from codit import decode, recipes, teacher
+from codit import decode, teacher
 from codit.pair import ContrastivePair
-from codit.recipes import Decoding, Model, Pair, Synthesis, WorldPrompts
+from codit.recipes import Decoding, Model, Pair, Synthesis
+from codit.world.recipes import Pretraining, WorldPrompts
 from tests import tiny
 
 
@@ -68,7 +69,7 @@ def test_a_model_in_memory_needs_its_tokenizer_beside_it(recipe: Synthesis) -> N
 
 
 def test_models_made_here_have_no_name_to_load(recipe: Synthesis) -> None:
-    made = replace(recipe, pair=replace(recipe.pair, amateur=recipes.Pretraining()))
+    made = replace(recipe, pair=replace(recipe.pair, amateur=Pretraining()))
     with pytest.raises(ValueError, match=r"got Model and Pretraining\. Make them, and pass model="):
         teacher.ready(made)
 

@@ -27,8 +27,9 @@ from codit.chat import prompt_ids
 from codit.comparison import Arm
 from codit.experiments import Scale
 from codit.pair import load_tokenizer
-from codit.recipes import Decoding, HubPrompts, WorldPrompts
+from codit.recipes import Decoding, HubPrompts
 from codit.token_evidence import CLASSES, id_classes, step_table, teacher_forced
+from codit.world.recipes import WorldPrompts
 from tests import tiny
 
 CHATS = [[{"role": "user", "content": text}] for text in ("the cat", "is it in the house? " * 3)]

@@ -10,9 +10,10 @@ import pytest
 
 from codit import recipes
 from codit.training_loop import STATE, UNFINISHED, claim, last_checkpoint
+from codit.world.recipes import Pretraining
 
-RECIPE = recipes.Pretraining()
-OTHER = recipes.Pretraining(seed=1)
+RECIPE = Pretraining()
+OTHER = Pretraining(seed=1)
 
 
 def checkpoint(out: Path, step: int, state: str = '{"global_step": 1}') -> Path:
@@ -42,7 +43,7 @@ def test_a_folder_may_be_claimed_again_by_the_same_training(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(("recipe", "data"), [(OTHER, b"data"), (RECIPE, b"other")])
 def test_another_recipe_or_other_data_may_not_go_on_from_a_checkpoint(
-    tmp_path: Path, recipe: recipes.Pretraining, data: bytes
+    tmp_path: Path, recipe: Pretraining, data: bytes
 ) -> None:
     claim(tmp_path, RECIPE, b"data")
     claim(tmp_path, recipe, data)  # nothing was begun yet

@@ -19,7 +19,8 @@ import torch
 
 from codit import batch_records, dataset_file, synthesis, teacher, workers
 from codit.batch_records import failure, placed, raised
-from codit.recipes import Model, Pretraining, Synthesis
+from codit.recipes import Model, Synthesis
+from codit.world.recipes import Pretraining
 from tests import fake_workers, tiny
 
 ROWS: list[dict[str, Any]] = [{"id": f"row {i}", "instruction": f"the cat {i}"} for i in range(18)]

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codit import world
-from codit.recipes import Answers, World, WorldPrompts
 from codit.world import constraints, facts, instructions, tasks, tokens, verifier
 from codit.world.constraints import Constraint, obeys
+from codit.world.recipes import Answers, World, WorldPrompts
 
 SMALL = World(people=32)
 ROWS = world.prompts(WorldPrompts(world=SMALL, n=300))

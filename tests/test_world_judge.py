@@ -12,8 +12,8 @@ from transformers import GenerationConfig
 
 from codit import judge, judge_prompts, recipes, world_judge, world_lessons
 from codit.judge import Asking, Judge
-from codit.recipes import World, WorldPrompts
 from codit.vocabulary import load_tokenizer
+from codit.world.recipes import World, WorldPrompts
 from codit.world_judge import WorldJudge
 from tests.judge_server import serve
 

@@ -8,7 +8,7 @@ from collections import Counter
 import pandas as pd
 
 from codit import judge_prompts, judge_replies, world, world_lessons
-from codit.recipes import WorldPrompts
+from codit.world.recipes import WorldPrompts
 
 TEMPLATES = {template.name: template for template in world_lessons.SHARES}
 

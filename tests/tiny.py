@@ -186,7 +186,8 @@ def synthesis(folder: str | Path, **values: Any) -> Any:
         folder: where the pair is written.
         **values: of `recipes.Synthesis` that differ.
     """
-    from codit.recipes import Decoding, Model, Pair, Synthesis, WorldPrompts
+    from codit.recipes import Decoding, Model, Pair, Synthesis
+    from codit.world.recipes import WorldPrompts
 
     expert, amateur = save_pair(folder, "llama")
     given: dict[str, Any] = {

@@ -9,7 +9,7 @@ import functools
 import random
 from dataclasses import dataclass
 
-from codit.recipes import World
+from codit.world.recipes import World
 
 TOWNS = "Dorn Velt Arga Pell Quist Hami Tober Lusk Orrin Fenn Sarn Wick Mold Bray Yarl Keth".split()
 JOBS = {  # who makes what: also the table of word analogies

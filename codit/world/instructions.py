@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from codit.recipes import Answers, World, WorldPrompts
 from codit.world import constraints, facts, tasks
 from codit.world.constraints import Constraint
+from codit.world.recipes import Answers, World, WorldPrompts
 from codit.world.tasks import Task
 
 SPLITS = ("train", "dev", "test", "families")

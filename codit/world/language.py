@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from codit.recipes import World
 from codit.world import facts, instructions
+from codit.world.recipes import World
 
 SHARES = {
     "prose": 0.18,

@@ -8,8 +8,8 @@ import re
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from codit.recipes import World
 from codit.world.language import documents
+from codit.world.recipes import World
 
 END_OF_TEXT, END, USER, ASSISTANT, SYSTEM = (
     "<|endoftext|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>",

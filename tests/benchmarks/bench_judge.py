@@ -21,7 +21,7 @@ import tyro
 
 from codit import cli, experiments, results, world_judge
 from codit.files import replacing
-from codit.judge_recipes import JUDGES
+from codit.world.recipes import JUDGES
 
 TABLE = Path(__file__).parents[1] / "tables" / "judge.md"
 WAYS = {"one after another": (None, 1), "paged cache": (16_384, 64)}  # cache tokens, concurrency

@@ -27,9 +27,9 @@ from transformers import AutoModelForCausalLM
 
 from codit import harness, judge, judging, mt_bench, recipes, store
 from codit.files import replacing
-from codit.judge_recipes import JUDGES
 from codit.pair import ContrastivePair
 from codit.vocabulary import load_tokenizer
+from codit.world.recipes import JUDGES
 
 TABLE = Path(__file__).parents[1] / "tables" / "real_prompts.md"
 MODELS = store.repository() / "data" / "models"

@@ -19,6 +19,7 @@ import torch
 import tyro
 
 from codit import dataset_file, recipes, shipped, synthesis, world
+from codit.world.recipes import WorldPrompts
 
 EXPLAINED = """\
 rows/s      from the moment when as many batches are written as there are workers (so that loading
@@ -94,7 +95,7 @@ def main(
     models = {"expert": recipes.Model(name=expert), "amateur": recipes.Model(name=amateur)}
     recipe = recipes.Synthesis(
         pair=recipes.Pair(**models),
-        prompts=recipes.WorldPrompts(split="test", n=rows),
+        prompts=WorldPrompts(split="test", n=rows),
         decoding=recipes.Decoding(plausibility=0.3, max_new_tokens=max_new_tokens),
     )
     table: list[dict[str, Any]] = []

@@ -7,7 +7,8 @@ import torch
 
 from codit import decode, store, world
 from codit.pair import ContrastivePair, load_tokenizer
-from codit.recipes import Decoding, WorldPrompts
+from codit.recipes import Decoding
+from codit.world.recipes import WorldPrompts
 from tests import tiny
 from tests.vllm.conftest import started
 from tests.vllm.vllm_pairs import ARCHITECTURES
