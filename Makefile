@@ -36,10 +36,10 @@ reproduce: $(STAMP)  ## execute every notebook, write figures/; what is up to da
 
 figures: $(STAMP)  ## draw every figure of scale full from data/results/, and the README's tables
 	$(BIN)/python -m codit.cli reproduce --scale full --jobs $(JOBS) --fresh $(ARGS)
-	$(BIN)/python -m codit.shipped claims
+	$(BIN)/python -m codit.paper.shipped claims
 
 results: $(STAMP)  ## make the tables of data/results/ again: hours; killed, it goes on
-	$(BIN)/python -m codit.shipped tables $(ARGS)
+	$(BIN)/python -m codit.paper.shipped tables $(ARGS)
 
 test: lint pytest  ## lint and tests: no network, no GPU
 
@@ -59,7 +59,7 @@ lint: $(STAMP)  ## ruff (notebooks too), formatting, types
 	$(BIN)/python -m mypy
 
 models: $(STAMP)  ## train the models of data/models/ again: about 15 minutes each on one core
-	$(BIN)/python -m codit.shipped models --fresh $(ARGS)
+	$(BIN)/python -m codit.paper.shipped models --fresh $(ARGS)
 
 golden: $(STAMP)  ## record the golden files of the tests again
 	$(BIN)/python -m tests.golden

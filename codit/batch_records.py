@@ -15,8 +15,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codit import decode, recipes
+from codit.engine.vllm.engine import VllmPair
 from codit.teacher import model_ids, ready
-from codit.vllm_pair import VllmPair
 
 DIGITS = 6  # of a log-probability: finer than its rounding error, half the size of the file
 

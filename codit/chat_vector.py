@@ -9,7 +9,7 @@ Notation
 Tensors are matched by name and streamed a block at a time, in float64. What cannot be matched is
 reported, never left out in silence: in `DataFrame.attrs`, in a JSON file beside written weights,
 and as a warning of the log. Rows of a vocabulary are matched by id: that two tokenizers agree is
-what `codit.vocabulary.check_tokenizers` tells.
+what `codit.engine.models.check_tokenizers` tells.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from codit import tensor_files, vector_files
 from codit.files import write_json
-from codit.tensor_files import FLOATS, Block, Shape, Tensors
-from codit.tensor_names import OUTSIDE_BODY, VOCABULARY, expert_of, layer_of, module_of, natural
-from codit.vector_files import INFO, Match, Opened, Vector, Weights, check_finite, matched
+from codit.weights import tensors
+from codit.weights import vector as vector_files
+from codit.weights.names import OUTSIDE_BODY, VOCABULARY, expert_of, layer_of, module_of, natural
+from codit.weights.tensors import FLOATS, Block, Shape, Tensors
+from codit.weights.vector import INFO, Match, Opened, Vector, Weights, check_finite, matched
 
 Sums: TypeAlias = Annotated[
     np.ndarray[Any, Any],
@@ -72,8 +73,8 @@ def difference(post: Weights, pre: Weights, out: str | Path, *, rows: int | None
 
     Source: Huang et al. 2023, Chat Vector: tau in float32; matching by name, and the rest: ours.
     """
-    with tensor_files.staged(out) as folder:
-        first, second = tensor_files.opened(post), tensor_files.opened(pre)
+    with tensors.staged(out) as folder:
+        first, second = tensors.opened(post), tensors.opened(pre)
         match = matched(first, second, rows=rows)
         count: Counter[str] = Counter()
 
@@ -87,7 +88,7 @@ def difference(post: Weights, pre: Weights, out: str | Path, *, rows: int | None
             return tau
 
         made = Tensors("tau", match.shapes, dict.fromkeys(match.shapes, "F32"), read)
-        tensor_files.write(made, folder)
+        tensors.write(made, folder)
         chat = vector_files.read_chat(post)
         shares = {name: count[name] / count["numbers"] for name in ("zeros", "restored")}
         info = {"post": first.label, "pre": second.label, "numbers": count["numbers"], **shares}
@@ -131,13 +132,13 @@ def add(
     terms = [(part, scale * r) for part, r in several if scale * r]
     if not all(math.isfinite(r) for _, r in terms):
         raise ValueError(f"expected a finite scale; got {scale}. Usual is 1.")
-    with tensor_files.staged(out) as folder:
-        base = tensor_files.opened(target)
+    with tensors.staged(out) as folder:
+        base = tensors.opened(target)
         parts = [(vector_files.opened(part), r) for part, r in terms]
         matches = [_addable(part.tensors, base, skip_embed) for part, _ in parts]
         count: Counter[str] = Counter()
-        tensor_files.write(_sum(base, parts, matches, count), folder)
-        vector_files.copy_files(tensor_files.resolve(target), folder)
+        tensors.write(_sum(base, parts, matches, count), folder)
+        vector_files.copy_files(tensors.resolve(target), folder)
         chats = [part.chat for part, r in parts if r > 0 and part.chat]
         unknown = vector_files.write_chat(folder, chats[-1] if chats else {})
         reports = [
@@ -179,7 +180,7 @@ def cosines(update: Vector, vector: Vector, *, rows: int | None = None) -> pd.Da
     match = matched(u.tensors, tau.tensors, rows=rows)
     sums = {}
     for name, shape in tqdm(match.shapes.items(), "cosines", unit="tensor", disable=None):
-        parts = (_sums(u.tensors, tau.tensors, name, b) for b in tensor_files.blocks(shape))
+        parts = (_sums(u.tensors, tau.tensors, name, b) for b in tensors.blocks(shape))
         sums[name] = sum(parts, np.zeros(6))
     found = table(sums)
     _, _, _, n, zeros_update, zeros_vector = sum(sums.values(), np.zeros(6))
@@ -238,7 +239,7 @@ def permuted(vector: Vector, *, seed: int) -> Tensors:
 
     @functools.lru_cache(maxsize=1)
     def shuffled(name: str) -> Tensor:
-        parts = (tau.read(name, b).float().flatten() for b in tensor_files.blocks(tau.shapes[name]))
+        parts = (tau.read(name, b).float().flatten() for b in tensors.blocks(tau.shapes[name]))
         numbers = np.empty(math.prod(tau.shapes[name]), dtype=np.float32)
         start = 0
         for part in parts:

@@ -19,17 +19,30 @@ import pandas as pd
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from codit.chat import Conversation, answer_ids, prompt_ids, prompt_or_error, text_of
 from codit.contrast import contrast, plausible
-from codit.drawing import Batch, Meter, Step, evaluating, undisturbed
-from codit.noise import default_ids, noise_key
-from codit.paged_batches import continuous
+from codit.engine.cache import engines, reach
+from codit.engine.models import (
+    Conversation,
+    answer_ids,
+    prompt_ids,
+    prompt_or_error,
+    stop_ids,
+    text_of,
+)
+from codit.engine.paged import continuous
+from codit.engine.sampling import (
+    Batch,
+    Meter,
+    Step,
+    default_ids,
+    evaluating,
+    noise_key,
+    undisturbed,
+)
+from codit.engine.static import static
+from codit.engine.vllm.engine import vllm_batches
 from codit.pair import ContrastivePair
 from codit.recipes import Decoding
-from codit.shared_cache import engines, reach
-from codit.static_batches import static
-from codit.vllm_pair import vllm_batches
-from codit.vocabulary import stop_ids
 
 logger = logging.getLogger(__name__)
 

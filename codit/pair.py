@@ -33,13 +33,8 @@ from transformers.generation.continuous_batching import PagedAttentionCache
 from transformers.masking_utils import create_masks_for_generate
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from codit.candidates import Candidates, candidates, contrast_candidates
-from codit.checkpoints import read_pair, write_pair
 from codit.contrast import contrast
-from codit.drawing import undisturbed
-from codit.head_rows import can_gather, float32_logits, logits_at, pays
-from codit.recipes import Decoding
-from codit.shared_cache import (
+from codit.engine.cache import (
     PagedHalf,
     check_paged,
     engines,
@@ -48,8 +43,20 @@ from codit.shared_cache import (
     n_layers,
     reach,
 )
-from codit.vocabulary import check_tokenizers as check_tokenizers
-from codit.vocabulary import load_tokenizer as load_tokenizer
+from codit.engine.models import check_tokenizers as check_tokenizers
+from codit.engine.models import load_tokenizer as load_tokenizer
+from codit.engine.models import read_pair, write_pair
+from codit.engine.sampling import undisturbed
+from codit.engine.sparse import (
+    Candidates,
+    can_gather,
+    candidates,
+    contrast_candidates,
+    float32_logits,
+    logits_at,
+    pays,
+)
+from codit.recipes import Decoding
 
 
 @dataclass

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from codit import decode, recipes
-from codit.memory import cache_bytes, n_weights
+from codit.engine.memory import cache_bytes, n_weights
 from codit.pair import load_tokenizer
 from codit.prompts import Rows, load
 from codit.teacher import named, named_models, prompt_ids, ready

@@ -3,6 +3,8 @@
 A recipe holds every value that changes a result and nothing else. Recipes nest: the recipe of a
 student holds the recipe of its dataset, which holds the recipe of its teacher, so a key changes
 when anything upstream does. This module knows nothing of torch, files' formats or notebooks.
+
+What a file or a folder holds, as one hash.
 """
 
 from __future__ import annotations
@@ -15,9 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
-from codit import content
 from codit.files import versions
-
 
 Recipe: TypeAlias = Any
 """A recipe of the kind that its field's docstring tells, of this module or of another."""
@@ -206,9 +206,9 @@ def canonical(value: Any) -> Any:
     it went}.
     """
     if isinstance(value, File):
-        return {"recipe": "File", "version": File.version, "sha256": content.sha256(value.path)}
+        return {"recipe": "File", "version": File.version, "sha256": sha256(value.path)}
     if isinstance(value, Model) and Path(value.name).is_dir():
-        digest = content.sha256(value.name)
+        digest = sha256(value.name)
         return {"recipe": "Model", "version": 1, "sha256": digest, "dtype": value.dtype}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         kind: Any = type(value)
@@ -247,3 +247,30 @@ def manifest(recipe: Any, **extra: Any) -> dict[str, Any]:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         **extra,
     }
+
+
+def sha256(path: str | Path) -> str:
+    """Return the SHA-256 of a file, or of a folder's files with their relative names.
+
+    Args:
+        path: a file, or a folder that is walked.
+
+    Returns:
+        str: hexadecimal.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+
+    Source: ours.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"expected an input file or folder at {path}; there is none.")
+    digest = hashlib.sha256()
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    for file in files:
+        if path.is_dir():
+            digest.update(file.relative_to(path).as_posix().encode() + b"\0")
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()

@@ -28,8 +28,8 @@ from trl import SFTConfig, SFTTrainer
 
 from codit import decode, recipes
 from codit.pair import load_tokenizer
-from codit.training_loop import Watch, claim, fit, settings
-from codit.training_rows import adopt_template, arranged, completed, summary, tokenised
+from codit.training.loop import Watch, claim, fit, settings
+from codit.training.rows import adopt_template, arranged, completed, summary, tokenised
 
 RECOMPUTED_ABOVE = 200_000_000
 TOKENS_PER_PASS = {"cpu": 1024, "cuda": 16_384}

@@ -28,11 +28,11 @@ from codit import workers as processes
 from codit.batch_records import Row, Stream, Work, answer, loaded, metadata, samples
 from codit.dataset_file import Files
 from codit.decode import check_engine, chosen_engine
+from codit.engine.vllm.engine import VllmPair
 from codit.files import versions
 from codit.prompts import Prompts, Rows, load
 from codit.resumption import Name
 from codit.teacher import expert_tokenizer, model_ids, named, ready
-from codit.vllm_pair import VllmPair
 
 ROWS_PER_BATCH = 256  # (ours)
 VLLM_ROWS = 2048  # (ours) its scheduler fills places as rows end: only a batch's tail is wasted

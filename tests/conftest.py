@@ -54,7 +54,8 @@ def micro(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 @pytest.fixture
 def idle(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Call it, and whatever is made afterwards fails the test."""
-    from codit import decode, pretraining, student, synthesis
+    from codit import decode, student, synthesis
+    from codit.world import pretraining
 
     def never(*args: Any, **kwargs: Any) -> None:
         pytest.fail("made again")

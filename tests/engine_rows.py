@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from codit.drawing import Batch, Meter, Step
-from codit.noise import noise_key
+from codit.engine.sampling import Batch, Meter, Step, noise_key
 from codit.recipes import Decoding
 from tests import tiny
 

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from codit import judge
-from codit.judge import Asking, Judge, Judged
+from codit.evaluation import judge
+from codit.evaluation.judge import Asking, Judge, Judged
 from tests.fault_server import FAULTS, TEXT, Sent, said, serving
 
 TABLE = Path(__file__).parent / "tables" / "faults.md"

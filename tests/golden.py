@@ -21,10 +21,11 @@ from typing import Any
 import torch
 import tyro
 
-from codit import decode, experiments, recipes, results, store, world
-from codit.experiments import ARMS, Scale
+from codit import decode, recipes, world
 from codit.files import versions
 from codit.pair import load_tokenizer
+from codit.paper import make, scales, store
+from codit.paper.scales import ARMS, Scale
 from codit.recipes import Synthesis
 from codit.world.recipes import WorldPrompts
 
@@ -55,10 +56,10 @@ def watched(chosen: Scale | None = None) -> dict[str, Synthesis]:
     Args:
         chosen: None: the scale "micro".
     """
-    chosen = chosen or experiments.scale("micro")
+    chosen = chosen or scales.scale("micro")
     prompts = WorldPrompts(world=chosen.prompts.world, split="dev", n=PROMPTS)
     chosen = replace(chosen, prompts=prompts)
-    return {name: experiments.synthesis(chosen, name) for name in ARMS}
+    return {name: scales.synthesis(chosen, name) for name in ARMS}
 
 
 def rows(recipe: Synthesis, *, engine: str = "auto") -> list[dict[str, Any]]:
@@ -72,11 +73,11 @@ def rows(recipe: Synthesis, *, engine: str = "auto") -> list[dict[str, Any]]:
             raise FileNotFoundError(
                 f"expected a model made by {recipes.key(model)}; there is none. Run `make models`."
             )
-    tokenizer = load_tokenizer(results.model_path(recipe.pair.expert))
+    tokenizer = load_tokenizer(make.model_path(recipe.pair.expert))
     asked = world.prompts(recipe.prompts)
     chats = [[{"role": "user", "content": row["instruction"]}] for row in asked]
     made = decode.generate(
-        results.load_pair(recipe.pair),
+        make.load_pair(recipe.pair),
         tokenizer,
         chats,
         recipe.decoding,

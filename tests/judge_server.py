@@ -1,14 +1,14 @@
 """A real OpenAI-compatible server on loopback, and a model folder small enough for every test.
 
 The model is random: what it says is never an answer. A model that has learned to judge is made by
-`codit.world_judge.make`; both are served by `codit.model_server.serve`, which this hands on.
+`codit.world.judge.make`; both are served by `codit.world.server.serve`, which this hands on.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from codit.model_server import serve
+from codit.world.server import serve
 from tests import tiny
 
 __all__ = ["mute", "serve"]

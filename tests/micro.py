@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from codit import world
-from codit.experiments import Scale
+from codit.paper.scales import Scale
 from codit.recipes import Decoding, Pair, Training
 from codit.world.recipes import Answers, Pretraining, World, WorldPrompts
 

@@ -13,10 +13,11 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from codit import decode, shipped
+from codit import decode
 from codit.contrast import plausible
+from codit.engine.memory import n_weights
 from codit.files import write_json
-from codit.memory import n_weights
+from codit.paper import shipped
 from codit.recipes import Decoding
 from tests.benchmarks import bench_decoder, random_pairs
 from tests.benchmarks.bench_decoder import Case

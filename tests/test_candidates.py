@@ -9,8 +9,8 @@ import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from codit.candidates import candidates, contrast_candidates
 from codit.contrast import contrast, plausible
+from codit.engine.sparse import candidates, contrast_candidates
 from tests.test_contrast import off_the_boundary, oracle
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tokenizers.processors import TemplateProcessing
 
-from codit.chat import answer_ids, prompt_ids, prompt_or_error, text_of
+from codit.engine.models import answer_ids, prompt_ids, prompt_or_error, text_of
 from tests import tiny
 
 TOKENIZER = tiny.tokenizer()

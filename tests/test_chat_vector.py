@@ -21,7 +21,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from codit import tensor_files
 from codit.chat_vector import (
     ADDITION,
     COLUMNS,
@@ -32,7 +31,8 @@ from codit.chat_vector import (
     permuted,
     table,
 )
-from codit.vector_files import INFO
+from codit.weights import tensors as tensor_files
+from codit.weights.vector import INFO
 from tests import tiny
 
 IDS = torch.tensor([[5, 70, 255, 260, 30, 111]])

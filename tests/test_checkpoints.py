@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from codit import decode, recipes
-from codit.checkpoints import read_pair
+from codit.engine.models import read_pair
 from codit.pair import ContrastivePair, load_tokenizer
 from tests import tiny
 

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from codit import comparison, recipes
-from codit.comparison import Arm, ResponseStudy, StudentStudy
+from codit import recipes
+from codit.paper import arms as comparison
+from codit.paper.arms import Arm, ResponseStudy, StudentStudy
 from codit.recipes import Decoding, File, Model, Pair, Synthesis
 from codit.world.recipes import Answers, BestOf, Pretraining, Shuffled, WorldPrompts
 

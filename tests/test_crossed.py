@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from codit import crossed
-from codit.crossed import Components
+from codit.paper import seeds as crossed
+from codit.paper.seeds import Components
 
 SPREAD = Components(seed=0.02**2, prompt=0.3**2, rest=0.4**2)
 

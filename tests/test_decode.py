@@ -15,10 +15,9 @@ from scipy import stats
 from codit import decode
 from codit.contrast import contrast
 from codit.decode import Response, generate, prompt_ids, token_table
-from codit.drawing import Batch, Meter, Step
-from codit.noise import noise_key, uniforms
+from codit.engine.sampling import Batch, Meter, Step, noise_key, uniforms
+from codit.engine.static import static
 from codit.recipes import Decoding
-from codit.static_batches import static
 from tests import tiny
 
 TOKENIZER = tiny.tokenizer()

@@ -11,9 +11,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from codit.candidates import Candidates
-from codit.drawing import Meter
-from codit.noise import uniforms
+from codit.engine.sampling import Meter, uniforms
+from codit.engine.sparse import Candidates
 from tests.engine_rows import scores, step
 
 

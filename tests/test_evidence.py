@@ -6,33 +6,35 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from codit import crossed, evidence, experiments, intervals
-from codit.comparison import Arm
+from codit.evaluation import intervals
+from codit.paper import scales, tables
+from codit.paper import seeds as crossed
+from codit.paper.arms import Arm
 from codit.recipes import Decoding, Model, Pair
 from codit.world.recipes import WorldPrompts
 
 # -- recipes for reading -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", experiments.scales())
+@pytest.mark.parametrize("name", scales.scales())
 def test_the_recipe_table_shows_every_field_of_a_scale(name: str) -> None:
-    table = evidence.recipe_table(experiments.scale(name, plausibility=0.125))
+    table = tables.recipe_table(scales.scale(name, plausibility=0.125))
     assert table.index.name == "field"
     assert table.index.is_monotonic_increasing
     shown = {field.split(".")[0] for field in table.index}
-    assert shown == {*vars(experiments.scales()[name])}
+    assert shown == {*vars(scales.scales()[name])}
     assert table.loc["decoding.plausibility", "value"] == "0.125"
     assert "decoding.version" not in table.index
     assert table["value"].map(type).eq(str).all()
 
 
 def test_a_recipe_in_one_line_names_its_kind_and_what_is_not_default() -> None:
-    assert evidence.recipe_text(WorldPrompts(n=7)) == "WorldPrompts(n=7)"
-    assert evidence.recipe_text(Decoding()) == "Decoding()"
+    assert tables.recipe_text(WorldPrompts(n=7)) == "WorldPrompts(n=7)"
+    assert tables.recipe_text(Decoding()) == "Decoding()"
     pair = Pair(expert=Model(name="post"), amateur=Model(name="pre"))
-    assert evidence.recipe_text(pair) == "Pair(expert=Model(name=post), amateur=Model(name=pre))"
-    assert evidence.recipe_text(("test", WorldPrompts(n=7))) == "test WorldPrompts(n=7)"
-    assert evidence.recipe_text(0.5) == "0.5"
+    assert tables.recipe_text(pair) == "Pair(expert=Model(name=post), amateur=Model(name=pre))"
+    assert tables.recipe_text(("test", WorldPrompts(n=7))) == "test WorldPrompts(n=7)"
+    assert tables.recipe_text(0.5) == "0.5"
 
 
 # -- means and differences ------------------------------------------------------------------------
@@ -61,7 +63,7 @@ TABLE = rows(codit=[3, 5, 9, 4, 7], direct=[1, 5, 6, 4, 6])
 
 def test_means_have_the_intervals_of_seeds_and_prompts() -> None:
     table = TABLE.assign(high=TABLE["score"] > 5)
-    bars = evidence.bar_table(table, ["high", "score"])
+    bars = tables.bar_table(table, ["high", "score"])
     assert list(bars.columns[:5]) == ["role", "measure", "value", "low", "high"]
     order = [("codit", "high"), ("codit", "score"), ("direct", "high"), ("direct", "score")]
     assert list(bars[["role", "measure"]].itertuples(index=False, name=None)) == order
@@ -73,7 +75,7 @@ def test_means_have_the_intervals_of_seeds_and_prompts() -> None:
 
 
 def test_noise_that_is_each_prompt_s_own_is_averaged_first() -> None:
-    (bar, *_) = evidence.bar_table(TABLE, ["score"], seeds=False).to_dict("records")
+    (bar, *_) = tables.bar_table(TABLE, ["score"], seeds=False).to_dict("records")
     own = TABLE[TABLE["role"] == "codit"].groupby("id")["score"].mean()
     found = crossed.difference(own.to_numpy()[None])
     assert (bar["low"], bar["high"]) == pytest.approx((found.low, found.high))
@@ -82,7 +84,7 @@ def test_noise_that_is_each_prompt_s_own_is_averaged_first() -> None:
 
 def test_several_groups_keep_their_names_and_roles() -> None:
     table = pd.concat([TABLE.assign(student="a"), TABLE.assign(student="b", score=0)])
-    bars = evidence.bar_table(table, ["score"], by=["student", "arm"])
+    bars = tables.bar_table(table, ["score"], by=["student", "arm"])
     assert bars[["student", "role"]].agg(" ".join, axis=1).tolist() == [
         "a codit", "a direct", "b codit", "b direct",
     ]  # fmt: skip
@@ -91,18 +93,18 @@ def test_several_groups_keep_their_names_and_roles() -> None:
 
 def test_differences_are_paired_and_corrected_for_their_number() -> None:
     table = TABLE.assign(twice=2 * TABLE["score"])
-    found = evidence.differences(table, [("codit", "direct")], ["score", "twice"])
+    found = tables.differences(table, [("codit", "direct")], ["score", "twice"])
     expected = crossed.difference(crossed.table(TABLE, "score", "codit", "direct"))
     assert found["estimate"].tolist() == pytest.approx([expected.estimate, 2 * expected.estimate])
     assert found["p"].tolist() == pytest.approx([expected.p] * 2)
     assert found["p_holm"].tolist() == pytest.approx([min(1, 2 * expected.p)] * 2)
-    assert found["text"][0] == evidence.difference_text(expected)
-    assert found["holds"][0] == evidence.decided(expected)
+    assert found["text"][0] == tables.difference_text(expected)
+    assert found["holds"][0] == tables.decided(expected)
 
 
 def test_differences_of_noise_that_is_each_prompt_s_own_are_averaged_first() -> None:
     uneven = TABLE.assign(score=TABLE["score"] + (TABLE["arm"] == "codit") * 3 * TABLE["seed"])
-    (row,) = evidence.differences(uneven, [("codit", "direct")], ["score"], seeds=False).to_dict(
+    (row,) = tables.differences(uneven, [("codit", "direct")], ["score"], seeds=False).to_dict(
         "records"
     )
     wide = crossed.table(uneven, "score", "codit", "direct", by="arm")
@@ -113,31 +115,31 @@ def test_differences_of_noise_that_is_each_prompt_s_own_are_averaged_first() -> 
 
 
 def test_a_paired_interval_lies_around_the_mean_and_the_base_has_none() -> None:
-    table = evidence.paired_table(TABLE, ["score"], "direct")
+    table = tables.paired_table(TABLE, ["score"], "direct")
     codit, direct = table.to_dict("records")
     found = crossed.difference(crossed.table(TABLE, "score", "codit", "direct"))
     level = TABLE.loc[TABLE["arm"] == "direct", "score"].mean()
     assert direct["value"] == direct["low"] == direct["high"] == pytest.approx(level)
     assert codit["value"] == pytest.approx(TABLE.loc[TABLE["arm"] == "codit", "score"].mean())
     assert codit["high"] - codit["value"] == pytest.approx(found.high - found.estimate)
-    gain, none = evidence.paired_table(TABLE, ["score"], "direct", gain=True).to_dict("records")
+    gain, none = tables.paired_table(TABLE, ["score"], "direct", gain=True).to_dict("records")
     assert (gain["value"], none["value"]) == (pytest.approx(found.estimate), 0)
 
 
 def test_seed_points_are_each_seed_s_difference_to_the_base() -> None:
     two = pd.concat([TABLE.assign(student="a"), TABLE.assign(student="b")])
-    points = evidence.seed_points(two, "score", "direct", by=["student"])
+    points = tables.seed_points(two, "score", "direct", by=["student"])
     own = points[(points["arm"] == "codit") & (points["student"] == "b")]
     wide = crossed.table(TABLE, "score", "codit", "direct")
     assert own["value"].tolist() == pytest.approx(wide.mean(1).tolist())
     assert points.loc[points["arm"] == "direct", "value"].eq(0).all()
-    alone = evidence.seed_points(TABLE, "score", "direct")
+    alone = tables.seed_points(TABLE, "score", "direct")
     assert alone.loc[alone["arm"] == "codit", "value"].tolist() == own["value"].tolist()
 
 
 def test_scores_are_counted_per_role_nobody_s_included() -> None:
     table = TABLE.assign(score=[1, 2, 2, 10, 10] * 4)
-    shares = evidence.score_table(table)
+    shares = tables.score_table(table)
     assert len(shares) == 20
     codit = shares[shares["role"] == "codit"].set_index("score")["value"]
     assert codit.to_dict() == {str(k): {1: 0.2, 2: 0.4, 10: 0.4}.get(k, 0) for k in range(1, 11)}
@@ -147,7 +149,7 @@ def test_scores_are_counted_per_role_nobody_s_included() -> None:
 def test_a_score_out_of_range_is_refused(bad: float) -> None:
     table = TABLE.assign(score=[bad, *[5] * 19])
     with pytest.raises(ValueError, match="expected whole scores from 1 to 10; got 1 others"):
-        evidence.score_table(table)
+        tables.score_table(table)
 
 
 def interval(estimate: float, low: float, high: float) -> intervals.Interval:
@@ -155,8 +157,8 @@ def interval(estimate: float, low: float, high: float) -> intervals.Interval:
 
 
 def test_an_interval_is_written_with_its_sign_and_ends() -> None:
-    assert evidence.difference_text(interval(0.12, 0.08, 0.16)) == "+0.120 [+0.080, +0.160]"
-    assert evidence.difference_text(interval(-0.5, -1, 0.25)) == "-0.500 [-1.000, +0.250]"
+    assert tables.difference_text(interval(0.12, 0.08, 0.16)) == "+0.120 [+0.080, +0.160]"
+    assert tables.difference_text(interval(-0.5, -1, 0.25)) == "-0.500 [-1.000, +0.250]"
 
 
 @pytest.mark.parametrize(
@@ -166,7 +168,7 @@ def test_an_interval_is_written_with_its_sign_and_ends() -> None:
 def test_a_difference_is_decided_where_the_interval_excludes_zero(
     ends: tuple[float, float], answer: bool | None
 ) -> None:
-    assert evidence.decided(interval(sum(ends) / 2, *ends)) is answer
+    assert tables.decided(interval(sum(ends) / 2, *ends)) is answer
 
 
 VALUES = {"codit": {0.1: 0.3, 0.3: 0.1}, "truncated": {0.1: 0.05, 0.3: 0.0}}
@@ -193,22 +195,22 @@ def table(noise: float = 0.01, students: int = 2) -> pd.DataFrame:
 
 
 def test_the_best_is_the_highest_of_each_role() -> None:
-    bars = evidence.paired_table(table().assign(teacher="A"), ["strict"], "Direct", by=["teacher"])
-    best = evidence.best(bars).set_index("role")["plausibility"]
+    bars = tables.paired_table(table().assign(teacher="A"), ["strict"], "Direct", by=["teacher"])
+    best = tables.best(bars).set_index("role")["plausibility"]
     assert (best["codit"], best["truncated"]) == (0.1, 0.1)
 
 
 def test_rivals_are_all_other_values_with_the_lead_over_them() -> None:
-    (row,) = evidence.rivals(table(), "codit").to_dict("records")
+    (row,) = tables.rivals(table(), "codit").to_dict("records")
     assert (row["best"], row["plausibility"], row["tied"]) == (0.1, 0.3, False)
     expected = crossed.difference(
         crossed.table(table(), "strict", "CoDIT .1", "CoDIT .3", by="arm")
     )
-    assert row["lead"] == evidence.difference_text(expected)
+    assert row["lead"] == tables.difference_text(expected)
 
 
 def test_values_that_noise_cannot_tell_apart_are_tied() -> None:
-    (row,) = evidence.rivals(table(noise=5.0), "truncated").to_dict("records")
+    (row,) = tables.rivals(table(noise=5.0), "truncated").to_dict("records")
     assert row["tied"]
 
 
@@ -216,11 +218,11 @@ def test_one_value_has_no_rivals() -> None:
     alone = table()
     alone = alone[alone["plausibility"] != 0.3]
     with pytest.raises(ValueError, match="expected two plausibilities of 'codit' or more; got 1"):
-        evidence.rivals(alone, "codit")
+        tables.rivals(alone, "codit")
 
 
 def test_gains_are_over_direct_and_over_truncation_at_the_same_value() -> None:
-    gained = evidence.gains(table())
+    gained = tables.gains(table())
     assert len(gained) == 2 * 2 * 2
     found = gained.groupby(["plausibility", "against"])["estimate"].mean().round(2).to_dict()
     assert found == {
@@ -228,27 +230,27 @@ def test_gains_are_over_direct_and_over_truncation_at_the_same_value() -> None:
         (0.3, "direct"): 0.1, (0.3, "truncated"): 0.1,
     }  # fmt: skip
     assert (gained["p_holm"] >= gained["p"]).all()
-    assert evidence.all_gain(gained) is True
+    assert tables.all_gain(gained) is True
 
 
 def test_gains_average_each_prompt_s_own_noise_first() -> None:
     own = table(students=1)
     own["strict"] += (own["arm"] == "CoDIT .1") * own["seed"]
     wide = crossed.table(own, "strict", "CoDIT .1", "Direct", by="arm").mean(0, keepdims=True)
-    (first, *_) = evidence.gains(own, seeds=False).to_dict("records")
-    assert first["text"] == evidence.difference_text(crossed.difference(wide))
+    (first, *_) = tables.gains(own, seeds=False).to_dict("records")
+    assert first["text"] == tables.difference_text(crossed.difference(wide))
 
 
 def test_a_sure_loss_refutes_and_an_unsure_gain_leaves_it_open() -> None:
-    gained = evidence.gains(table())
+    gained = tables.gains(table())
     lost = gained.assign(estimate=[-0.1, *gained["estimate"][1:]])
-    assert evidence.all_gain(lost) is False
+    assert tables.all_gain(lost) is False
     unsure = gained.assign(p_holm=[0.5, *gained["p_holm"][1:]])
-    assert evidence.all_gain(unsure) is None
+    assert tables.all_gain(unsure) is None
 
 
 def test_gains_are_counted_in_words() -> None:
-    gained = evidence.gains(table())
+    gained = tables.gains(table())
     least = gained.loc[gained["estimate"].idxmin(), "text"]
-    told = evidence.gains_text(gained)
+    told = tables.gains_text(gained)
     assert told == f"8 of 8 gains (corrected p < .05), 0 losses; least {least}"

@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 
-from codit import comparison, experiments, recipes, world
-from codit.comparison import Arm, LLMJudge
-from codit.experiments import Scale
+from codit import recipes, world
+from codit.paper import arms as comparison
+from codit.paper import scales
+from codit.paper.arms import Arm, LLMJudge
+from codit.paper.scales import Scale
 from codit.recipes import Decoding, File, HubPrompts, Model, Training
 from codit.world.constraints import words
 from codit.world.recipes import Answers, Pretraining, WorldPrompts
 
-SCALES = experiments.scales()
+SCALES = scales.scales()
 OFFLINE = [name for name, chosen in SCALES.items() if "verifier" in chosen.evaluations]
 
 
@@ -24,7 +26,7 @@ OFFLINE = [name for name, chosen in SCALES.items() if "verifier" in chosen.evalu
 
 def test_arms_differ_in_strength_and_plausibility_only() -> None:
     decoding = Decoding(strength=1.5, plausibility=0.6, temperature=0.7, top_k=9, seed=3)
-    arms = {name: experiments.arm(name, decoding) for name in experiments.ARMS}
+    arms = {name: scales.arm(name, decoding) for name in scales.ARMS}
     numbers = {name: (a.strength, a.plausibility) for name, a in arms.items()}
     assert numbers == {"direct": (0, 0), "truncated": (0, 0.6), "codit": (1.5, 0.6)}
     assert {replace(a, strength=1.5, plausibility=0.6) for a in arms.values()} == {decoding}
@@ -34,12 +36,12 @@ def test_an_unknown_arm_is_refused() -> None:
     with pytest.raises(
         ValueError, match=r"arm must be one of \['direct', .*\]; got 'both'. Name one of them"
     ):
-        experiments.arm("both", Decoding())
+        scales.arm("both", Decoding())
 
 
 @pytest.mark.parametrize("name", SCALES)
 def test_arms_answer_the_same_prompts_with_the_same_noise(name: str) -> None:
-    made = [experiments.synthesis(SCALES[name], arm, seed=4) for arm in experiments.ARMS]
+    made = [scales.synthesis(SCALES[name], arm, seed=4) for arm in scales.ARMS]
     assert {(one.pair, one.prompts, one.n_samples) for one in made} == {
         (SCALES[name].pair, SCALES[name].prompts, 1)
     }
@@ -58,11 +60,11 @@ def test_there_are_four_scales() -> None:
 def test_every_value_of_a_scale_has_a_key_without_a_network(name: str) -> None:
     chosen = SCALES[name]
     keys = {
-        recipes.key(experiments.synthesis(chosen, arm, seed))
-        for arm in experiments.ARMS
+        recipes.key(scales.synthesis(chosen, arm, seed))
+        for arm in scales.ARMS
         for seed in chosen.seeds
     }
-    assert len(keys) == len(experiments.ARMS) * len(chosen.seeds)
+    assert len(keys) == len(scales.ARMS) * len(chosen.seeds)
 
 
 @pytest.mark.parametrize("name", SCALES)
@@ -88,8 +90,8 @@ def test_nothing_is_tested_on_prompts_that_a_model_was_trained_on(name: str) -> 
 
 
 def test_the_expert_is_the_amateur_post_trained_on_a_mixture() -> None:
-    base = experiments.amateur(seed=5)
-    expert = experiments.expert(base)
+    base = scales.amateur(seed=5)
+    expert = scales.expert(base)
     assert expert.base == base == Pretraining(architecture="qwen3", tokenizer="a", seed=5)
     assert isinstance(expert.data, Answers)
     assert 0 < expert.data.ideal_share < 1
@@ -144,8 +146,8 @@ def test_paper_holds_the_authors_values() -> None:
 
 
 def test_a_hub_scale_trains_the_amateur_with_the_experts_template() -> None:
-    chosen = experiments.hub_scale("post", "pre", HubPrompts(n=3), 64)
-    study = experiments.students(chosen, (Arm(role="codit"),))
+    chosen = scales.hub_scale("post", "pre", HubPrompts(n=3), 64)
+    study = scales.students(chosen, (Arm(role="codit"),))
     made = comparison.training(study, chosen.students[0], Arm(role="codit"))
     assert (made.base, made.template) == (Model(name="pre"), Model(name="post"))
     assert list(comparison.evaluations(study)) == []
@@ -155,7 +157,7 @@ def test_a_hub_scale_trains_the_amateur_with_the_experts_template() -> None:
 
 
 def test_none_leaves_the_scales_value() -> None:
-    kept = experiments.scale("micro", plausibility=None, n_prompts=None, seeds=None)
+    kept = scales.scale("micro", plausibility=None, n_prompts=None, seeds=None)
     assert kept == SCALES["micro"]
 
 
@@ -174,7 +176,7 @@ def test_none_leaves_the_scales_value() -> None:
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_a_change_reaches_its_field_and_no_other(changes: dict[str, Any], read: Any) -> None:
-    changed = experiments.scale("micro", **changes)
+    changed = scales.scale("micro", **changes)
     assert read(changed)
     differing = {f.name for f in fields(Scale)} - {
         f.name
@@ -185,7 +187,7 @@ def test_a_change_reaches_its_field_and_no_other(changes: dict[str, Any], read: 
 
 
 def test_n_test_is_the_number_of_prompts_of_every_set_that_is_not_trained_on() -> None:
-    changed = experiments.scale("micro", n_test=8)
+    changed = scales.scale("micro", n_test=8)
     assert {prompts.n for _, prompts in changed.tests} == {8}
     assert changed.dev == replace(SCALES["micro"].dev, n=8)  # type: ignore[type-var]
     assert changed.prompts == SCALES["micro"].prompts
@@ -195,41 +197,41 @@ def test_an_unknown_scale_is_refused() -> None:
     with pytest.raises(
         ValueError, match=r"scale must be one of \['micro', .*\]; got 'mikro'. Name one of them"
     ):
-        experiments.scale("mikro")
+        scales.scale("mikro")
 
 
 def test_an_unknown_field_is_refused() -> None:
     with pytest.raises(ValueError, match=r"a scale has no \['alpha'\]; it has \['decoding', "):
-        experiments.scale("micro", alpha=0.1, strength=2.0)
+        scales.scale("micro", alpha=0.1, strength=2.0)
 
 
 def test_a_value_out_of_range_is_refused() -> None:
     with pytest.raises(ValueError, match="plausibility must be between 0 and 1; got 1.5"):
-        experiments.scale("micro", plausibility=1.5)
+        scales.scale("micro", plausibility=1.5)
 
 
 def test_a_file_of_prompts_enters_by_its_content(tmp_path: Any) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"instruction": "Hello?"}\n')
-    chosen = experiments.scale("micro", prompts=File(path=str(rows)))
-    before = recipes.key(experiments.synthesis(chosen, "direct"))
+    chosen = scales.scale("micro", prompts=File(path=str(rows)))
+    before = recipes.key(scales.synthesis(chosen, "direct"))
     rows.write_text('{"instruction": "Hello!"}\n')
-    assert recipes.key(experiments.synthesis(chosen, "direct")) != before
+    assert recipes.key(scales.synthesis(chosen, "direct")) != before
 
 
 def test_judges_may_be_models_of_a_reader_s_own() -> None:
-    own = experiments.scale("micro", judging=["one", "two"])
+    own = scales.scale("micro", judging=["one", "two"])
     assert [one.model for one in own.judging.judges if isinstance(one, LLMJudge)] == ["one", "two"]
     assert own.judging.n_prompts == SCALES["micro"].judging.n_prompts
     assert own.judging.budgets == ()  # those are made for the judges that the scale had
-    assert experiments.scale("micro", judging=None) == SCALES["micro"]
-    assert experiments.scale("micro", judging="one,two") == own
+    assert scales.scale("micro", judging=None) == SCALES["micro"]
+    assert scales.scale("micro", judging="one,two") == own
     for bad in ([], [""], [3], "", "one,"):
         with pytest.raises(ValueError, match="names of models that judge"):
-            experiments.scale("micro", judging=bad)
+            scales.scale("micro", judging=bad)
 
 
-FULL = experiments.scale("full", plausibility=0.3)
+FULL = scales.scale("full", plausibility=0.3)
 
 
 def labels(arms: tuple[Arm, ...]) -> list[str]:
@@ -237,13 +239,13 @@ def labels(arms: tuple[Arm, ...]) -> list[str]:
 
 
 def test_main_arms_are_the_paper_s_baselines_and_the_ablation() -> None:
-    assert labels(experiments.main_arms(FULL)) == [
+    assert labels(scales.main_arms(FULL)) == [
         "Direct", "Greedy", "Best of 2", "Best of 4", "Truncated .3", "CoDIT .3",
     ]  # fmt: skip
 
 
 def test_truncation_is_tried_wherever_contrast_is() -> None:
-    arms = experiments.plausibility_arms(FULL)
+    arms = scales.plausibility_arms(FULL)
     tried = {
         role: [a.plausibility for a in arms if a.role == role] for role in ("truncated", "codit")
     }
@@ -252,7 +254,7 @@ def test_truncation_is_tried_wherever_contrast_is() -> None:
 
 
 def test_strength_0_is_truncation_at_the_same_plausibility() -> None:
-    arms = experiments.strength_arms(FULL)
+    arms = scales.strength_arms(FULL)
     assert [a.strength for a in arms] == [None, 0.25, 0.5, 1, 1.5, 2]
     assert {a.plausibility for a in arms} == {0.3}
     assert arms[0].role == "truncated"
@@ -264,7 +266,7 @@ def test_the_same_arm_is_one_arm_in_every_study() -> None:
 
 
 def plan_arms() -> list[tuple[Arm, ...]]:
-    parts = experiments.plan(FULL).values()
+    parts = scales.plan(FULL).values()
     return [getattr(study, "responses", study).arms for study in parts]
 
 
@@ -274,20 +276,20 @@ def test_no_arm_comes_twice_in_a_study() -> None:
 
 
 def test_plausibility_is_chosen_on_dev_and_results_are_reported_elsewhere() -> None:
-    assert [name for name, _ in experiments.alpha(FULL).tests] == ["dev", "test"]
-    assert [name for name, _ in experiments.table(FULL).tests] == ["test", "families"]
+    assert [name for name, _ in scales.alpha(FULL).tests] == ["dev", "test"]
+    assert [name for name, _ in scales.table(FULL).tests] == ["test", "families"]
 
 
 def test_the_results_table_has_a_tuned_baseline_a_ceiling_and_a_floor() -> None:
-    arms = experiments.table(replace(FULL, truncation=0.6)).responses.arms
+    arms = scales.table(replace(FULL, truncation=0.6)).responses.arms
     assert {"Truncated .6", "Ideal answers", "Careless answers"} <= set(labels(arms))
 
 
 def test_the_plan_holds_both_teachers_under_names_of_folders() -> None:
-    plan = experiments.plan(FULL)
+    plan = scales.plan(FULL)
     assert set(plan) == {"responses-a", "responses-b", "alpha-a", "alpha-b", "students"}
     assert len({recipes.key(study) for study in plan.values()}) == len(plan)
-    assert set(experiments.plan(experiments.scale("micro"))) == {
+    assert set(scales.plan(scales.scale("micro"))) == {
         "responses-a",
         "alpha-a",
         "students",

@@ -18,7 +18,8 @@ from matplotlib import pyplot
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from codit import figures, recipes, store
+from codit import recipes
+from codit.paper import figures, store
 from codit.world.recipes import WorldPrompts
 
 DATA = pd.DataFrame({"role": ["direct", "codit"], "value": [0.25, 1 / 3]})

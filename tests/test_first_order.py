@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from codit.first_order import (
+from codit.paper.first_order import (
     Expansion,
     alignment_table,
     chat_vector,

@@ -11,16 +11,17 @@ from typing import Any
 
 import pytest
 
-from codit import experiments, recipes, results
-from codit.experiments import Scale
+from codit import recipes
 from codit.files import versions
+from codit.paper import make, scales
+from codit.paper.scales import Scale
 from codit.recipes import Synthesis
 from codit.world.recipes import Pretraining
 from tests import golden
 
 
 @pytest.mark.parametrize(
-    ("name", "engine"), [*((name, "auto") for name in experiments.ARMS), ("codit", "continuous")]
+    ("name", "engine"), [*((name, "auto") for name in scales.ARMS), ("codit", "continuous")]
 )
 def test_the_embedded_pair_answers_as_recorded(name: str, engine: str) -> None:
     recipe = golden.watched()[name]
@@ -34,12 +35,12 @@ def test_the_embedded_pair_answers_as_recorded(name: str, engine: str) -> None:
 
 def test_the_recorded_arms_are_those_of_the_package_and_differ() -> None:
     files = sorted(path.stem for path in golden.FOLDER.glob("*.json"))
-    assert files == sorted(experiments.ARMS)
+    assert files == sorted(scales.ARMS)
     texts = {
         tuple(row["text"] for row in golden.recorded(golden.FOLDER, name, recipe))
         for name, recipe in golden.watched().items()
     }
-    assert len(texts) == len(experiments.ARMS)
+    assert len(texts) == len(scales.ARMS)
 
 
 # -- recording, with the pair of tests/micro.py --------------------------------------------------
@@ -50,7 +51,7 @@ def wanted(micro: Scale, monkeypatch: pytest.MonkeyPatch) -> dict[str, Synthesis
     monkeypatch.setattr(golden, "PROMPTS", 6)
     made = golden.watched(micro)
     for model in (micro.pair.expert, micro.pair.amateur):
-        results.model_path(model)
+        make.model_path(model)
     return made
 
 
@@ -136,7 +137,7 @@ def test_a_golden_file_of_another_recipe_says_what_to_run(
 def test_models_that_were_never_made_are_asked_for_and_not_trained(micro: Scale) -> None:
     unmade = Pretraining(world=micro.prompts.world, seed=99)
     recipe = golden.watched(replace(micro, pair=replace(micro.pair, amateur=unmade)))["codit"]
-    results.model_path(micro.pair.expert)
+    make.model_path(micro.pair.expert)
     with pytest.raises(
         FileNotFoundError, match=f"made by {recipes.key(unmade)}; there is none. Run `make models`"
     ):

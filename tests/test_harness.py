@@ -55,7 +55,7 @@ def punkt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A small sentence model where NLTK looks, and nowhere else."""
     import nltk
 
-    from codit import harness
+    from codit.evaluation import harness
 
     before, root = list(nltk.data.path), tmp_path_factory.mktemp("nltk")
     nltk.data.path[:] = []
@@ -104,7 +104,7 @@ def saved(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def load(saved: tuple[Path, Path], **values: Any) -> Any:
-    from codit.harness import PairLM
+    from codit.evaluation.harness import PairLM
 
     return PairLM(str(saved[0]), str(saved[1]), device="cpu", **values)
 
@@ -241,10 +241,10 @@ def test_the_command_runs_both_kinds_of_tasks(
     given += ["--apply_chat_template", "--gen_kwargs", "max_gen_toks=6"]
     given += ["--output_path", str(tmp_path / "out.json")]
     env = {**os.environ, "NLTK_DATA": str(punkt), "HF_HUB_OFFLINE": "1"}
-    # As `python -m codit.harness`, without an index of lm-eval's own tasks, which takes a minute.
+    # As the command, without an index of lm-eval's own tasks, which takes a minute.
     code = "import functools, runpy, lm_eval.tasks as t\n"
     code += "t.TaskManager = functools.partial(t.TaskManager, include_defaults=False)\n"
-    code += "runpy.run_module('codit.harness', run_name='__main__', alter_sys=True)"
+    code += "runpy.run_module('codit.evaluation.harness', run_name='__main__', alter_sys=True)"
     command = [sys.executable, "-c", code, *given]
     done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -258,7 +258,7 @@ def test_the_command_runs_both_kinds_of_tasks(
 def test_a_trained_sentence_model_splits_and_is_never_replaced(punkt: Path) -> None:
     from nltk.tokenize import PunktTokenizer
 
-    from codit import harness
+    from codit.evaluation import harness
 
     text = "Mr. Green left at noon. It rained."
     assert PunktTokenizer("english").tokenize(text) == ["Mr. Green left at noon.", "It rained."]

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from codit import head_rows as heads
 from codit.contrast import contrast
-from codit.head_rows import can_gather, float32_logits, head_rows, linear_float32
+from codit.engine import sparse as heads
+from codit.engine.sparse import can_gather, float32_logits, head_rows, linear_float32
 from codit.pair import ContrastivePair
 from tests import tiny
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from codit.intervals import (
+from codit.evaluation.intervals import (
     Interval,
     columns,
     difference_interval,

@@ -22,8 +22,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from codit import judge, judge_client, judge_prompts, judge_rows
-from codit.judge import Asking, Judge, Judged, TooManyFailures
+from codit.evaluation import client, judge, judged_rows, rubric
+from codit.evaluation.judge import Asking, Judge, Judged, TooManyFailures
 from tests.fault_server import (
     FAULTS,
     GOOD,
@@ -150,7 +150,7 @@ def test_what_is_asked_is_what_the_judge_says_with_a_placeholder_key(
     assert first["reasoning_effort"] == "low"
     assert "reasoning_effort" not in second
     assert (second["temperature"], second["max_tokens"]) == (1.0, 8192)
-    assert first["response_format"] == judge_prompts.schema(judge_prompts.SINGLE)
+    assert first["response_format"] == rubric.schema(rubric.SINGLE)
     (message,) = first["messages"]
     assert message["role"] == "user"
     assert "Say hi." in message["content"]
@@ -318,7 +318,7 @@ def test_what_no_question_can_survive_ends_the_run_at_once(
 def test_a_server_that_is_gone_is_not_asked_to_the_last_question(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(judge_client, "GIVE_UP", 3)
+    monkeypatch.setattr(client, "GIVE_UP", 3)
     with serving(failed(500)) as server:
         judged = score(server, MANY, tmp_path / "c", asking=replace(QUICK, concurrency=1))
     assert len(server.requests) == 6
@@ -329,7 +329,7 @@ def test_a_server_that_is_gone_is_not_asked_to_the_last_question(
 def test_a_server_that_fails_now_and_then_is_not_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(judge_client, "GIVE_UP", 2)
+    monkeypatch.setattr(client, "GIVE_UP", 2)
     asking = replace(QUICK, concurrency=1, tries=1)
     with serving(lambda request, number: said(TEXT) if number % 2 else failed(500)) as server:
         judged = score(server, MANY, tmp_path / "c", asking=asking)
@@ -379,12 +379,12 @@ class Later(Judge):
 
 
 def test_a_setting_that_comes_in_later_pays_no_reply_again() -> None:
-    question = judge_client.Question(template=judge_prompts.SINGLE, prompt="p")
-    item = judge_client.item_of(Judge(model="m", base_url="http://a"), question)
+    question = client.Question(template=rubric.SINGLE, prompt="p")
+    item = client.item_of(Judge(model="m", base_url="http://a"), question)
     # Of another template or key, caches that are about hold nothing: every reply is paid again.
     assert item == "d8429ec0f0ee89c69c0504e705b90464860f8004bfea57b40a5ed2048c134172"
-    assert judge_client.item_of(Later(model="m"), question) == item
-    assert judge_client.item_of(Later(model="m", top_k=1), question) != item
+    assert client.item_of(Later(model="m"), question) == item
+    assert client.item_of(Later(model="m", top_k=1), question) != item
 
 
 def test_equal_questions_are_asked_once(tmp_path: Path) -> None:
@@ -726,9 +726,9 @@ def test_both_turns_are_scored_the_second_with_the_whole_conversation(tmp_path: 
 
 def test_a_turn_with_a_blank_reference_is_judged_without() -> None:
     rows = [{**MT_BENCH[1], "reference": ["It is 2.", " "]}]
-    found = judge_rows.turns(rows, reference_categories=judge.REFERENCE_CATEGORIES)
+    found = judged_rows.turns(rows, reference_categories=judge.REFERENCE_CATEGORIES)
     assert [turn.template for turn in found] == [
-        judge_prompts.SINGLE_REFERENCE, judge_prompts.SECOND_TURN,
+        rubric.SINGLE_REFERENCE, rubric.SECOND_TURN,
     ]  # fmt: skip
     assert "eference" not in found[1].prompt
 
@@ -736,8 +736,8 @@ def test_a_turn_with_a_blank_reference_is_judged_without() -> None:
 def test_a_maths_question_without_reference_is_refused_unless_none_is_wanted() -> None:
     rows = [{**MT_BENCH[1], "reference": None}]
     with pytest.raises(ValueError, match="row '111': expected two texts in `reference`"):
-        judge_rows.turns(rows, reference_categories=judge.REFERENCE_CATEGORIES)
-    assert len(judge_rows.turns(rows, reference_categories=())) == 2
+        judged_rows.turns(rows, reference_categories=judge.REFERENCE_CATEGORIES)
+    assert len(judged_rows.turns(rows, reference_categories=())) == 2
 
 
 @pytest.mark.parametrize(
@@ -772,11 +772,11 @@ def test_a_row_that_cannot_be_judged_is_named_before_anything_is_asked(
 )
 def test_a_conversation_that_cannot_be_judged_is_named(row: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        judge_rows.turns([row], reference_categories=())
+        judged_rows.turns([row], reference_categories=())
 
 
 def test_a_conversation_is_named_by_its_question_where_its_id_is_null() -> None:
-    (first, _) = judge_rows.turns([{**MT_BENCH[0], "id": None}], reference_categories=())
+    (first, _) = judged_rows.turns([{**MT_BENCH[0], "id": None}], reference_categories=())
     assert first.label["id"] == "81"
 
 
@@ -788,22 +788,22 @@ def test_a_line_that_is_no_object_is_named(line: str, message: str, tmp_path: Pa
     path = tmp_path / "rows.jsonl"
     path.write_text(f"{json.dumps(ONE[0])}\n\n{line}\n")
     with pytest.raises(ValueError, match=message):
-        judge_rows.read(path)
+        judged_rows.read(path)
 
 
 def test_rows_of_a_file_are_what_stands_there(tmp_path: Path) -> None:
     rows = [{**ONE[0], "id": 7, "made": "2024-05-01"}, {**ONE[0], "more": [1, None]}]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert judge_rows.read(tmp_path / "rows.jsonl") == rows
+    assert judged_rows.read(tmp_path / "rows.jsonl") == rows
 
 
 def test_a_conversation_s_last_answer_is_judged_after_all_its_turns() -> None:
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     turns += [{"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]
-    (row,) = judge_rows.answered([{"messages": turns}])
+    (row,) = judged_rows.answered([{"messages": turns}])
     assert (row.id, row.response) == ("row 1", "d")
     assert row.instruction == "[user]\na\n\n[assistant]\nb\n\n[user]\nc"
-    (row,) = judge_rows.answered([{"messages": turns[:2], "response": "", "instruction": "a"}])
+    (row,) = judged_rows.answered([{"messages": turns[:2], "response": "", "instruction": "a"}])
     assert (row.instruction, row.response) == ("a", "")
 
 

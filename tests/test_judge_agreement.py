@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from codit.judge_agreement import (
+from codit.evaluation.agreement import (
     Agreement,
     agreement,
     cohens_kappa,

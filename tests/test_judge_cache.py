@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from codit import judge_cache
-from codit.judge_cache import Attempt, attempt_key, final, item_key, opened
+from codit.evaluation import reply_cache
+from codit.evaluation.reply_cache import Attempt, attempt_key, final, item_key, opened
 
 OK = Attempt(
     attempt=0, state="ok", value=8.0, note="", reply="{}", schema="honoured", model="m",
@@ -57,7 +57,7 @@ def test_failures_use_up_attempts_and_a_higher_limit_allows_more(tmp_path: Path)
 def held(path: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that asks into the cache."""
     code = (
-        "import sys, time\nfrom codit.judge_cache import opened\n"
+        "import sys, time\nfrom codit.evaluation.reply_cache import opened\n"
         "with opened(sys.argv[1]):\n    print('held', flush=True)\n    time.sleep(60)\n"
     )
     command = [sys.executable, "-c", code, str(path)]
@@ -162,7 +162,7 @@ def test_a_folder_or_a_locked_file_is_an_error_that_says_what_to_do(
         pass
     connection = sqlite3.connect(tmp_path / "c", isolation_level=None)
     connection.execute("BEGIN IMMEDIATE")
-    monkeypatch.setattr(judge_cache, "PATIENCE", 0.1)
+    monkeypatch.setattr(reply_cache, "PATIENCE", 0.1)
     start = time.monotonic()
     with pytest.raises(OSError, match="locked"), opened(tmp_path / "c") as cache:
         cache.store("a", OK)

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from codit import cli, judge, judge_client
-from codit.judge import Asking, Judge, Plan
+from codit import cli
+from codit.evaluation import client, judge
+from codit.evaluation.judge import Asking, Judge, Plan
 from tests.fault_server import FAULTS, Sent, Server, decided, said, scored, serving
 from tests.fault_table import MANY, QUICK
 
@@ -199,11 +200,7 @@ def test_without_settings_a_plan_has_the_run_s(tmp_path: Path) -> None:
 
 
 def test_a_question_s_name_does_not_tell_where_the_judge_stands() -> None:
-    question = judge_client.Question(
-        template=judge.questions(MANY)[0].template, prompt="p", sample=0
-    )
+    question = client.Question(template=judge.questions(MANY)[0].template, prompt="p", sample=0)
     here, there = (Judge(model="m", base_url=url) for url in (NOBODY, None))
-    assert judge_client.item_of(here, question) == judge_client.item_of(there, question)
-    assert judge_client.item_of(here, question) != judge_client.item_of(
-        here, replace(question, sample=1)
-    )
+    assert client.item_of(here, question) == client.item_of(there, question)
+    assert client.item_of(here, question) != client.item_of(here, replace(question, sample=1))

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from codit import comparison, experiments, judging, recipes, shipped, store
-from codit.comparison import (
+from codit import recipes
+from codit.paper import arms as comparison
+from codit.paper import judges, scales, shipped, store
+from codit.paper.arms import (
     NOBODY,
     Arm,
     JudgedArm,
@@ -28,8 +30,8 @@ POOL = Synthesis(
     prompts=WorldPrompts(n=2),
     n_samples=4,
 )
-FULL = experiments.scale("full")
-STUDY = experiments.responses(FULL, ())
+FULL = scales.scale("full")
+STUDY = scales.responses(FULL, ())
 
 
 def another(value: Any) -> Any:
@@ -74,10 +76,10 @@ def test_tables_without_a_judge_are_found_whatever_becomes_of_judges(
 ) -> None:
     for kind in (WorldJudge, LLMJudge, JudgedBest, JudgedArm):
         monkeypatch.setattr(kind, "version", 99)
-    for name, recipe in experiments.plan(replace(FULL, judging=NOBODY)).items():
-        assert recipes.key(recipe) == recipes.key(experiments.plan(FULL)[name])
+    for name, recipe in scales.plan(replace(FULL, judging=NOBODY)).items():
+        assert recipes.key(recipe) == recipes.key(scales.plan(FULL)[name])
         assert store.find(recipe) == shipped.folder(name)
-    for name, judged in judging.studies(FULL).items():
+    for name, judged in judges.studies(FULL).items():
         told = store.read_manifest(shipped.folder(f"judged-{name}"))
         assert told["key"] != recipes.key(judged)  # those do depend on who judges
 
@@ -152,7 +154,7 @@ def test_it_has_the_columns_of_other_arms() -> None:
 
 def test_students_are_trained_on_what_a_judge_chose() -> None:
     arm = JudgedArm(judge=MODEL)
-    plan = experiments.students(FULL, (Arm(role="direct"),), students=FULL.students[:1])
+    plan = scales.students(FULL, (Arm(role="direct"),), students=FULL.students[:1])
     plan = replace(plan, responses=replace(plan.responses, arms=(arm,), seeds=(0, 1)))
     found = list(comparison.evaluations(plan))
     assert len(found) == 2 * len(FULL.tests)

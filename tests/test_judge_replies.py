@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codit import judge_prompts
-from codit.judge_prompts import PAIRWISE, SINGLE, Template
-from codit.judge_replies import NotACompletion, read, score_of, value_in, verdict_of
+from codit.evaluation import rubric
+from codit.evaluation.replies import NotACompletion, read, score_of, value_in, verdict_of
+from codit.evaluation.rubric import PAIRWISE, SINGLE, Template
 from tests.fault_server import GOOD, TEXT, said
 
 LOW = json.dumps({**GOOD, "score": 3})
@@ -146,12 +146,12 @@ def test_what_is_no_completion_is_no_reply(value: Any) -> None:
         read(value, SINGLE)
 
 
-TEMPLATES = [value for value in vars(judge_prompts).values() if isinstance(value, Template)]
+TEMPLATES = [value for value in vars(rubric).values() if isinstance(value, Template)]
 
 
 def test_a_placeholder_inside_a_text_stays_a_text() -> None:
     values = {"instruction": "Fill {response} and {instruction}", "response": "{score} {x"}
-    prompt = judge_prompts.fill(SINGLE, values)
+    prompt = rubric.fill(SINGLE, values)
     assert values["instruction"] in prompt
     assert values["response"] in prompt
     assert prompt.count("{response}") == 1
@@ -159,15 +159,15 @@ def test_a_placeholder_inside_a_text_stays_a_text() -> None:
 
 def test_missing_and_unknown_values_of_a_template_are_named() -> None:
     with pytest.raises(ValueError, match=r"\['instruction', 'response'\].*\['instruction'\]"):
-        judge_prompts.fill(SINGLE, {"instruction": "x"})
+        rubric.fill(SINGLE, {"instruction": "x"})
     with pytest.raises(ValueError, match="Give one text for each"):
-        judge_prompts.fill(SINGLE, {"instruction": "x", "response": "y", "z": "w"})
+        rubric.fill(SINGLE, {"instruction": "x", "response": "y", "z": "w"})
 
 
 def test_every_rubric_has_five_bands_and_asks_for_the_analysis_first() -> None:
     assert len(TEMPLATES) == 5
     for template in TEMPLATES:
-        *analysis, answer = judge_prompts.fields(template)
+        *analysis, answer = rubric.fields(template)
         form = template.text[template.text.rindex("{") :]
         assert [form.index(f'"{name}"') for name in (*analysis, answer)] == sorted(
             form.index(f'"{name}"') for name in (*analysis, answer)
@@ -180,23 +180,23 @@ def test_every_rubric_has_five_bands_and_asks_for_the_analysis_first() -> None:
 
 def test_the_schema_demands_what_the_parser_demands() -> None:
     for template in (SINGLE, PAIRWISE):
-        schema = judge_prompts.schema(template)["json_schema"]["schema"]
-        assert tuple(schema["required"]) == judge_prompts.fields(template)
+        schema = rubric.schema(template)["json_schema"]["schema"]
+        assert tuple(schema["required"]) == rubric.fields(template)
         assert list(schema["properties"]) == schema["required"]
-    assert judge_prompts.schema(SINGLE)["json_schema"]["schema"]["properties"]["score"] == {
+    assert rubric.schema(SINGLE)["json_schema"]["schema"]["properties"]["score"] == {
         "type": "integer", "minimum": 1, "maximum": 10,
     }  # fmt: skip
 
 
 def test_another_word_in_a_template_is_another_template() -> None:
     other = Template(name="single", text=SINGLE.text + " Be strict.")
-    assert judge_prompts.template_hash(other) != judge_prompts.template_hash(SINGLE)
-    assert len({judge_prompts.template_hash(template) for template in TEMPLATES}) == 5
+    assert rubric.template_hash(other) != rubric.template_hash(SINGLE)
+    assert len({rubric.template_hash(template) for template in TEMPLATES}) == 5
 
 
 def test_a_conversation_shows_every_turn_and_a_single_turn_only_itself() -> None:
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     turns.append({"role": "user", "content": "c"})
-    assert judge_prompts.conversation(turns[:1]) == "a"
-    shown = judge_prompts.conversation(turns)
+    assert rubric.conversation(turns[:1]) == "a"
+    shown = rubric.conversation(turns)
     assert shown == "[user]\na\n\n[assistant]\nb\n\n[user]\nc"

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from codit import judge
-from codit.judge import Asking, Judge
+from codit.evaluation import judge
+from codit.evaluation.judge import Asking, Judge
 from tests.judge_server import mute, serve
 
 ROWS = [{"id": n, "instruction": f"Say {n}.", "response": f"{n}!"} for n in range(6)]

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from codit import judging, world
-from codit.comparison import Judging, LLMJudge
-from codit.experiments import Scale
+from codit import world
+from codit.paper import judges
+from codit.paper.arms import Judging, LLMJudge
+from codit.paper.scales import Scale
 from tests.fault_server import failed, serving
 from tests.test_judge_study import grade
 
@@ -28,14 +29,14 @@ def chosen(micro: Scale) -> Scale:
 def test_students_of_judged_best_of_n_stand_beside_the_others(
     chosen: Scale, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = judging.students_recipe(chosen)
+    study = judges.students_recipe(chosen)
     assert [arm.label for arm in study.responses.arms] == LABELS
     assert study.responses.seeds == chosen.judging.seeds
     with serving(grade) as server:
-        monkeypatch.setenv(judging.ADDRESS, server.url)
-        table = judging.answers(chosen)
+        monkeypatch.setenv(judges.ADDRESS, server.url)
+        table = judges.answers(chosen)
     assert list(dict.fromkeys(table["arm"])) == LABELS
-    gains = judging.gains(table)
+    gains = judges.gains(table)
     pairs = list(dict.fromkeys(zip(gains["one"], gains["other"], strict=True)))
     assert pairs == [
         ("Best of 4, a", "Direct"), ("Best of 4, a", "Best of 4"), ("CoDIT .3", "Best of 4, a"),
@@ -46,22 +47,22 @@ def test_students_of_judged_best_of_n_stand_beside_the_others(
 
 
 def test_without_a_verifier_there_are_no_students_to_compare(chosen: Scale) -> None:
-    table = judging.answers(replace(chosen, evaluations=("judge",)))
+    table = judges.answers(replace(chosen, evaluations=("judge",)))
     assert len(table) == 0
-    assert len(judging.gains(table)) == 0
+    assert len(judges.gains(table)) == 0
 
 
 def test_students_are_scored_and_compared_with_direct_ones(
     chosen: Scale, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = judging.judged_recipe(chosen)
+    recipe = judges.judged_recipe(chosen)
     assert (recipe.n_prompts, recipe.n_pairs) == (6, 3)
     with serving(grade) as server:
-        monkeypatch.setenv(judging.ADDRESS, server.url)
-        found = judging.judged(chosen)
-    monkeypatch.delenv(judging.ADDRESS)
-    again = judging.judged(chosen)  # of the store: nobody is asked
-    for name in judging.TABLES[:2]:
+        monkeypatch.setenv(judges.ADDRESS, server.url)
+        found = judges.judged(chosen)
+    monkeypatch.delenv(judges.ADDRESS)
+    again = judges.judged(chosen)  # of the store: nobody is asked
+    for name in judges.TABLES[:2]:
         pd.testing.assert_frame_equal(found[name], again[name])
     scores, pairs = found["scores"], found["comparisons"]
     assert scores.groupby(["judge", "arm"]).size().to_dict() == {
@@ -70,7 +71,7 @@ def test_students_are_scored_and_compared_with_direct_ones(
     assert pairs.groupby(["judge", "arm"]).size().to_dict() == {
         (who, arm): 3 for who in ("a", "b") for arm in LABELS[1:]
     }
-    given = {told["arm"]: table for told, table in judging._answers(recipe)}
+    given = {told["arm"]: table for told, table in judges._answers(recipe)}
     asked = {row["id"]: row for row in world.prompts(dict(chosen.tests)["test"])}
     for arm, table in given.items():
         own = scores[(scores["judge"] == "a") & (scores["arm"] == arm)]
@@ -86,21 +87,21 @@ def test_students_are_scored_and_compared_with_direct_ones(
 def test_a_server_that_falls_silent_ends_the_study_and_its_replies_are_kept(
     chosen: Scale, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = replace(judging.judged_recipe(chosen), judges=(B,))
+    recipe = replace(judges.judged_recipe(chosen), judges=(B,))
     with serving(grade) as server:  # of judged Best-of-N, which is made on the way
-        monkeypatch.setenv(judging.ADDRESS, server.url)
-        list(judging._answers(recipe))
+        monkeypatch.setenv(judges.ADDRESS, server.url)
+        list(judges._answers(recipe))
     with serving(failed(403)) as server:
-        monkeypatch.setenv(judging.ADDRESS, server.url)
+        monkeypatch.setenv(judges.ADDRESS, server.url)
         with pytest.raises(ValueError, match=r"expected replies; 100\.0% of 6 judgements"):
-            judging.make(recipe, tmp_path)
-    assert (tmp_path / judging.REPLIES).exists()
+            judges.make(recipe, tmp_path)
+    assert (tmp_path / judges.REPLIES).exists()
     assert not list(tmp_path.glob("*.parquet"))
 
 
 def test_two_judges_of_one_name_are_refused(chosen: Scale) -> None:
     with pytest.raises(ValueError, match="judges of different names"):
-        replace(judging.judged_recipe(chosen), judges=(A, replace(A, seed=1)))
+        replace(judges.judged_recipe(chosen), judges=(A, replace(A, seed=1)))
 
 
 def tables() -> dict[str, pd.DataFrame]:
@@ -120,18 +121,18 @@ def tables() -> dict[str, pd.DataFrame]:
 
 def test_gains_are_by_everyone_who_scores() -> None:
     means = {
-        w: t.groupby("arm")["score"].mean() for w, t in judging._by(tables()["scores"], "score")
+        w: t.groupby("arm")["score"].mean() for w, t in judges._by(tables()["scores"], "score")
     }
     assert means["A"]["CoDIT"] - means["A"]["Direct"] == pytest.approx(1)
     assert means["verifier"]["CoDIT"] == means["verifier"]["Direct"] == 5.5
-    gains = judging.score_gains(tables()).set_index("who")
+    gains = judges.score_gains(tables()).set_index("who")
     assert gains["value"].to_dict() == {"verifier": 0.0, "A": pytest.approx(1.0)}
     assert gains.loc["A", "holds"]
     assert gains.loc["A", "role"] == "codit"
 
 
 def test_both_win_rates_are_given_for_everyone() -> None:
-    found = judging.wins(tables()).set_index(["who", "kind"])
+    found = judges.wins(tables()).set_index(["who", "kind"])
     assert found.loc[("A", "raw"), "value"] == 0.75
     assert found.loc[("verifier", "raw"), "value"] == 0.5
     assert (found["prompts"] == 8).all()
@@ -143,17 +144,17 @@ def test_a_prompt_that_a_judge_could_not_judge_once_is_left_out_of_its_pairs() -
     scores = given["scores"]
     hole = (scores["id"] == "p0") & (scores["arm"] == "CoDIT") & (scores["seed"] == 1)
     given["scores"] = scores.assign(score=np.where(hole, np.nan, scores["score"]))
-    gains = judging.score_gains(given).set_index("who")
+    gains = judges.score_gains(given).set_index("who")
     assert gains.loc["A", "value"] == pytest.approx(1.0)
-    means = {w: t.groupby("arm")["score"].mean() for w, t in judging._by(given["scores"], "score")}
+    means = {w: t.groupby("arm")["score"].mean() for w, t in judges._by(given["scores"], "score")}
     rest = [4 + k % 3 for k in range(1, 8)]
     assert means["A"]["Direct"] == pytest.approx(np.mean(rest))
     assert means["verifier"]["Direct"] == 5.5
 
 
 def test_where_nothing_is_known_nothing_is_said(chosen: Scale) -> None:
-    nothing: dict[str, Any] = judging.judged(replace(chosen, evaluations=("judge",)))
-    table = judging.score_gains(nothing)
+    nothing: dict[str, Any] = judges.judged(replace(chosen, evaluations=("judge",)))
+    table = judges.score_gains(nothing)
     assert table.empty
     assert {"who", "arm", "value"} <= set(table)
-    assert {"who", "kind", "role"} <= set(judging.wins(nothing))
+    assert {"who", "kind", "role"} <= set(judges.wins(nothing))

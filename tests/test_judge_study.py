@@ -11,20 +11,14 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from codit import (
-    comparison,
-    experiments,
-    judge_evidence,
-    judging,
-    recipes,
-    results,
-    store,
-    world,
-)
-from codit.comparison import Arm, JudgedArm, JudgedBest, Judging, LLMJudge
-from codit.experiments import Scale
-from codit.judge import Asking, Tally
-from codit.judging import JudgeStudy
+from codit import recipes, world
+from codit.evaluation.judge import Asking, Tally
+from codit.paper import arms as comparison
+from codit.paper import judge_tables, make, scales, store
+from codit.paper import judges as judging
+from codit.paper.arms import Arm, JudgedArm, JudgedBest, Judging, LLMJudge
+from codit.paper.judges import JudgeStudy
+from codit.paper.scales import Scale
 from codit.recipes import File, HubPrompts
 from codit.world.recipes import JUDGES, WorldJudge, WorldPrompts
 from tests.fault_server import Sent, decided, failed, said, scored, serving
@@ -106,7 +100,7 @@ def test_every_judge_scores_every_response_beside_the_verifier(
     responses = {
         (role, row["id"]): row
         for role in ("direct", "truncated", "codit")
-        for row in results.dataset(_data(recipe, role))
+        for row in make.dataset(_data(recipe, role))
     }
     arms = scores[scores["part"] == "arms"]
     for row in arms.to_dict("records"):
@@ -146,7 +140,7 @@ def test_of_the_pool_every_sample_has_its_own_verdict(recipe: JudgeStudy, study:
     own = scores[(scores["part"] == "pool") & (scores["judge"] == "a")]
     asked = {row["id"]: row for row in world.prompts(asked_of(recipe))}
     best: Any = comparison.data(recipe.responses, Arm(role="best-of-n", n=4), 0)
-    rows = list(results.dataset(best.pool))
+    rows = list(make.dataset(best.pool))
     assert list(zip(own["id"], own["sample"], strict=True)) == [
         (row["id"], row["sample"]) for row in rows
     ]
@@ -284,13 +278,13 @@ def test_of_prompts_that_no_verifier_knows_only_judges_speak(
     assert pairs[["verifier_one", "verifier_other"]].isna().all(axis=None)
     assert scores.loc[scores["budget"] == 0, "score"].notna().all()
     who = {"a", "b"}
-    assert set(judge_evidence.arms(scores)["who"]) == who
-    assert set(judge_evidence.differences(scores, hub.pairs)["who"]) == who
-    assert set(judge_evidence.reliability(scores)["other"]) == {"b"}
-    assert judge_evidence.best_of(scores).empty
-    assert set(judge_evidence.wins(pairs)["who"]) == who
-    assert set(judge_evidence.length(scores)["who"]) == who
-    assert (judge_evidence.failures(scores)["failed"] == 1).all()
+    assert set(judge_tables.arms(scores)["who"]) == who
+    assert set(judge_tables.differences(scores, hub.pairs)["who"]) == who
+    assert set(judge_tables.reliability(scores)["other"]) == {"b"}
+    assert judge_tables.best_of(scores).empty
+    assert set(judge_tables.wins(pairs)["who"]) == who
+    assert set(judge_tables.length(scores)["who"]) == who
+    assert (judge_tables.failures(scores)["failed"] == 1).all()
 
 
 def test_prompts_of_a_judges_lessons_are_left_out(
@@ -325,7 +319,7 @@ def test_the_store_makes_a_study_once(chosen: Scale, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("name", ["micro", "full", "laptop", "paper"])
 def test_every_scale_asks_its_judges(name: str) -> None:
-    chosen = experiments.scale(name)
+    chosen = scales.scale(name)
     assert "judge" in chosen.evaluations
     found = judging.studies(chosen)
     assert list(found) == (["known", "unknown"] if chosen.tests else ["known"])
@@ -359,7 +353,7 @@ def test_judged_best_of_n_is_a_dataset_of_the_store(
         assert len(server.requests) == asked  # the pool's replies are shared
     assert 0 < asked <= 4 * asked_of(recipe).n
     pool: dict[str, list[str]] = {}
-    for row in results.responses(best[0].pool):
+    for row in make.responses(best[0].pool):
         pool.setdefault(row["id"], []).append(row["response"])
     for rows, n in ((four, 4), (two, 2)):
         assert [row["id"] for row in rows] == list(pool)
@@ -383,7 +377,7 @@ def test_best_of_four_asks_only_for_what_best_of_two_did_not(
     own = LLMJudge(model="c", temperature=0.0)  # whom no other test asks
     two, four = (comparison.data(recipe.responses, JudgedArm(judge=own, n=n), 1) for n in (2, 4))
     assert isinstance(four, JudgedBest)
-    pool = results.responses(four.pool)
+    pool = make.responses(four.pool)
     few, all_ = (
         {(row["instruction"], row["response"]) for row in pool if row["sample"] < n} for n in (2, 4)
     )

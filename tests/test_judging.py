@@ -10,10 +10,14 @@ from typing import Any
 
 import pytest
 
-from codit import comparison, experiments, judge, judging, recipes, world_judge
-from codit.comparison import Arm, JudgedArm, JudgedBest, LLMJudge
-from codit.judge import Asking, TooManyFailures
+from codit import recipes
+from codit.evaluation import judge
+from codit.evaluation.judge import Asking, TooManyFailures
+from codit.paper import arms, scales
+from codit.paper import judges as judging
+from codit.paper.arms import Arm, JudgedArm, JudgedBest, LLMJudge
 from codit.recipes import Model, Pair, Synthesis
+from codit.world import judge as world_judge
 from codit.world.recipes import JUDGES, BestOf, WorldJudge, WorldPrompts
 from tests.fault_server import Sent, failed, said, scored, serving
 from tests.judge_server import mute
@@ -58,24 +62,24 @@ def test_everything_that_may_change_a_judgement_changes_the_key() -> None:
 
 
 def test_studies_without_a_judge_keep_the_keys_of_their_committed_results() -> None:
-    from codit import shipped, store
+    from codit.paper import shipped, store
 
-    full = experiments.scale("full")
+    full = scales.scale("full")
     for name in ("students", "responses-a", "alpha-a"):
-        recipe = experiments.plan(full)[name]
+        recipe = scales.plan(full)[name]
         assert store.read_manifest(shipped.folder(name))["key"] == recipes.key(recipe)
 
 
 def test_a_judged_arm_draws_as_direct_and_is_told_apart_by_its_judge() -> None:
-    study = experiments.responses(experiments.scale("micro"), ())
+    study = scales.responses(scales.scale("micro"), ())
     arm = JudgedArm(judge=JUDGES[0], n=2)
     direct = Arm(role="direct")
-    assert comparison.decoding(arm, study.decoding) == comparison.decoding(direct, study.decoding)
-    made, verified = (comparison.data(study, one, 3) for one in (arm, Arm(role="best-of-n", n=2)))
+    assert arms.decoding(arm, study.decoding) == arms.decoding(direct, study.decoding)
+    made, verified = (arms.data(study, one, 3) for one in (arm, Arm(role="best-of-n", n=2)))
     assert isinstance(made, JudgedBest)
     assert isinstance(verified, BestOf)
     assert (made.pool, made.n, made.judge) == (verified.pool, 2, JUDGES[0])
-    told = comparison.columns(arm)
+    told = arms.columns(arm)
     assert (told["arm"], told["role"], told["n"]) == ("Best of 2, llama judge", arm.role, 2)
     assert JudgedArm(judge=MODEL).label == "Best of 4, m"
 

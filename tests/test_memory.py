@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import Qwen3Config
 
-from codit import memory
+from codit.engine import memory
 from tests import tiny
 
 

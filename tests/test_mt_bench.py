@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from codit import cli, decode, mt_bench
+from codit import cli, decode
+from codit.evaluation import mt_bench
 from codit.recipes import Decoding
 from tests import tiny
 from tests.fault_server import scored, serving

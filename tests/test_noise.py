@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from codit import noise
-from codit.noise import default_ids, noise_key, uniforms
+from codit.engine import sampling
+from codit.engine.sampling import default_ids, noise_key, uniforms
 
 WORD = 2**64
 
@@ -27,7 +27,7 @@ def mix(bits: int) -> int:
 
 def test_the_mix_gives_the_published_numbers_of_splitmix64():
     states = [1234567 + k * 0x9E3779B97F4A7C15 for k in (1, 2, 3)]
-    mixed = noise._mix(torch.tensor([signed(state) for state in states]))
+    mixed = sampling._mix(torch.tensor([signed(state) for state in states]))
     published = [6457827717110365317, 3203168211198807973, 9817491932198370423]
     assert mixed.tolist() == [signed(number) for number in published]
 

@@ -12,7 +12,7 @@ from typing import Any
 import nbformat
 import pytest
 
-from codit import run
+from codit.paper import run
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "notebooks"

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codit import overlap
-from codit.overlap import (
+from codit.evaluation import overlap
+from codit.evaluation.overlap import (
     Benchmark,
     Hit,
     contaminated,

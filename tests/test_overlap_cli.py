@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from codit import cli, overlap
+from codit import cli
 from codit.dataset_file import Files
+from codit.evaluation import overlap
 from tests.test_dataset_file import make, row
 
 PROMPT = "describe a vivid and unique character using strong imagery and creative language please"
@@ -175,6 +176,6 @@ def test_the_table_of_a_tally_names_every_column() -> None:
 
 
 def overlap_lines() -> list[str]:
-    from codit import overlap_cli
+    from codit.cli import overlap as overlap_cli
 
     return overlap_cli.table(overlap.tally([], [overlap.Benchmark("b", {})], rows=1, n=13))

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from codit import decode, head_rows, packed_weights
-from codit.packed_weights import LEAST_ROWS, LEAST_TOKENS, weights_to_pack
+from codit import decode
+from codit.engine import packed as packed_weights
+from codit.engine import sparse
+from codit.engine.packed import LEAST_ROWS, LEAST_TOKENS, weights_to_pack
 from codit.recipes import Decoding
 from tests import tiny
 from tests.benchmarks import random_pairs
@@ -20,7 +22,7 @@ TEXT = torch.arange(1, 13).view(4, 3)
 
 @pytest.fixture
 def small_ones_too(monkeypatch):
-    monkeypatch.setattr(head_rows, "LEAST_NUMBERS", 1)
+    monkeypatch.setattr(sparse, "LEAST_NUMBERS", 1)
 
 
 def forwards(model):
@@ -126,7 +128,7 @@ def test_the_amateur_is_packed_only_if_it_is_run(small_ones_too):
 @pytest.mark.parametrize("why", ["rows", "tokens", "machine", "mkldnn", "memory", "dtype", "small"])
 def test_layers_stay_as_they_are_where_packing_does_not_pay(monkeypatch, why):
     if why != "small":
-        monkeypatch.setattr(head_rows, "LEAST_NUMBERS", 1)
+        monkeypatch.setattr(sparse, "LEAST_NUMBERS", 1)
     model, how = tiny.model("llama", seed=1), dict(MANY)
     assert bool(weights_to_pack(model, **how)) == (why != "small")
     if why in how:

@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers.generation.continuous_batching.requests import RequestState
 
-from codit import paged_batches
-from codit.noise import uniforms
-from codit.paged_batches import PagedSampler, continuous
-from codit.static_batches import static
+from codit.engine import paged as paged_batches
+from codit.engine.paged import PagedSampler, continuous
+from codit.engine.sampling import uniforms
+from codit.engine.static import static
 from tests.engine_rows import PROMPTS, batch, drawn_by, model_and_step, scores, step
 
 

@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import same_color, to_rgba
 from matplotlib.patches import Rectangle
 
-from codit import figures, plots
-from codit.figures import COLOURS
-from codit.plots import (
+from codit.paper import figures, plots
+from codit.paper.figures import COLOURS
+from codit.paper.plots import (
     STYLES,
     YARDSTICK,
     curves,

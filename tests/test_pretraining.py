@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from codit import pretraining, training_loop
+from codit.training import loop
+from codit.world import pretraining
 from codit.world.recipes import Pretraining
 from tests import tiny
 
@@ -161,7 +162,7 @@ def test_a_killed_training_goes_on_to_the_same_bytes(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training_loop.Bar, "on_step_end", kill)
+        patch.setattr(loop.Bar, "on_step_end", kill)
         with pytest.raises(KeyboardInterrupt):
             pretraining.pretrain(recipe(), documents(), tiny.tokenizer(), out)
     assert [path.name for path in out.glob("checkpoint-*")] == ["checkpoint-4"]

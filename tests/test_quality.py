@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codit import quality
+from codit.evaluation import quality
 
 CYCLE = "".join(chr(0x4E00 + i) for i in range(50))  # 50 different characters
 

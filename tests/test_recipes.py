@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codit import content, recipes
+from codit import recipes
+from codit import recipes as content
 from codit.world.recipes import Answers, Pretraining, World, WorldPrompts
 
 TRAINING = recipes.Training(base=Pretraining(), data=Answers())

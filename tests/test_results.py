@@ -13,9 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from codit import comparison, decode, experiments, recipes, results, store, world
-from codit.comparison import Arm
-from codit.experiments import Scale
+from codit import decode, recipes, world
+from codit.paper import arms as comparison
+from codit.paper import make, scales, store
+from codit.paper.arms import Arm
+from codit.paper.scales import Scale
 from codit.recipes import Addition, Evaluation, File, Model, Synthesis, Training
 from codit.world.recipes import Answers, BestOf, Shuffled, WorldPrompts
 
@@ -28,77 +30,77 @@ def prompts_of(recipe: WorldPrompts) -> list[str]:
 
 
 def test_a_named_model_is_loaded_by_its_name() -> None:
-    assert results.model_path(Model(name="some/model")) == "some/model"
+    assert make.model_path(Model(name="some/model")) == "some/model"
 
 
 def test_a_base_is_pretrained_once_into_the_folder_of_its_key(micro: Scale, idle: Any) -> None:
     base = micro.pair.amateur
-    folder = Path(results.model_path(base))
+    folder = Path(make.model_path(base))
     assert folder == store.cache() / f"Pretraining-{recipes.key(base)}"
     assert store.read_manifest(folder)["recipe"] == recipes.describe(base)
     idle()
-    assert results.model_path(base) == str(folder)
+    assert make.model_path(base) == str(folder)
 
 
 def test_the_expert_is_trained_from_the_amateur_and_shares_its_tokenizer(
     micro: Scale, idle: Any
 ) -> None:
-    folders = [Path(results.model_path(m)) for m in (micro.pair.expert, micro.pair.amateur)]
+    folders = [Path(make.model_path(m)) for m in (micro.pair.expert, micro.pair.amateur)]
     expert, amateur = (load_file(folder / "model.safetensors") for folder in folders)
     assert expert.keys() == amateur.keys()
     assert not all(expert[name].equal(amateur[name]) for name in expert)
     vocabularies = [json.loads((f / "tokenizer.json").read_text())["model"] for f in folders]
     assert vocabularies[0] == vocabularies[1]
     idle()
-    assert results.model_path(micro.pair.expert) == str(folders[0])
+    assert make.model_path(micro.pair.expert) == str(folders[0])
 
 
 def test_a_model_comes_with_the_tokenizer_of_its_folder(micro: Scale) -> None:
-    model, tokenizer = results.load_model(micro.pair.amateur)
+    model, tokenizer = make.load_model(micro.pair.amateur)
     assert model.config.vocab_size == len(tokenizer)
     assert tokenizer.chat_template == world.train_tokenizer("a", micro.prompts.world).chat_template
 
 
 def test_a_pair_is_made_of_its_recipes_models(micro: Scale) -> None:
-    pair = results.load_pair(micro.pair)
+    pair = make.load_pair(micro.pair)
     for part, recipe in ((pair.expert, micro.pair.expert), (pair.amateur, micro.pair.amateur)):
-        weights = load_file(Path(results.model_path(recipe)) / "model.safetensors")
+        weights = load_file(Path(make.model_path(recipe)) / "model.safetensors")
         assert all(part.state_dict()[name].equal(weight) for name, weight in weights.items())
-    assert results.load_pair(micro.pair) is pair
+    assert make.load_pair(micro.pair) is pair
 
 
 # -- datasets ------------------------------------------------------------------------------------
 
 
 def test_responses_answer_every_prompt_once_and_are_kept(micro: Scale, idle: Any) -> None:
-    recipe = experiments.synthesis(micro, "codit")
-    made = results.responses(recipe)
+    recipe = scales.synthesis(micro, "codit")
+    made = make.responses(recipe)
     assert made["id"] == prompts_of(micro.prompts)
     assert {row["alpha"] for row in made["res_metadata"]} == {micro.decoding.plausibility}
     assert any(made["is_completed"])
     idle()
-    assert results.responses(recipe).to_list() == made.to_list()
-    assert results.dataset(recipe).to_list() == made.to_list()
+    assert make.responses(recipe).to_list() == made.to_list()
+    assert make.dataset(recipe).to_list() == made.to_list()
 
 
 def test_an_arm_without_strength_equals_the_expert_alone(micro: Scale) -> None:
-    recipe = experiments.synthesis(micro, "direct")
-    model, tokenizer = results.load_model(micro.pair.expert)
+    recipe = scales.synthesis(micro, "direct")
+    model, tokenizer = make.load_model(micro.pair.expert)
     asked = world.prompts(micro.prompts)
     chats = [[{"role": "user", "content": row["instruction"]}] for row in asked]
     ids = [row["id"] for row in asked]
     alone = decode.generate(model, tokenizer, chats, recipe.decoding, ids=ids)
-    assert [one.text for one in alone] == results.responses(recipe)["response"]
+    assert [one.text for one in alone] == make.responses(recipe)["response"]
 
 
 def test_an_arms_noise_is_another_with_another_seed(micro: Scale) -> None:
-    one, two = (results.responses(experiments.synthesis(micro, "direct", s)) for s in (0, 1))
+    one, two = (make.responses(scales.synthesis(micro, "direct", s)) for s in (0, 1))
     assert one["response"] != two["response"]
 
 
 def test_the_worlds_own_answers_are_a_dataset(micro: Scale) -> None:
     recipe = Answers(prompts=micro.prompts, ideal_share=1.0)
-    found = results.dataset(recipe)
+    found = make.dataset(recipe)
     assert found.to_list() == world.answers(recipe)
 
 
@@ -106,33 +108,33 @@ def test_a_file_of_conversations_is_a_dataset(tmp_path: Path) -> None:
     rows = [{"messages": [{"role": "user", "content": "a"}]}] * 2
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = results.dataset(File(path=str(path)))
+    found = make.dataset(File(path=str(path)))
     assert [row["messages"] for row in found] == [row["messages"] for row in rows]
 
 
 def test_shuffled_answers_are_all_used_and_answer_other_prompts(micro: Scale) -> None:
     answers = Answers(prompts=micro.prompts, ideal_share=1.0)
-    plain, dealt = results.dataset(answers), results.dataset(Shuffled(answers=answers, seed=1))
+    plain, dealt = make.dataset(answers), make.dataset(Shuffled(answers=answers, seed=1))
     assert dealt["instruction"] == plain["instruction"]
     assert sorted(dealt["response"]) == sorted(plain["response"])
     assert sum(a == b for a, b in zip(dealt["response"], plain["response"], strict=True)) < 6
     assert [m[-1]["content"] for m in dealt["messages"]] == dealt["response"]
-    again = results.dataset(Shuffled(answers=answers, seed=2))
+    again = make.dataset(Shuffled(answers=answers, seed=2))
     assert again["response"] != dealt["response"]
 
 
 def test_the_amateur_with_the_whole_chat_vector_is_the_expert(micro: Scale, idle: Any) -> None:
     recipe = Addition(target=micro.pair.amateur, vector=micro.pair)
-    folder = results.model_path(recipe)
-    made, tokenizer = results.load_model(recipe)
-    expert, _ = results.load_model(micro.pair.expert)
+    folder = make.model_path(recipe)
+    made, tokenizer = make.load_model(recipe)
+    expert, _ = make.load_model(micro.pair.expert)
     wanted = expert.state_dict()
     assert made.state_dict().keys() == wanted.keys()
     for name, weight in made.state_dict().items():
         assert torch.allclose(weight, wanted[name], atol=1e-6), name
     assert made.config.vocab_size == len(tokenizer)
     idle()
-    assert results.model_path(recipe) == folder
+    assert make.model_path(recipe) == folder
 
 
 # -- students ----------------------------------------------------------------------------------
@@ -142,26 +144,26 @@ def test_a_student_is_its_base_trained_on_the_completed_responses_of_its_arm(
     micro: Scale, idle: Any
 ) -> None:
     cut = replace(micro, decoding=replace(micro.decoding, max_new_tokens=12))
-    data = experiments.synthesis(cut, "direct")
+    data = scales.synthesis(cut, "direct")
     recipe = Training(base=micro.students[0], data=data, **micro.training)
-    folder = Path(results.model_path(recipe))
+    folder = Path(make.model_path(recipe))
     log = json.loads((folder / "training_log.json").read_text())
-    completed = sum(results.dataset(recipe.data)["is_completed"])
+    completed = sum(make.dataset(recipe.data)["is_completed"])
     assert 0 < completed < micro.prompts.n
     assert (log["rows_used"], log["rows_dropped"]) == (completed, micro.prompts.n - completed)
-    base = load_file(Path(results.model_path(recipe.base)) / "model.safetensors")
+    base = load_file(Path(make.model_path(recipe.base)) / "model.safetensors")
     trained = load_file(folder / "model.safetensors")
     assert base.keys() == trained.keys()
     assert not all(base[name].equal(trained[name]) for name in base)
     idle()
-    assert results.model_path(recipe) == str(folder)
+    assert make.model_path(recipe) == str(folder)
 
 
 # -- best of n -----------------------------------------------------------------------------------
 
 
 def pool(micro: Scale) -> Synthesis:
-    return replace(experiments.synthesis(micro, "direct"), n_samples=4)
+    return replace(scales.synthesis(micro, "direct"), n_samples=4)
 
 
 def scores(micro: Scale, rows: Any) -> list[int]:
@@ -173,18 +175,18 @@ def scores(micro: Scale, rows: Any) -> list[int]:
 
 
 def test_the_best_of_one_is_direct_sampling(micro: Scale) -> None:
-    best = results.dataset(BestOf(pool=pool(micro), n=1))
-    direct = results.responses(experiments.synthesis(micro, "direct"))
+    best = make.dataset(BestOf(pool=pool(micro), n=1))
+    direct = make.responses(scales.synthesis(micro, "direct"))
     assert best["id"] == direct["id"]
     assert best["response"] == direct["response"]
 
 
 def test_more_candidates_never_score_lower_and_the_best_is_chosen(micro: Scale) -> None:
-    found = [scores(micro, results.dataset(BestOf(pool=pool(micro), n=n))) for n in (1, 2, 4)]
+    found = [scores(micro, make.dataset(BestOf(pool=pool(micro), n=n))) for n in (1, 2, 4)]
     for fewer, more in itertools.pairwise(found):
         assert all(a <= b for a, b in zip(fewer, more, strict=True))
     assert sum(found[2]) > sum(found[0])
-    every = results.responses(pool(micro))
+    every = make.responses(pool(micro))
     highest: dict[str, int] = {}
     for row, score in zip(every, scores(micro, every), strict=True):
         highest[row["id"]] = max(score, highest.get(row["id"], 0))
@@ -192,11 +194,11 @@ def test_more_candidates_never_score_lower_and_the_best_is_chosen(micro: Scale) 
 
 
 def test_of_equal_scores_the_first_sample_is_kept(micro: Scale) -> None:
-    every = results.responses(pool(micro))
+    every = make.responses(pool(micro))
     points = dict(
         zip(zip(every["id"], every["sample"], strict=True), scores(micro, every), strict=True)
     )
-    for row in results.dataset(BestOf(pool=pool(micro), n=4)):
+    for row in make.dataset(BestOf(pool=pool(micro), n=4)):
         earlier = [points[row["id"], k] for k in range(row["sample"])]
         assert all(one < points[row["id"], row["sample"]] for one in earlier)
 
@@ -204,13 +206,13 @@ def test_of_equal_scores_the_first_sample_is_kept(micro: Scale) -> None:
 @pytest.mark.parametrize("n", [0, 5])
 def test_more_candidates_than_the_pool_holds_are_refused(micro: Scale, n: int) -> None:
     with pytest.raises(ValueError, match=f"expected n from 1 to the 4 samples.*got {n}"):
-        results.dataset(BestOf(pool=pool(micro), n=n))
+        make.dataset(BestOf(pool=pool(micro), n=n))
 
 
 def test_the_verifier_judges_the_world_s_prompts_only(micro: Scale) -> None:
     foreign = replace(pool(micro), prompts=File(path="rows.jsonl"))
     with pytest.raises(ValueError, match="knows the world's prompts only; got File"):
-        results.dataset(BestOf(pool=foreign, n=2))
+        make.dataset(BestOf(pool=foreign, n=2))
 
 
 GREEDY = comparison.greedy_decoding(32)
@@ -223,8 +225,8 @@ def test_answers_are_the_verdicts_on_a_models_greedy_answers_and_are_kept(
     micro: Scale, idle: Any
 ) -> None:
     recipe = Evaluation(model=micro.pair.expert, prompts=dict(micro.tests)["test"], decoding=GREEDY)
-    found = results.answers(recipe)
-    model, tokenizer = results.load_model(micro.pair.expert)
+    found = make.answers(recipe)
+    model, tokenizer = make.load_model(micro.pair.expert)
     asked = world.prompts(recipe.prompts)
     chats = [[{"role": "user", "content": row["instruction"]}] for row in asked]
     given = decode.generate(model, tokenizer, chats, GREEDY, ids=[row["id"] for row in asked])
@@ -232,17 +234,17 @@ def test_answers_are_the_verdicts_on_a_models_greedy_answers_and_are_kept(
     assert found["response"].tolist() == [one.text for one in given]
     assert found["tokens"].tolist() == [len(one.token_ids) for one in given]
     for (_, row), one, prompt in zip(found.iterrows(), given, asked, strict=True):
-        verdict = results.verdict(one.text, prompt, is_completed=one.is_completed)
+        verdict = make.verdict(one.text, prompt, is_completed=one.is_completed)
         assert {name: row[name] for name in verdict} == verdict
     idle()
-    pd.testing.assert_frame_equal(results.answers(recipe), found)
+    pd.testing.assert_frame_equal(make.answers(recipe), found)
 
 
 def test_each_constraint_that_holds_is_a_bit(micro: Scale) -> None:
     for row in world.prompts(micro.prompts):
-        found = results.verdict(row["ideal"], row)
+        found = make.verdict(row["ideal"], row)
         assert found["obeyed"] == 2 ** len(row["constraints"]) - 1
-        half = results.verdict("the lamp", row)
+        half = make.verdict("the lamp", row)
         assert bin(half["obeyed"]).count("1") / len(row["constraints"]) == pytest.approx(
             half["held"]
         )
@@ -252,40 +254,40 @@ def test_each_constraint_that_holds_is_a_bit(micro: Scale) -> None:
 
 
 def test_a_study_of_responses_has_every_arm_seed_and_prompt(micro: Scale, idle: Any) -> None:
-    recipe = experiments.responses(replace(micro, seeds=(0, 1)), experiments.main_arms(micro))
-    table = results.study(recipe)
+    recipe = scales.responses(replace(micro, seeds=(0, 1)), scales.main_arms(micro))
+    table = make.study(recipe)
     assert len(table) == 6 * 2 * micro.prompts.n
     ids = prompts_of(micro.prompts)
     groups = table.groupby(["arm", "seed"], sort=False)
     assert all(own["id"].tolist() == ids for _, own in groups)
     assert list(dict.fromkeys(table["arm"])) == [arm.label for arm in recipe.arms]
-    made = results.dataset(comparison.data(recipe, recipe.arms[-1], 1))
-    expected = results.verdicts(made, world.prompts(micro.prompts))
+    made = make.dataset(comparison.data(recipe, recipe.arms[-1], 1))
+    expected = make.verdicts(made, world.prompts(micro.prompts))
     own = groups.get_group((recipe.arms[-1].label, 1))
-    for column in results.KEPT:
+    for column in make.KEPT:
         assert own[column].tolist() == expected[column].tolist(), column
     idle()
-    pd.testing.assert_frame_equal(results.study(recipe), table)
+    pd.testing.assert_frame_equal(make.study(recipe), table)
 
 
 def test_a_study_of_students_has_every_student_split_and_prompt(micro: Scale, idle: Any) -> None:
     arms = (Arm(role="direct"), Arm(role="ideal"))
-    recipe = experiments.students(micro, arms)
-    table = results.study(recipe)
+    recipe = scales.students(micro, arms)
+    table = make.study(recipe)
     for told, evaluation in comparison.evaluations(recipe):
         keys = [k for k, v in told.items() if v == v]
         own = table[(table[keys] == [told[k] for k in keys]).all(axis=1)]
-        answers = results.answers(evaluation)
+        answers = make.answers(evaluation)
         assert own["id"].tolist() == answers["id"].tolist()
         assert own["score"].tolist() == answers["score"].tolist()
     assert len(table) == 2 * sum(prompts.n for _, prompts in micro.tests)
     idle()
-    pd.testing.assert_frame_equal(results.study(recipe), table)
+    pd.testing.assert_frame_equal(make.study(recipe), table)
 
 
 def test_a_study_s_file_is_small(micro: Scale) -> None:
-    recipe = experiments.responses(micro, (Arm(role="direct"), Arm(role="codit")))
-    table = results.study(recipe)
+    recipe = scales.responses(micro, (Arm(role="direct"), Arm(role="codit")))
+    table = make.study(recipe)
     folder = store.find(recipe)
     assert folder is not None
     assert (folder / "verdicts.parquet").stat().st_size < 400 * len(table)
@@ -293,9 +295,9 @@ def test_a_study_s_file_is_small(micro: Scale) -> None:
 
 
 def test_prompts_that_the_verifier_does_not_know_are_refused(micro: Scale) -> None:
-    recipe = experiments.responses(replace(micro, prompts=File(path="x.jsonl")), ())
+    recipe = scales.responses(replace(micro, prompts=File(path="x.jsonl")), ())
     with pytest.raises(ValueError, match="knows the world's prompts only; got File.*'full'"):
-        results._responses(recipe).__next__()  # type: ignore[attr-defined]
+        make._responses(recipe).__next__()  # type: ignore[attr-defined]
 
 
 # -- verdicts ------------------------------------------------------------------------------------
@@ -307,7 +309,7 @@ def test_ideal_answers_hold_everything_that_was_asked(micro: Scale) -> None:
         {"id": row["id"], "response": row["ideal"], "is_completed": True, "score": [0.0] * 5}
         for row in asked
     ]
-    table = results.verdicts(given, asked)
+    table = make.verdicts(given, asked)
     assert table[["strict", "loose", "correct", "format"]].all(axis=None)
     assert set(table["score"]) == {10}
     assert table["family"].tolist() == [row["family"] for row in asked]
@@ -324,7 +326,7 @@ def test_verdicts_are_those_of_the_verifier_in_the_order_of_the_responses(micro:
         }
         for n, row in enumerate(reversed(asked))
     ]
-    table = results.verdicts(given, asked)
+    table = make.verdicts(given, asked)
     assert table["id"].tolist() == [row["id"] for row in given]
     assert table["tokens"].tolist() == list(range(1, len(asked) + 1))
     for (_, found), row, prompt in zip(table.iterrows(), given, reversed(asked), strict=True):
@@ -336,4 +338,4 @@ def test_verdicts_are_those_of_the_verifier_in_the_order_of_the_responses(micro:
 def test_a_response_to_another_prompt_is_an_error(micro: Scale) -> None:
     given = [{"id": "somebody", "response": "a", "is_completed": True, "score": [0.0]}]
     with pytest.raises(KeyError, match="somebody"):
-        results.verdicts(given, world.prompts(micro.prompts))
+        make.verdicts(given, world.prompts(micro.prompts))

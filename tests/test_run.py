@@ -12,7 +12,7 @@ import pytest
 from papermill.exceptions import PapermillExecutionError
 
 import codit
-from codit import run
+from codit.paper import run
 from tests import notebooks
 
 FIGURE = """

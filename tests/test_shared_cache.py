@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, Cache, DynamicCache, StaticCache
 
-from codit.shared_cache import (
+from codit.engine.cache import (
     GrowingLayer,
     check_paged,
     growing_cache,

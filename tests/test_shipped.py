@@ -15,11 +15,13 @@ from huggingface_hub import ModelCard
 from safetensors import safe_open
 from transformers import AutoConfig
 
-from codit import experiments, figures, recipes, results, run, shipped, store, world
-from codit.comparison import Arm
-from codit.experiments import Scale
+from codit import recipes, world
+from codit.engine.models import load_tokenizer
+from codit.paper import figures, run, scales, shipped, store
+from codit.paper import make as results
+from codit.paper.arms import Arm
+from codit.paper.scales import Scale
 from codit.recipes import Training
-from codit.vocabulary import load_tokenizer
 from codit.world.recipes import Pretraining, WorldJudge
 from tests import micro as small
 
@@ -238,7 +240,7 @@ def test_the_command_says_where_each_model_lies(
     assert capsys.readouterr().out == f"amateur: {repository}/data/models/amateur\n"
 
 
-FULL = experiments.scale("full")
+FULL = scales.scale("full")
 TABLES = shipped.tables(FULL)
 RESULTS = store.repository() / "data" / "results"
 
@@ -271,7 +273,7 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_table_is_made_put_in_its_place_and_found_there(
     micro: Scale, empty: Path, idle: Any
 ) -> None:
-    recipe = experiments.responses(micro, (Arm(role="direct"),))
+    recipe = scales.responses(micro, (Arm(role="direct"),))
     target = shipped.commit("a", (recipe, results.study))
     assert target == empty / "data" / "results" / "a"
     idle()
@@ -284,7 +286,7 @@ def test_a_table_that_is_too_large_is_refused(
     micro: Scale, empty: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shipped, "TOO_LARGE", 10)
-    recipe = experiments.responses(micro, (Arm(role="codit"),))
+    recipe = scales.responses(micro, (Arm(role="codit"),))
     with pytest.raises(ValueError, match="expected at most 10 bytes of b; got"):
         shipped.commit("b", (recipe, results.study))
     assert not (empty / "data").exists()
@@ -303,7 +305,7 @@ KEYS = {recipes.key(recipe) for recipe, _ in TABLES.values()}
 
 
 def test_the_readme_s_tables_are_those_of_the_committed_figures() -> None:
-    assert shipped.readme(README) == README, "run `python -m codit.shipped claims`"
+    assert shipped.readme(README) == README, "run `python -m codit.paper.shipped claims`"
 
 
 def test_every_committed_figure_is_declared_by_a_notebook_and_every_declared_one_committed() -> (
@@ -329,7 +331,7 @@ def test_a_committed_figure_is_made_from_today_s_recipes(name: str) -> None:
     assert FULL.dev is not None
     known = KEYS | {recipes.key(part) for part in (FULL.pair, FULL.decoding)}
     known |= {recipes.key(replace(FULL.dev, n=n)) for n in (100, FULL.dev.n)}
-    known |= {recipes.key(experiments.arm(arm, FULL.decoding)) for arm in experiments.ARMS}
+    known |= {recipes.key(scales.arm(arm, FULL.decoding)) for arm in scales.ARMS}
     known.add(recipes.key(recipes.File(path=str(RESULTS / "throughput.json"))))
     for part in parts:
         assert part["key"] in known, "make the figures again: `make figures`"

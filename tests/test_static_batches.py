@@ -7,10 +7,10 @@ import logging
 import pytest
 import torch
 
-from codit import static_batches
-from codit.drawing import Step
+from codit.engine import static as static_batches
+from codit.engine.sampling import Step
+from codit.engine.static import static
 from codit.recipes import Decoding
-from codit.static_batches import static
 from tests import tiny
 from tests.engine_rows import batch, drawn_by, model_and_step
 

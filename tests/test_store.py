@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 import codit
-from codit import recipes, store
+from codit import recipes
 from codit.files import versions
+from codit.paper import store
 from codit.world.recipes import World
 
 RECIPE = World(seed=7)

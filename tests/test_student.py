@@ -18,7 +18,9 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
-from codit import decode, recipes, student, training_loop, training_rows
+from codit import decode, recipes, student
+from codit.training import loop
+from codit.training import rows as training_rows
 from codit.world.recipes import Answers, Pretraining
 from tests import tiny
 
@@ -252,7 +254,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint_to_the_same_bytes(
     whole = student.train(of, DATA, tmp_path / "whole")
     with monkeypatch.context() as patch:
         patch.setattr(
-            training_loop.Bar,
+            loop.Bar,
             "on_step_end",
             lambda *args, **kwargs: Interrupted(7)(*args, **kwargs),
         )

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from codit import tensor_files
-from codit.tensor_files import blocks, opened, resolve, staged, write
+from codit.weights import tensors as tensor_files
+from codit.weights.tensors import blocks, opened, resolve, staged, write
 from tests import tiny
 
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from codit.tensor_names import expert_of, layer_of, module_of, natural
+from codit.weights.names import expert_of, layer_of, module_of, natural
 from tests import tiny
 
 

@@ -12,23 +12,15 @@ import pytest
 import torch
 from matplotlib.colors import to_rgb
 
-from codit import (
-    comparison,
-    decode,
-    evidence,
-    plots,
-    quality,
-    results,
-    store,
-    token_evidence,
-    world,
-)
-from codit.chat import prompt_ids
-from codit.comparison import Arm
-from codit.experiments import Scale
+from codit import decode, world
+from codit.engine.models import prompt_ids
+from codit.evaluation import quality
 from codit.pair import load_tokenizer
+from codit.paper import arms, make, plots, store, tables, tokens
+from codit.paper.arms import Arm
+from codit.paper.scales import Scale
+from codit.paper.tokens import CLASSES, id_classes, step_table, teacher_forced
 from codit.recipes import Decoding, HubPrompts
-from codit.token_evidence import CLASSES, id_classes, step_table, teacher_forced
 from codit.world.recipes import WorldPrompts
 from tests import tiny
 
@@ -109,7 +101,7 @@ def test_a_batch_gives_each_answer_the_evidence_of_its_own_token_table(
     architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pair, vocabulary = tiny.pair(architecture, strength=1.5, plausibility=0.02), tiny.tokenizer()
-    monkeypatch.setattr("codit.token_evidence.ROWS", 3)
+    monkeypatch.setattr("codit.paper.tokens.ROWS", 3)
     texts = ("the mat.", "on the house? on the mat. " * 2, "x", "ten")
     chats = [CHATS[k % 2] for k in range(len(texts))]
     answers = [vocabulary(text).input_ids for text in texts]
@@ -154,8 +146,8 @@ def chosen(micro: Scale) -> Scale:
 def test_every_arm_is_read_under_its_own_contrast_and_direct_under_every(
     chosen: Scale, idle: Any
 ) -> None:
-    recipe = replace(token_evidence.recipe(chosen), n=3, repeats=1)
-    steps = token_evidence.study(recipe)
+    recipe = replace(tokens.recipe(chosen), n=3, repeats=1)
+    steps = tokens.study(recipe)
     read = steps.groupby(["read", "role"])["id"].nunique()
     assert set(read.index) == {
         ("own", "direct"), ("own", "truncated"), ("own", "codit"),
@@ -175,18 +167,18 @@ def test_every_arm_is_read_under_its_own_contrast_and_direct_under_every(
     assert not own["changed"].any()
     assert other["changed"].any()
     idle()
-    pd.testing.assert_frame_equal(token_evidence.study(recipe), steps)
+    pd.testing.assert_frame_equal(tokens.study(recipe), steps)
 
 
 def test_steps_agree_with_the_token_table_of_the_response(chosen: Scale) -> None:
-    recipe = replace(token_evidence.recipe(chosen), n=2, repeats=1)
-    steps = token_evidence.study(recipe)
+    recipe = replace(tokens.recipe(chosen), n=2, repeats=1)
+    steps = tokens.study(recipe)
     arm = recipe.responses.arms[-1]
-    pair, vocabulary = token_evidence._teacher(recipe.responses.pair)
-    rows = {r["id"]: r for r in results.dataset(comparison.data(recipe.responses, arm, 0))}
+    pair, vocabulary = tokens._teacher(recipe.responses.pair)
+    rows = {r["id"]: r for r in make.dataset(arms.data(recipe.responses, arm, 0))}
     mine = steps[(steps["read"] == "own") & (steps["role"] == "codit")]
     for id_, own in mine.groupby("id"):
-        ids = token_evidence._answer(vocabulary, rows[id_])
+        ids = tokens._answer(vocabulary, rows[id_])
         with pair.override(strength=1.0, plausibility=recipe.responses.decoding.plausibility):
             alone = decode.token_table(pair, vocabulary, rows[id_]["messages"][:-1], ids)
         gain = alone["logp_expert"] - alone["logp_amateur"]
@@ -195,18 +187,18 @@ def test_steps_agree_with_the_token_table_of_the_response(chosen: Scale) -> None
 
 
 def test_whole_texts_are_summarised_for_every_seed(chosen: Scale) -> None:
-    recipe = replace(token_evidence.recipe(chosen), n=2, repeats=1)
-    table = token_evidence.summaries(recipe)
+    recipe = replace(tokens.recipe(chosen), n=2, repeats=1)
+    table = tokens.summaries(recipe)
     assert table["seed"].tolist() == [0, 1] * 3
-    data = results.dataset(comparison.data(recipe.responses, recipe.responses.arms[0], 1))
+    data = make.dataset(arms.data(recipe.responses, recipe.responses.arms[0], 1))
     assert table["distinct_2"][1] == quality.summarise(data)["distinct_2"]
 
 
 def test_what_cannot_be_classified_is_refused(chosen: Scale) -> None:
-    recipe = token_evidence.recipe(chosen)
+    recipe = tokens.recipe(chosen)
     for change in ({"prompts": HubPrompts(n=4)}, {"arms": recipe.responses.arms[1:]}):
         with pytest.raises(ValueError, match="with the arm 'direct'; got"):
-            token_evidence.study(replace(recipe, responses=replace(recipe.responses, **change)))
+            tokens.study(replace(recipe, responses=replace(recipe.responses, **change)))
 
 
 # -- tables --------------------------------------------------------------------------------------
@@ -218,11 +210,11 @@ def test_shifts_are_means_per_response_and_sum_to_nothing() -> None:
     masses |= {"after_right": [1.0, 0.0], "after_other": [0.0, 1.0]}
     told = {"read": "own", "role": "codit", "strength": 1.0, "seed": 0, "family": "fact"}
     steps = pd.DataFrame({"id": ["a", "a"], **told, **masses})
-    table = token_evidence.mass_shifts(steps, open_from=0).set_index("class")
+    table = tokens.mass_shifts(steps, open_from=0).set_index("class")
     assert len(table) == len(CLASSES)
     assert table["shift"].to_dict() == dict.fromkeys(CLASSES, 0) | {"right": -0.25, "other": 0.25}
     assert table.loc["right", ["before", "after"]].tolist() == [0.75, 0.5]
-    where_open = token_evidence.mass_shifts(steps).set_index("class")
+    where_open = tokens.mass_shifts(steps).set_index("class")
     assert where_open["shift"].to_dict() == {"right": -0.5, "other": 0.5}
     assert where_open["steps"].tolist() == [1, 1]
 
@@ -235,7 +227,7 @@ def test_a_prompt_counts_once_however_many_rows_it_has() -> None:
             "arm": [*"ppppp", "q"],
         }
     )
-    (row,) = token_evidence.prompt_means(table, "x", ["arm"]).to_dict("records")
+    (row,) = tokens.prompt_means(table, "x", ["arm"]).to_dict("records")
     assert (row["arm"], row["value"], row["prompts"]) == ("p", 0.5, 2)
     assert row["low"] < 0.5 < row["high"]
 
@@ -245,7 +237,7 @@ def test_strengths_are_told_apart_at_one_plausibility() -> None:
     rows = [("direct", nan, nan), ("truncated", 0.3, nan), ("codit", 0.3, 1.0)]
     rows += [("greedy", nan, nan), ("truncated", 0.1, nan), ("codit", 0.1, 1.0)]
     table = pd.DataFrame(rows, columns=["role", "plausibility", "strength"])
-    kept = token_evidence.along_strength(table, 0.3)
+    kept = tokens.along_strength(table, 0.3)
     assert kept["at"].tolist() == ["direct", "0", "1"]
     assert kept["strength"].tolist()[1:] == [0, 1]
 
@@ -256,24 +248,24 @@ def test_knowledge_and_reading_are_told_apart_and_means_leave_out_the_other() ->
     verdicts = pd.DataFrame({"id": ids * 2, "seed": [0] * 120 + [1] * 120, "role": "codit"})
     verdicts["correct"] = [row["family"] == "fact" for row in asked] * 2
     verdicts["obeyed"] = [1] * 240
-    table = token_evidence.with_measures(verdicts, asked)
+    table = tokens.with_measures(verdicts, asked)
     assert set(table.loc[table["knowledge"].notna(), "family"]) == {"fact"}
     assert not {"fact", "analogy"} & set(table.loc[table["reading"].notna(), "family"])
     assert table["held"][0] == 1 / len(asked[0]["constraints"])
-    bars = evidence.bar_table(table, ["knowledge", "reading"]).set_index("measure")
+    bars = tables.bar_table(table, ["knowledge", "reading"]).set_index("measure")
     assert bars["value"].to_dict() == {"knowledge": 1, "reading": 0}
     assert bars.loc["knowledge", "prompts"] == sum(row["family"] == "fact" for row in asked)
 
 
 def test_a_class_is_named_by_what_its_prompt_asks_for() -> None:
-    found = token_evidence.kinds(
+    found = tokens.kinds(
         pd.Series(["right", "right", "wrong", "end"]), pd.Series(["fact", "title", "fact", "fact"])
     )
     assert found.tolist() == ["right fact", "read", "wrong fact", "end"]
 
 
 def test_the_study_is_of_direct_and_every_strength(chosen: Scale) -> None:
-    made = token_evidence.recipe(chosen).responses
+    made = tokens.recipe(chosen).responses
     assert made.arms[0] == Arm(role="direct")
     assert [arm.strength for arm in made.arms[1:]] == [None, 1.0]
     assert isinstance(made.decoding, Decoding)
@@ -281,10 +273,10 @@ def test_the_study_is_of_direct_and_every_strength(chosen: Scale) -> None:
 
 def test_places_are_middles_of_equal_parts_of_a_response() -> None:
     steps = pd.DataFrame({"step": range(10), "length": 10})
-    assert token_evidence.places(steps).tolist() == pytest.approx(
+    assert tokens.places(steps).tolist() == pytest.approx(
         [0.1] * 2 + [0.3] * 2 + [0.5] * 2 + [0.7] * 2 + [0.9] * 2
     )
-    assert token_evidence.places(pd.DataFrame({"step": [0], "length": [1]})).tolist() == [0.5]
+    assert tokens.places(pd.DataFrame({"step": [0], "length": [1]})).tolist() == [0.5]
 
 
 # -- pictures ------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from codit import recipes
-from codit.training_loop import STATE, UNFINISHED, claim, last_checkpoint
+from codit.training.loop import STATE, UNFINISHED, claim, last_checkpoint
 from codit.world.recipes import Pretraining
 
 RECIPE = Pretraining()

@@ -14,7 +14,7 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from codit import decode, recipes
-from codit.training_rows import (
+from codit.training.rows import (
     MASKED,
     Rows,
     adopt_template,

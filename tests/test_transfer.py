@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from codit import results, transfer
-from codit.experiments import Scale
+from codit.paper import make, transfer
+from codit.paper.scales import Scale
 from codit.recipes import Evaluation
 
 
@@ -41,7 +41,7 @@ def test_the_amateur_with_the_whole_vector_answers_as_the_expert(micro: Scale) -
         if told["split"] == "test"
     }
     prompts = dict(micro.tests)["test"]
-    expert = results.answers(Evaluation(model=micro.pair.expert, prompts=prompts, decoding=found))
+    expert = make.answers(Evaluation(model=micro.pair.expert, prompts=prompts, decoding=found))
     assert own["id"].tolist() == expert["id"].tolist()
     assert own["strict"].tolist() == expert["strict"].tolist()
     assert own["tokens"].tolist() == expert["tokens"].tolist()

@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer, GenerationConfig
 
-from codit import vector_files
-from codit.tensor_files import opened
-from codit.vector_files import check_finite, matched, subtract
+from codit.weights import vector
+from codit.weights.tensors import opened
+from codit.weights.vector import check_finite, matched, subtract
 from tests import tiny
 
 
@@ -21,7 +21,7 @@ def test_what_belongs_to_a_model_is_copied_and_no_manifest(tmp_path: Path) -> No
     for name in ("manifest.json", "README.md", "training_log.json"):
         (expert / name).write_text("{}")
     (tmp_path / "copy").mkdir()
-    vector_files.copy_files(expert, tmp_path / "copy")
+    vector.copy_files(expert, tmp_path / "copy")
     assert sorted(path.name for path in (tmp_path / "copy").iterdir()) == [
         "chat_template.jinja",
         "config.json",
@@ -33,7 +33,7 @@ def test_what_belongs_to_a_model_is_copied_and_no_manifest(tmp_path: Path) -> No
 
 def test_a_chat_model_tells_template_and_every_token_that_ends_a_turn(tmp_path: Path) -> None:
     expert, _ = tiny.save_pair(tmp_path, "llama")
-    assert vector_files.read_chat(expert) == {
+    assert vector.read_chat(expert) == {
         "chat_template": tiny.CHAT_TEMPLATE,
         "eos_token": tiny.END,
         "stop_tokens": [tiny.EOS, tiny.END],
@@ -42,16 +42,16 @@ def test_a_chat_model_tells_template_and_every_token_that_ends_a_turn(tmp_path: 
 
 def test_a_folder_without_a_tokenizer_tells_nothing_and_is_left_alone(tmp_path: Path) -> None:
     tiny.model("llama", seed=0).save_pretrained(tmp_path / "model")
-    assert vector_files.read_chat(tmp_path / "model") == {}
+    assert vector.read_chat(tmp_path / "model") == {}
     expert, _ = tiny.save_pair(tmp_path, "llama")
     before = sorted(path.name for path in (tmp_path / "model").iterdir())
-    assert vector_files.write_chat(tmp_path / "model", vector_files.read_chat(expert)) == []
+    assert vector.write_chat(tmp_path / "model", vector.read_chat(expert)) == []
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == before
 
 
 def test_stop_tokens_are_handed_on_by_name_and_unknown_ones_are_told(tmp_path: Path) -> None:
     expert, amateur = tiny.save_pair(tmp_path, "llama")
-    chat = vector_files.read_chat(expert) | {
+    chat = vector.read_chat(expert) | {
         "chat_template": "{{ 'new' }}",
         "eos_token": "<|stop|>",
     }
@@ -59,7 +59,7 @@ def test_stop_tokens_are_handed_on_by_name_and_unknown_ones_are_told(tmp_path: P
     tokenizer = tiny.tokenizer(eos_token=tiny.EOS)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|a|>", "<|stop|>"]})
     tokenizer.save_pretrained(amateur)
-    assert vector_files.write_chat(amateur, chat) == ["<|nobody|>"]
+    assert vector.write_chat(amateur, chat) == ["<|nobody|>"]
     again = AutoTokenizer.from_pretrained(amateur)
     assert (again.eos_token, again.chat_template) == ("<|stop|>", "{{ 'new' }}")
     stops = sorted([0, tokenizer.convert_tokens_to_ids("<|stop|>")])
@@ -69,8 +69,8 @@ def test_stop_tokens_are_handed_on_by_name_and_unknown_ones_are_told(tmp_path: P
 def test_where_no_stop_token_is_known_the_own_ones_stay(tmp_path: Path) -> None:
     expert, amateur = tiny.save_pair(tmp_path, "llama")
     before = (amateur / "generation_config.json").read_text()
-    chat = vector_files.read_chat(expert) | {"eos_token": "<|x|>", "stop_tokens": ["<|x|>"]}
-    assert vector_files.write_chat(amateur, chat) == ["<|x|>"]
+    chat = vector.read_chat(expert) | {"eos_token": "<|x|>", "stop_tokens": ["<|x|>"]}
+    assert vector.write_chat(amateur, chat) == ["<|x|>"]
     assert (amateur / "generation_config.json").read_text() == before
     assert json.loads((amateur / "tokenizer_config.json").read_text())["eos_token"] == tiny.EOS
 

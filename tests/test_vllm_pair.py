@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from codit import cli, decode, vllm_pair
+from codit import cli, decode
+from codit.engine.vllm import engine
+from codit.engine.vllm.plugin import ARCHITECTURE, Settings, register
 from codit.pair import ContrastivePair
 from codit.recipes import Decoding
-from codit.vllm_plugin import ARCHITECTURE, register
-from codit.vllm_settings import Settings
 from tests import tiny
 
 without_vllm = pytest.mark.skipif(
@@ -59,7 +59,7 @@ def test_settings_that_cannot_be_used_are_refused(values, words) -> None:
 
 
 def test_overrides_are_what_vllm_needs(folders) -> None:
-    made = vllm_pair.overrides(*folders, strength=0.5, plausibility=0.2)
+    made = engine.overrides(*folders, strength=0.5, plausibility=0.2)
     assert json.loads(json.dumps(made)) == made
     assert made == {
         "architectures": [ARCHITECTURE],
@@ -72,9 +72,9 @@ def test_overrides_are_what_vllm_needs(folders) -> None:
 
 
 def test_no_amateur_is_looked_at_without_strength(folders) -> None:
-    made = vllm_pair.overrides(folders[0], "nowhere", strength=0.0)
+    made = engine.overrides(folders[0], "nowhere", strength=0.0)
     assert made["codit"]["strength"] == 0.0
-    assert vllm_pair.context(folders[0], "nowhere", made) == 512
+    assert engine.context(folders[0], "nowhere", made) == 512
 
 
 def test_the_shorter_context_of_both_counts(folders, tmp_path) -> None:
@@ -82,20 +82,20 @@ def test_the_shorter_context_of_both_counts(folders, tmp_path) -> None:
     (Path(folders[1]) / "config.json").write_text(
         json.dumps(config | {"max_position_embeddings": 100})
     )
-    assert vllm_pair.context(*folders, vllm_pair.overrides(*folders)) == 100
+    assert engine.context(*folders, engine.overrides(*folders)) == 100
 
 
 def test_a_pair_that_does_not_fit_is_refused(folders, tmp_path) -> None:
     with pytest.raises(ValueError, match="there is no such folder"):
-        vllm_pair.overrides(folders[0], str(tmp_path / "nothing"))
+        engine.overrides(folders[0], str(tmp_path / "nothing"))
     other, _ = tiny.save_pair(tmp_path / "other", "qwen3")
     with pytest.raises(ValueError, match="expert and amateur must have one architecture"):
-        vllm_pair.overrides(folders[0], str(other))
+        engine.overrides(folders[0], str(other))
     tokenizer = tiny.tokenizer()
     tokenizer.add_tokens(["<|extra|>"], special_tokens=True)
     tokenizer.save_pretrained(folders[1])
     with pytest.raises(ValueError, match="the tokenizers' added tokens must be equal"):
-        vllm_pair.overrides(*folders)
+        engine.overrides(*folders)
 
 
 def test_a_pair_of_the_library_is_not_decoded_by_vllm() -> None:
@@ -108,7 +108,7 @@ def test_a_pair_of_the_library_is_not_decoded_by_vllm() -> None:
 @without_vllm
 def test_without_vllm_one_is_told_what_to_install(folders) -> None:
     with pytest.raises(ValueError, match=r"it is not installed here\. `pip install -e "):
-        vllm_pair.VllmPair(*folders, Decoding())
+        engine.VllmPair(*folders, Decoding())
     with pytest.raises(ImportError):
         register()
 

@@ -9,7 +9,7 @@ import re
 import pytest
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
-from codit.vocabulary import check_tokenizers, load_tokenizer, special_token_ids, stop_ids
+from codit.engine.models import check_tokenizers, load_tokenizer, special_token_ids, stop_ids
 from tests import tiny
 
 

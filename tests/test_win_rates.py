@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special
 
-from codit import win_rates
-from codit.win_rates import WinRates
+from codit.evaluation import win_rates
+from codit.evaluation.win_rates import WinRates
 
 QUICK = {"resamples": 100}
 STEPS = (0.6180339887, 0.7548776662, 0.5698402910, 0.4142135624)

@@ -10,11 +10,14 @@ import pandas as pd
 import pytest
 from transformers import GenerationConfig
 
-from codit import judge, judge_prompts, recipes, world_judge, world_lessons
-from codit.judge import Asking, Judge
-from codit.vocabulary import load_tokenizer
+from codit import recipes
+from codit.engine.models import load_tokenizer
+from codit.evaluation import judge, rubric
+from codit.evaluation.judge import Asking, Judge
+from codit.world import judge as world_judge
+from codit.world import judge as world_lessons
+from codit.world.judge import WorldJudge
 from codit.world.recipes import World, WorldPrompts
-from codit.world_judge import WorldJudge
 from tests.judge_server import serve
 
 WORLD = World(people=32)
@@ -41,11 +44,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("template", world_lessons.SHARES, ids=lambda one: one.name)
-def test_every_fixed_part_of_a_prompt_costs_one_token(template: judge_prompts.Template) -> None:
+def test_every_fixed_part_of_a_prompt_costs_one_token(template: rubric.Template) -> None:
     rows = world_lessons.lessons(WorldPrompts(n=200))
     tokenizer = world_judge.tokenizer(rows, vocabulary=400)
-    names = judge_prompts.PLACEHOLDER.findall(template.text)
-    empty = judge_prompts.fill(template, dict.fromkeys(names, ""))
+    names = rubric.PLACEHOLDER.findall(template.text)
+    empty = rubric.fill(template, dict.fromkeys(names, ""))
     assert len(tokenizer(empty).input_ids) == len(names) + 1
     for row in rows[:20]:
         for text in (row["prompt"], row["reply"]):
@@ -124,6 +127,6 @@ def test_a_judges_word_is_the_same_over_http_and_here(
 def test_a_judge_compares_in_our_json_too(folder: Path) -> None:
     rows = world_lessons.compared(HELD_OUT)
     here = world_judge.judged(folder, rows)
-    assert set(here["said"].dropna()) <= set(judge_prompts.VERDICTS)
+    assert set(here["said"].dropna()) <= set(rubric.VERDICTS)
     assert here["template"].tolist() == ["pairwise"] * len(rows)
     assert here["said"].notna().mean() > 0.5

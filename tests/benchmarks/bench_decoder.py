@@ -56,14 +56,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from codit import candidates, decode, store
+from codit import decode
 from codit.contrast import contrast, plausible
-from codit.drawing import Step
+from codit.engine import sparse
+from codit.engine.memory import cache_bytes, free_bytes, n_weights, release
+from codit.engine.packed import LEAST_TOKENS, packed_weights
+from codit.engine.sampling import Step, noise_key, uniforms
 from codit.files import versions, write_json
-from codit.memory import cache_bytes, free_bytes, n_weights, release
-from codit.noise import noise_key, uniforms
-from codit.packed_weights import LEAST_TOKENS, packed_weights
 from codit.pair import ContrastivePair
+from codit.paper import store
 from codit.recipes import Decoding
 from tests.benchmarks import random_pairs
 from tests.benchmarks.random_pairs import SHAPES, Shape
@@ -271,12 +272,12 @@ def arithmetic(pair: ContrastivePair, prompts: Tensor) -> dict[str, float]:
     step = Step(Decoding(plausibility=PLAUSIBILITY), pair.vocab_size, is_pair=True)
 
     def as_ours() -> Tensor:
-        found = candidates.candidates(z_expert, plausibility=PLAUSIBILITY)
+        found = sparse.candidates(z_expert, plausibility=PLAUSIBILITY)
         if found is None:  # more are plausible than candidates are kept for
             logq = contrast(z_expert, z_amateur, plausibility=PLAUSIBILITY)
             return step.draw(logq, noise)[0]
         at_ids = z_amateur.gather(1, found.ids)
-        return step.draw(candidates.contrast_candidates(found, at_ids, strength=1.0), noise)[0]
+        return step.draw(sparse.contrast_candidates(found, at_ids, strength=1.0), noise)[0]
 
     def as_written() -> Tensor:
         return naive_draw(naive_scores(z_expert, z_amateur), noise)

@@ -19,8 +19,10 @@ from typing import Any
 
 import tyro
 
-from codit import cli, experiments, results, world_judge
+from codit import cli
 from codit.files import replacing
+from codit.paper import make, scales
+from codit.world import judge as world_judge
 from codit.world.recipes import JUDGES
 
 TABLE = Path(__file__).parents[1] / "tables" / "judge.md"
@@ -30,7 +32,7 @@ GOAL = 3.0  # times the judgements per second (ours)
 
 def write_dataset(path: Path, rows: int | None) -> int:
     """Write the CoDIT arm's responses of scale micro, and return how many."""
-    found = results.dataset(experiments.synthesis(experiments.scale("micro"), "codit"))
+    found = make.dataset(scales.synthesis(scales.scale("micro"), "codit"))
     kept = list(found)[:rows]
     with path.open("w", encoding="utf-8") as stream:
         for row in kept:

@@ -25,10 +25,12 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.utils import make_table
 from transformers import AutoModelForCausalLM
 
-from codit import harness, judge, judging, mt_bench, recipes, store
+from codit import recipes
+from codit.engine.models import load_tokenizer
+from codit.evaluation import harness, judge, mt_bench
 from codit.files import replacing
 from codit.pair import ContrastivePair
-from codit.vocabulary import load_tokenizer
+from codit.paper import judges, store
 from codit.world.recipes import JUDGES
 
 TABLE = Path(__file__).parents[1] / "tables" / "real_prompts.md"
@@ -57,7 +59,7 @@ def judged(questions: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
     lacking = {row["category"] for row in questions if "reference" not in row}
     categories = sorted(set(judge.REFERENCE_CATEGORIES) - lacking)
     found: dict[str, Any] = {"categories": categories, "models": {}}
-    with judging.asked(JUDGES[0]) as whom:
+    with judges.asked(JUDGES[0]) as whom:
         for name, (model, decoding) in models().items():
             start = time.monotonic()
             rows, errors = mt_bench.answer(model, tokenizer, questions, decoding, progress=False)

@@ -18,7 +18,8 @@ from unittest import mock
 import torch
 import tyro
 
-from codit import dataset_file, recipes, shipped, synthesis, world
+from codit import dataset_file, recipes, synthesis, world
+from codit.paper import shipped
 from codit.world.recipes import WorldPrompts
 
 EXPLAINED = """\

@@ -33,7 +33,7 @@ EAGER: dict[str, Any] = {"dtype": "float32", "enforce_eager": True, "max_num_seq
 @contextmanager
 def started(expert: str, amateur: str, decoding: Any, **engine: Any) -> Iterator[Any]:
     """A pair in an engine of this process, which is gone after the block."""
-    from codit.vllm_pair import VllmPair
+    from codit.engine.vllm.engine import VllmPair
 
     pair = VllmPair(expert, amateur, decoding, **(EAGER | engine))
     try:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from codit import decode, store, world
+from codit import decode, world
 from codit.pair import ContrastivePair, load_tokenizer
+from codit.paper import store
 from codit.recipes import Decoding
 from codit.world.recipes import WorldPrompts
 from tests import tiny

@@ -84,7 +84,7 @@ def test_the_plugin_makes_the_pair_known_without_importing_it():
 
     load_general_plugins()
     assert "ContrastivePairForCausalLM" in ModelRegistry.get_supported_archs()
-    assert "codit.vllm_model" not in sys.modules
+    assert "codit.engine.vllm.model" not in sys.modules
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_the_plugin_makes_the_pair_known_without_importing_it():
 def test_vllm_is_told_what_a_pair_can_do(name, supported):
     from vllm.model_executor.models import interfaces, interfaces_base
 
-    from codit.vllm_model import ContrastivePairForCausalLM
+    from codit.engine.vllm.model import ContrastivePairForCausalLM
 
     tells = getattr(interfaces, name, None) or getattr(interfaces_base, name)
     assert bool(tells(ContrastivePairForCausalLM)) is supported

@@ -9,8 +9,8 @@ import torch
 from scipy.stats import chisquare
 
 from codit import decode
-from codit.chat import prompt_ids
 from codit.contrast import contrast
+from codit.engine.models import prompt_ids
 from codit.pair import ContrastivePair
 from codit.recipes import Decoding
 from tests import tiny

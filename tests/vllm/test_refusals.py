@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from codit import decode
+from codit.engine.vllm.engine import VllmPair
 from codit.recipes import Decoding
-from codit.vllm_pair import VllmPair
 from tests import tiny
 from tests.vllm.conftest import EAGER, started
 

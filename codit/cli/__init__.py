@@ -1,0 +1,139 @@
+"""The same functions from a shell: `codit synthesize`, `compare`, `train`, `chat-vector`, ...
+
+Flags and their help come from the signatures and docstrings here and from the recipes. What a user
+can cause is answered by one line on stderr and status 2, never by a traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+import codit
+from codit import recipes, synthesis_cli
+from codit.cli import chat_vector, judge, mt_bench, overlap, serve
+
+# Models, and with them torch, are imported by the command that needs them: help takes no seconds.
+
+
+def train(
+    *,
+    base: str,
+    data: Path,
+    out: Path,
+    base_revision: str | None = None,
+    template: str | None = None,
+    learning_rate: float = recipes.Training.learning_rate,
+    epochs: float = recipes.Training.epochs,
+    batch: int = recipes.Training.batch,
+    max_length: int = recipes.Training.max_length,
+    warmup: float = recipes.Training.warmup,
+    weight_decay: float = recipes.Training.weight_decay,
+    seed: int = recipes.Training.seed,
+    save_every: int = 500,
+) -> int:
+    """Fine-tune a student on a dataset of responses, all parameters, loss on the answer only.
+
+    Killed, the same command goes on from the last checkpoint, to the same weights.
+
+    Args:
+        base: Hub name or folder of the model to train.
+        data: the dataset: JSON lines with "messages", and "is_completed" where there is one.
+        out: folder for the student.
+        base_revision: commit, tag or branch of the base.
+        template: model whose chat template the student learns, the teacher's expert say; needed
+            where the base has none. Default: the base's own.
+        learning_rate: at the end of the warm-up; cosine decay follows.
+        epochs: passes over the data.
+        batch: rows in an optimiser step.
+        max_length: longest row in tokens; a longer one is an error, never cut.
+        warmup: share of steps over which the learning rate rises.
+        weight_decay: of AdamW.
+        seed: order of the rows.
+        save_every: steps between checkpoints; each is three times the size of the student, the
+            latest is kept until the student is saved. 0: none.
+
+    Returns:
+        int: exit status.
+    """
+    recipe = recipes.Training(
+        base=recipes.Model(name=base, revision=base_revision),
+        data=recipes.File(path=str(data)),
+        template=None if template is None else recipes.Model(name=template),
+        learning_rate=learning_rate,
+        epochs=epochs,
+        batch=batch,
+        max_length=max_length,
+        warmup=warmup,
+        weight_decay=weight_decay,
+        seed=seed,
+    )
+    from codit import dataset_file, student
+
+    print(student.train(recipe, dataset_file.read(data), out, save_every=save_every))
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that the arguments name.
+
+    Args:
+        argv: arguments without the program's name; None: those of the process.
+
+    Returns:
+        int: exit status: 0, 1 where a command did not succeed, 2 for what the user can mend, 130
+        when interrupted.
+
+    Source: ours.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments == ["--version"]:
+        print(f"codit {codit.__version__}")
+        return 0
+    try:
+        status = tyro.extras.subcommand_cli_from_dict(
+            _commands(arguments[:1]),
+            prog="codit",
+            description="Instruction-tuning data by contrasting a post-trained model with its "
+            "pre-trained self (arXiv 2604.13538).",
+            args=arguments,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+    except (ValueError, OSError) as error:
+        print(f"codit: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("codit: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return int(status)
+
+
+def _commands(first: Sequence[str]) -> dict[str, Callable[..., Any]]:
+    """Return the commands; those whose import takes seconds only where they may be meant."""
+    commands: dict[str, Callable[..., Any]] = {
+        "synthesize": synthesis_cli.synthesize,
+        "compare": synthesis_cli.compare,
+        "judge": judge.judge,
+        "judge-agreement": judge.judge_agreement,
+        "serve": serve.serve,
+        "decontaminate": overlap.decontaminate,
+        "mt-bench": mt_bench.mt_bench,
+        "train": train,
+        "chat-vector": chat_vector.command,
+    }
+    if not first or first[0] not in commands:
+        from codit.paper import run
+
+        commands["reproduce"] = run.command
+    return commands
+
+
+def _one_line(error: Exception) -> str:
+    """Return an exception's message without line breaks and without an error number."""
+    message = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    named = getattr(error, "filename", None)
+    return " ".join(f"{message}: {named}".split() if named else message.split())

@@ -1,0 +1,7 @@
+"""`python -m codit.cli`."""
+
+import sys
+
+from codit.cli import main
+
+sys.exit(main())

@@ -1,0 +1,1 @@
+"""Rows that can be asked, and files that survive."""

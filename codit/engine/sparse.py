@@ -1,0 +1,357 @@
+"""The arithmetic of `codit.contrast` on the plausible ids alone, where they are few.
+
+q is zero outside the plausible set, and normalisers cancel inside it:
+
+    log q(v) = z_E(v) - beta z_A(v) + const    for z_E(v) >= max_u z_E(u) + log alpha
+
+So a step needs two passes over the expert's logits, one for the largest and one for the mask; all
+else is done on the few ids that are left, and the amateur's logits are needed at these ids only.
+
+Notation
+    B   rows      V   ids of the vocabulary      K   plausible ids of the row that has most
+    z_E, z_A, alpha, beta, q   as in `codit.contrast`
+
+A model's output projection: for some ids only, and in float32 where its weights are half.
+
+A head is the last large product of a model, and for a small model with a large vocabulary a third
+of its work. What follows it in a model's own code, a soft cap or a scale say, acts on each logit
+alone, so the model may be run with a head of fewer rows and the rest of its code stays as it is.
+
+A bfloat16 logit between 16 and 32 is rounded to a step of 1/8 nat, and a contrast is a difference
+of two. The factors of the product are kept as they are; their sum is not rounded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+SHARE = 0.25
+"""Of all entries: where more are plausible, full vectors are as quick. (ours)"""
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """The plausible ids of each row, in ascending order, and a number for each.
+
+    Args:
+        ids: int64 [B, K]; 0 where a row has fewer than K.
+        scores: float32 [B, K]; -inf where a row has fewer than K. NaN in all of a row whose logits
+            are not finite numbers.
+        rows: int64 [n], the row of each of the n plausible ids, row by row.
+        places: int64 [n], its column in `ids`.
+    """
+
+    ids: Tensor
+    scores: Tensor
+    rows: Tensor
+    places: Tensor
+
+    def at(self, values: Tensor) -> Tensor:
+        """Return [n], the entries of a [B, K] that belong to an id."""
+        return values[self.rows, self.places]
+
+    def dense(self, width: int) -> Tensor:
+        """Return the scores as float32 [B, width], -inf at all other ids."""
+        full = self.scores.new_full((len(self.ids), width), -math.inf)
+        full[self.rows, self.at(self.ids)] = self.at(self.scores)
+        return full.masked_fill_(self.scores[:, :1].isnan(), math.nan)
+
+
+def candidates(logits: Tensor, *, plausibility: float) -> Candidates | None:
+    """Find the plausible ids of each row.
+
+    V_head = { v : z(v) >= max_u z(u) + log alpha }
+
+    Args:
+        logits: float [B, V], z_E.
+        plausibility: alpha in (0, 1].
+
+    Returns:
+        Candidates | None: scores are z_E. None where more than a quarter of all entries are
+        plausible, or where alpha is 0: `contrast.contrast` serves these.
+
+    Source: CoDIT (arXiv 2604.13538), the head set; keeping its ids instead of a mask: ours.
+    """
+    if plausibility <= 0:
+        return None
+    best = logits.amax(-1, keepdim=True).float()
+    rows, ids = _at_least(logits, best + math.log(plausibility))
+    if len(ids) > SHARE * logits.numel():
+        return None
+    counts = torch.zeros_like(best[:, 0], dtype=torch.long).index_add_(
+        0, rows, torch.ones_like(rows)
+    )
+    places = torch.arange(len(ids), device=ids.device) - (counts.cumsum(0) - counts)[rows]
+    width = max(1, int(counts.max())) if len(counts) else 1
+    table = ids.new_zeros(len(logits), width)
+    table[rows, places] = ids
+    scores = best.new_full((len(logits), width), -math.inf)
+    scores[rows, places] = logits[rows, ids].float()
+    # NaN is its own maximum, and then nothing is kept; +inf keeps what has no distribution.
+    scores = scores.masked_fill_(~best.isfinite(), math.nan)
+    return Candidates(ids=table, scores=scores, rows=rows, places=places)
+
+
+def _at_least(logits: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+    """Return row and column, int64 [n] each, of all entries of [B, V] that reach their row's."""
+    if logits.device.type != "cpu" or logits.dtype != torch.float32:
+        return (logits >= threshold).nonzero(as_tuple=True)
+    # On a CPU numpy's comparison and search take a fifth of torch's time (V = 151,936).
+    flat = torch.from_numpy(np.flatnonzero(logits.detach().numpy() >= threshold.detach().numpy()))
+    rows = flat // logits.shape[1]
+    return rows, flat - rows * logits.shape[1]
+
+
+def contrast_candidates(
+    found: Candidates, amateur_logits: Tensor | None, *, strength: float
+) -> Candidates:
+    """Return log q of each plausible id.
+
+    log q(v) = s(v) - logsumexp s,  s(v) = z_E(v) - beta z_A(v)
+
+    Args:
+        found: with z_E as scores.
+        amateur_logits: float [B, K], z_A at `found.ids`; what stands at other places is ignored.
+            None: strength 0, which does not read it.
+        strength: beta.
+
+    Returns:
+        Candidates: the same ids; scores are log q, nats, logsumexp 0 per row. A row in which a
+        model has no finite number is NaN. The floor of `contrast.contrast` is not applied: an
+        amateur's logit of -inf has to be sent there.
+
+    Source: CoDIT (arXiv 2604.13538), its equation without the normalisers: they cancel.
+    """
+    scores = found.scores.double()  # few: digits cost nothing here
+    if amateur_logits is not None:
+        beyond = scores == -math.inf  # the row has fewer ids
+        amateur = amateur_logits.double().masked_fill(beyond, 0.0)
+        scores = scores - strength * amateur
+    return replace(found, scores=scores.log_softmax(-1).float())
+
+
+TOLERANCE = 1e-4
+"""Largest difference, in nats per unit of size, that rounding explains. (ours)"""
+
+LEAST_NUMBERS = 2**19
+"""Of a weight that a step of a few rows waits for; a smaller one stays in the caches. (ours)"""
+
+HALF = (torch.bfloat16, torch.float16)
+
+_suffices: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
+
+
+def pays(model: PreTrainedModel) -> bool:
+    """Tell whether gathering is quicker: measured on a CPU, for all but small heads.
+
+    Args:
+        model: a causal LM.
+
+    Returns:
+        bool: whether to, where one can.
+
+    Source: ours.
+    """
+    head = model.get_output_embeddings()
+    return is_plain(head) and head.weight.device.type == "cpu" and is_large(head.weight)
+
+
+def is_large(weight: Tensor) -> bool:
+    """Tell whether a weight is so large that a step of a few rows waits for it.
+
+    Args:
+        weight: of a linear layer.
+
+    Returns:
+        bool: at least 2 ** 19 numbers.
+
+    Source: ours; measured on a CPU.
+    """
+    return weight.numel() >= LEAST_NUMBERS
+
+
+def can_gather(model: PreTrainedModel) -> bool:
+    """Tell whether some rows of a model's head give the same logits as all of them.
+
+    Tried once per model, on two positions of its own: logits[..., ids] of the whole head against
+    those of the gathered rows. So a model whose code does more than a linear head and functions of
+    one logit is found out, whatever its architecture.
+
+    Args:
+        model: a causal LM.
+
+    Returns:
+        bool: False also for a head that is quantised, split over devices, offloaded or hooked.
+
+    Source: ours.
+    """
+    head = model.get_output_embeddings()
+    if not is_plain(head):
+        return False
+    if model not in _suffices:
+        _suffices[model] = _agrees(model, head)
+    return _suffices[model]
+
+
+@contextmanager
+def head_rows(model: PreTrainedModel, ids: Tensor) -> Iterator[None]:
+    """Make a model compute the logits of some ids only, for the length of a `with` block.
+
+    logits[..., j] = z(ids[j])
+
+    Args:
+        model: one that `can_gather`.
+        ids: int64 [U], on any device.
+
+    Source: ours.
+    """
+    head = model.get_output_embeddings()
+    ids = ids.to(head.weight.device)
+    weight = head.weight.index_select(0, ids)
+    bias = None if head.bias is None else head.bias.index_select(0, ids)
+    with _replaced(head, weight, bias):
+        yield
+
+
+def logits_at(model: PreTrainedModel, found: Candidates, run: Callable[[], Tensor]) -> Tensor:
+    """Return z [B, K] at each row's plausible ids, from the rows of a head that some row needs.
+
+    Args:
+        model: one that `can_gather`.
+        found: the plausible ids.
+        run: computes the model's logits [..., ids of its head], B rows in all.
+    """
+    some, place = found.at(found.ids).unique(return_inverse=True)
+    with head_rows(model, some):
+        logits = run().flatten(0, -2).to(found.ids.device)
+    at_ids = torch.zeros_like(found.scores)
+    at_ids[found.rows, found.places] = logits[found.rows, place].float()
+    return at_ids
+
+
+@contextmanager
+def float32_logits(model: PreTrainedModel) -> Iterator[None]:
+    """Make a model of half precision sum its logits in float32, for the length of a `with` block.
+
+    logits = hidden W^T + b, factors in half precision, products and sums in float32
+
+    Left as it is: a head that is quantised, hooked, offloaded or none of its own; any head while a
+    graph is compiled or gradients are wanted; and on a device without a product that sums and
+    returns in float32, as a CPU, where turning the whole weight would cost twelvefold.
+
+    Args:
+        model: a causal LM.
+
+    Source: ours; vLLM has it as `head_dtype`. The authors' scripts round to bfloat16.
+    """
+    with contextlib.ExitStack() as stack:
+        if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            head = model.get_output_embeddings()
+            if isinstance(head, nn.Linear) and is_plain(head) and _is_widened(head.weight):
+                stack.enter_context(_replaced(head, head.weight, head.bias))
+        yield
+
+
+def linear_float32(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return a linear layer's output in float32, whatever its factors are.
+
+    Args:
+        hidden: [..., D].
+        weight: [U, D].
+        bias: [U], or None.
+
+    Returns:
+        Tensor: float32 [..., U]. On a GPU by a product that sums and returns in float32; elsewhere
+        the weight, of few rows say, is turned to float32.
+
+    Source: ours.
+    """
+    if _widens(hidden.device, hidden.dtype):
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        wide = torch.mm(flat, weight.t(), out_dtype=torch.float32)
+        out = wide.view(*hidden.shape[:-1], weight.shape[0])
+    else:
+        out = nn.functional.linear(hidden.float(), weight.float())
+    return out if bias is None else out + bias.float()
+
+
+def _is_widened(weight: Tensor) -> bool:
+    return weight.dtype in HALF and _widens(weight.device, weight.dtype)
+
+
+@functools.cache
+def _widens(device: torch.device, dtype: torch.dtype) -> bool:
+    """Tell whether a device has the product whose sum is not rounded; tried once."""
+    if device.type == "meta":
+        return False
+    small = torch.zeros(8, 8, device=device, dtype=dtype)
+    try:
+        return torch.mm(small, small, out_dtype=torch.float32).dtype == torch.float32
+    except (RuntimeError, TypeError):  # an older torch, another backend
+        return False
+
+
+@contextmanager
+def _replaced(head: nn.Linear, weight: Tensor, bias: Tensor | None) -> Iterator[None]:
+    """Give a head another weight, and float32 outputs where its own are half, for a block."""
+    is_half = weight.dtype in HALF and not torch.is_grad_enabled()
+    product = linear_float32 if is_half else nn.functional.linear
+    head.forward = lambda hidden: product(hidden, weight, bias)
+    try:
+        yield
+    finally:
+        del head.forward
+
+
+def is_plain(head: nn.Module | None) -> bool:
+    """Tell whether a module is a linear layer and nothing else has been done to it.
+
+    Args:
+        head: a module; None is none.
+
+    Returns:
+        bool: False for one that is quantised, hooked, offloaded or of a class of its own.
+
+    Source: ours.
+    """
+    if head is None or type(head) is not nn.Linear:
+        return False
+    return (
+        "forward" not in vars(head)
+        and not head._forward_hooks
+        and not head._forward_pre_hooks
+        and type(head.weight) is nn.Parameter
+        and head.weight.device.type != "meta"
+    )
+
+
+@torch.no_grad()
+def _agrees(model: PreTrainedModel, head: nn.Linear) -> bool:
+    """Return whether a few gathered rows give the logits of the whole head."""
+    if head.bias is not None and not head.bias.isfinite().all():
+        return False  # an id that is excluded wants the floor of `contrast`
+    device, rows = model.device, head.weight.shape[0]
+    text = torch.tensor([[0, min(1, rows - 1)]], device=device)
+    ids = torch.tensor(sorted({0, rows // 3, rows // 2, rows - 1}), device=device)
+    inputs = {"input_ids": text, "attention_mask": torch.ones_like(text), "use_cache": False}
+    whole = model(**inputs).logits.float()
+    expected = whole[..., ids.to(whole.device)]
+    try:
+        with head_rows(model, ids):
+            made = model(**inputs).logits.float()
+    except RuntimeError:  # shapes that do not fit: something else reads all logits
+        return False
+    size = float(expected.abs().max())
+    limit = TOLERANCE * max(1.0, size) if head.weight.dtype == torch.float32 else 0.02 * size
+    return made.shape == expected.shape and bool(((made - expected).abs() <= limit).all())

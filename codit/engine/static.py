@@ -1,0 +1,174 @@
+"""Static batches: rows of similar length, left-padded, decoded together until all have ended.
+
+Rows that have ended are taken out once they are a share of the batch (compaction), so the longest
+responses are computed among few. The plan is a pure function of the rows, unless memory is short.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, PreTrainedModel
+
+from codit.engine.cache import growing_cache
+from codit.engine.memory import fewer_rows, is_exhausted, rows_that_fit
+from codit.engine.packed import packed_weights
+from codit.engine.sampling import Batch, Drawn, Meter, Step, uniforms
+from codit.engine.sparse import Candidates
+
+ROWS = 64  # of a batch unless the caller says otherwise (ours)
+PREFILL_TOKENS = 16_384  # of a batch's prompts, read at once: bounds the activations (ours)
+ENDED = 0.125  # share of a batch's rows: that many have ended, and they are taken out (ours)
+
+
+def static(model: PreTrainedModel, batch: Batch) -> Drawn:
+    """Yield what is drawn for each row, batch by batch, shortest prompts first.
+
+    Where memory runs out, the batch is halved and computed again, and so are those that follow.
+
+    Args:
+        model: a pair or a causal LM; its generation config names stop ids and padding.
+        batch: what is asked for; size None: 64 rows, or fewer where memory is short.
+
+    Yields:
+        tuple: row, its tokens and log q of each. What follows a stop token is left out.
+
+    Raises:
+        RuntimeError: one row alone does not fit into memory.
+    """
+    rows, longest = batch.rows, int(batch.step.decoding.max_new_tokens)
+    order = sorted(rows, key=lambda i: len(rows[i]))
+    most, start = batch.size or ROWS, 0
+    with packed_weights(model, rows=len(rows), tokens=longest):
+        while start < len(order):
+            some = order[start : start + most]
+            if batch.size is None:
+                some = some[: rows_that_fit(model, len(rows[some[-1]]) + longest, most=most)]
+            prompts, keys = [rows[i] for i in some], [batch.keys[i] for i in some]
+            try:
+                drawn = _decode(model, batch.step, prompts, keys, batch.meter)
+            except (RuntimeError, MemoryError) as error:
+                if not is_exhausted(error):
+                    raise
+                drawn = None
+                if len(some) == 1:
+                    raise RuntimeError(
+                        f"expected room for one row of {len(prompts[0])} prompt tokens and up to "
+                        f"{longest} new ones; the memory of {model.device} ran out. Lower "
+                        "max_new_tokens, leave the row out, or take a larger device."
+                    ) from error
+            if drawn is None:  # here, for the error holds on to what failed
+                most = fewer_rows(len(some))
+                continue
+            yield from ((i, *row) for i, row in zip(some, drawn, strict=True))
+            start += len(some)
+
+
+@torch.inference_mode()
+def _decode(
+    model: PreTrainedModel, step: Step, prompts: list[list[int]], keys: list[int], meter: Meter
+) -> list[tuple[list[int], list[float]]]:
+    """Decode one batch to the end of its longest row."""
+    key = torch.tensor(keys, device=model.device)
+    stops = torch.tensor(model.generation_config.eos_token_id, device=model.device)
+    runner = _Runner(model, step)
+    scores = runner.prompts(prompts)
+    drawn: list[tuple[list[int], list[float]]] = [([], []) for _ in prompts]
+    places = list(range(len(prompts)))  # of the batch's present rows among `prompts`
+    going = [True] * len(prompts)
+    for t in range(int(step.decoding.max_new_tokens)):
+        meter.show(f"step {t + 1} of {step.decoding.max_new_tokens}, {sum(going)} rows")
+        noise = uniforms(key, torch.full_like(key, t))
+        tokens, logprobs = step.draw(scores, noise.to(_device(scores)))
+        ended = (torch.isin(tokens, stops.to(tokens.device)) | logprobs.isnan()).tolist()
+        for row, (token, logprob) in enumerate(
+            zip(tokens.tolist(), logprobs.tolist(), strict=True)
+        ):
+            if going[row]:
+                drawn[places[row]][0].append(token)
+                drawn[places[row]][1].append(logprob)
+                going[row] = not ended[row]
+        if not any(going) or t + 1 == step.decoding.max_new_tokens:
+            break
+        tokens = tokens.to(model.device)
+        if sum(going) <= (1 - ENDED) * len(going):
+            kept = [row for row, goes in enumerate(going) if goes]
+            index = torch.tensor(kept, device=model.device)
+            runner.keep(index)
+            tokens, key = tokens[index], key[index]
+            places, going = [places[row] for row in kept], [True] * len(kept)
+        scores = runner.tokens(tokens)
+    return drawn
+
+
+class _Runner:
+    """A model, its cache and its mask, fed the prompts once and then a token of each row.
+
+    Args:
+        model: a pair or a causal LM.
+        step: tells whether it is a pair, and what is plausible in a single model.
+    """
+
+    def __init__(self, model: PreTrainedModel, step: Step) -> None:
+        self.model, self.step = model, step
+        self.cache: Cache = growing_cache(model.config)
+        self.mask: Tensor | None = None
+        self.position = torch.empty(0, dtype=torch.long)
+        self.known = set(inspect.signature(model.forward).parameters)
+
+    def prompts(self, prompts: list[list[int]]) -> Tensor | Candidates:
+        """Read left-padded prompts in chunks, and return what `Step.draw` takes."""
+        device, width = self.model.device, max(map(len, prompts))
+        pad = self.model.generation_config.pad_token_id
+        ids = torch.tensor([[pad] * (width - len(row)) + row for row in prompts], device=device)
+        lengths = torch.tensor([len(row) for row in prompts], device=device)
+        place = torch.arange(width, device=device)
+        first = width - lengths[:, None]
+        positions = (place - first).clamp(min=0)
+        padded = min(map(len, prompts)) < width
+        mask = (place >= first).long() if padded else None  # no mask: the quickest attention
+        chunk = max(1, PREFILL_TOKENS // len(prompts))
+        for start in range(0, width, chunk):
+            end = min(start + chunk, width)
+            seen = None if mask is None else mask[:, :end]
+            outputs = self._run(ids[:, start:end], seen, positions[:, start:end])
+        self.mask, self.position = mask, lengths[:, None]
+        return self._scores(outputs)
+
+    def tokens(self, tokens: Tensor) -> Tensor | Candidates:
+        """Read one more token of each row, int64 [B], and return what `Step.draw` takes."""
+        if self.mask is not None:
+            self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
+        outputs = self._run(tokens[:, None], self.mask, self.position)
+        self.position = self.position + 1
+        return self._scores(outputs)
+
+    def keep(self, index: Tensor) -> None:
+        """Go on with the rows of `index` only."""
+        for layer in self.cache.layers:
+            layer.batch_select_indices(index)
+        self.position = self.position[index]
+        if self.mask is not None:
+            self.mask = self.mask[index]
+
+    def _run(self, ids: Tensor, mask: Tensor | None, positions: Tensor) -> Any:
+        inputs: dict[str, Any] = {"attention_mask": mask, "position_ids": positions}
+        inputs |= {"logits_to_keep": 1, "past_key_values": self.cache, "use_cache": True}
+        if self.step.is_pair:
+            inputs["sparse"] = True
+        known = {name: value for name, value in inputs.items() if name in self.known}
+        return self.model(input_ids=ids, **known)
+
+    def _scores(self, outputs: Any) -> Tensor | Candidates:
+        if self.step.is_pair:
+            found = outputs.candidates
+            return outputs.logits[:, -1] if found is None else found
+        return self.step.narrow(outputs.logits[:, -1])
+
+
+def _device(scores: Tensor | Candidates) -> torch.device:
+    """Return where scores lie: with a device map, where the model's last layer is."""
+    return scores.ids.device if isinstance(scores, Candidates) else scores.device

@@ -1,0 +1,1 @@
+"""What judges, benchmarks and counting say of texts."""

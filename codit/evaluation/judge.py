@@ -1,0 +1,506 @@
+"""An LLM as a judge: scores, comparisons in both orders, Best-of-N, benchmarks of two turns.
+
+What each way asks, the tables of what was said, and the look before anything is asked. A judgement
+without a value is counted, left out of means, and never given a number. A run with too many of them
+fails, after everything else is stored. Values without a source are ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from codit.evaluation import client, intervals, judged_rows, reply_cache, rubric, win_rates
+from codit.evaluation.client import Asking, Judge, Question, Tally
+from codit.evaluation.judged_rows import Answered, Rows
+from codit.evaluation.rubric import REFERENCE_CATEGORIES
+
+__all__ = [
+    "Asking", "Judge", "Judged", "Plan", "Tally", "TooManyFailures", "best_of", "compare",
+    "conversations", "length_controlled", "outcomes", "plan", "questions", "score",
+]  # fmt: skip
+
+PATIENT = Asking()
+CHARACTERS = 4  # of a token: usual for English prose; other scripts take more tokens
+WIN = {"forward": {"first": 1.0, "second": 0.0}, "swapped": {"first": 0.0, "second": 1.0}}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a judge said.
+
+    Args:
+        table: one row for each thing judged; see the function that made it.
+        judgements: one row for each judgement: what was judged, `draw` (which of k), `template`,
+            `state`, `value`, `note`, `reply`, `schema`, tokens, seconds, `is_cached`.
+        summary: counts and means with intervals: `n` and `n_ok` (rows of the table, and those with
+            a value), `mean`, `low`, `high` (95 % over prompts), `failed` (share of judgements).
+        tally: what this run asked and used.
+        rows: of Best-of-N, the rows that were kept.
+    """
+
+    table: pd.DataFrame
+    judgements: pd.DataFrame
+    summary: dict[str, Any]
+    tally: Tally
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+
+class TooManyFailures(ValueError):  # noqa: N818
+    """More judgements without a value than allowed; `judged` holds what there is."""
+
+    def __init__(self, message: str, judged: Judged) -> None:
+        super().__init__(message)
+        self.judged = judged
+
+
+def score(
+    rows: Rows, judge: Judge, *, cache: str | Path, samples: int = 1, asking: Asking = PATIENT
+) -> Judged:
+    """Let a judge score responses from 1 to 10; a row's score is the mean of its k judgements.
+
+    Args:
+        rows: see `judge_rows.answered`; dicts or a file.
+        judge: whom to ask.
+        cache: SQLite file of every reply; made where there is none.
+        samples: judgements of each response, k; more than 1 only with a temperature above 0.
+        asking: concurrency, attempts, prices, allowed failures.
+
+    Returns:
+        Judged: its table has `id`, `sample`, `length` (characters), `score` (1 to 10; NaN without
+        any value), `n_ok`, `n`, `state` ("ok", or that of the last judgement).
+
+    Raises:
+        TooManyFailures: see `Asking.max_failures`.
+        ValueError: a row cannot be judged, samples do not fit, or as `judge_client.ask`.
+        OSError: the cache cannot be read or written.
+
+    Source: prompt, range, one judgement at temperature 1: the paper's code.
+    """
+    asked = _of_rows(judged_rows.answered(rows))
+    judgements, tally = _ask(asked, judge, cache, samples, asking)
+    table = _means(judgements, ["id", "sample", "length"])
+    summary = _summary(judgements, table["score"], table["id"])
+    return _checked(Judged(table, judgements, summary, tally), cache, asking)
+
+
+def compare(
+    first: Rows,
+    second: Rows,
+    judge: Judge,
+    *,
+    cache: str | Path,
+    samples: int = 1,
+    asking: Asking = PATIENT,
+) -> Judged:
+    """Let a judge compare two arms prompt by prompt, each pair in both orders.
+
+    An arm wins where both orders name it; else it is a tie. win rate = mean of 1, 1/2 and 0.
+
+    Args:
+        first: an arm's rows; see `score`.
+        second: the other's. Rows are matched by id and sample; what one arm lacks is left out and
+            counted.
+        judge: whom to ask.
+        cache: as in `score`.
+        samples: comparisons of each pair in each order.
+        asking: as in `score`.
+
+    Returns:
+        Judged: its table is that of `outcomes`. Summary: `mean` is the raw win rate of the first
+        arm (see `length_controlled` for the other); `first`, `tie`, `second` (pairs); `flip_rate`
+        (share of draws whose two orders disagree); `first_place_rate` (share of the verdicts for
+        what stood first, ties aside: .5 without a bias); `left_out`: rows without a partner.
+
+    Raises:
+        TooManyFailures: see `Asking.max_failures`.
+        ValueError: no common row, different prompts under one id, or as `score`.
+        OSError: the cache cannot be read or written.
+
+    Source: both orders, disagreement as a tie: MT-Bench (arXiv 2306.05685).
+    """
+    asked, left_out = _of_arms(first, second)
+    judgements, tally = _ask(asked, judge, cache, samples, asking)
+    table = outcomes(judgements)
+    wins, draws = table["preference"], table["n_ok"].sum()
+    named = judgements.loc[judgements["value"].isin(["first", "second"]), "value"]
+    summary = _summary(judgements, wins, table["id"]) | {
+        "first": int((wins > 0.5).sum()),
+        "tie": int((wins == 0.5).sum()),
+        "second": int((wins < 0.5).sum()),
+        "flip_rate": float(table["flips"].sum() / draws) if draws else math.nan,
+        "first_place_rate": float((named == "first").mean()) if len(named) else math.nan,
+        "left_out": left_out,
+    }
+    return _checked(Judged(table, judgements, summary, tally), cache, asking)
+
+
+def best_of(
+    rows: Rows,
+    judge: Judge,
+    *,
+    cache: str | Path,
+    n: int,
+    samples: int = 1,
+    asking: Asking = PATIENT,
+) -> Judged:
+    """Keep, of the first n responses to each prompt, the one that a judge scores highest.
+
+    Of equal scores the first is kept; a response without a score never beats one that has one;
+    where none has, the first is kept.
+
+    Args:
+        rows: n or more responses to each id, numbered by `sample`; otherwise as in `score`.
+        judge: whom to ask.
+        cache: as in `score`, whose judgements it shares.
+        n: responses considered, at least 1; 1 keeps the first of each and asks nothing.
+        samples: judgements of each response.
+        asking: as in `score`.
+
+    Returns:
+        Judged: `rows` are the kept ones, in the order of the ids; the table has `id`, `sample` (the
+        kept), `score` and `first_score` (NaN without a value), `n_ok` (responses with a score),
+        `is_tie`. Summary, of the kept: also `first_mean`, `ties`, `unscored` (prompts).
+
+    Raises:
+        TooManyFailures: see `Asking.max_failures`.
+        ValueError: fewer than n responses to an id, or as `score`.
+        OSError: the cache cannot be read or written.
+
+    Source: the baseline and its prompt: the paper.
+    """
+    chosen, asked = _of_first(rows, n=n)
+    judgements, tally = _ask(asked, judge, cache, samples, asking)
+    means = _means(judgements, ["id", "sample"]).to_dict("records") if asked else []
+    scores = {(row["id"], row["sample"]): row["score"] for row in means}
+    kept = [_best(group, scores) for group in chosen]
+    table = pd.DataFrame([labels for _, labels in kept])
+    summary = _summary(judgements, table["score"], table["id"]) | {
+        "first_mean": float(table["first_score"].mean()),
+        "ties": int(table["is_tie"].sum()),
+        "unscored": int((table["n_ok"] == 0).sum()) if n > 1 else 0,
+    }
+    kept_rows = [dict(row.row) for row, _ in kept]
+    return _checked(Judged(table, judgements, summary, tally, kept_rows), cache, asking)
+
+
+def conversations(
+    rows: Rows,
+    judge: Judge,
+    *,
+    cache: str | Path,
+    samples: int = 1,
+    reference_categories: Collection[str] = REFERENCE_CATEGORIES,
+    asking: Asking = PATIENT,
+) -> Judged:
+    """Let a judge score both turns of conversations, as MT-Bench does.
+
+    Args:
+        rows: see `judge_rows.turns`.
+        judge: whom to ask.
+        cache: as in `score`.
+        samples: judgements of each turn.
+        reference_categories: judged with their reference. Empty: none needs one.
+        asking: as in `score`.
+
+    Returns:
+        Judged: its table has `id`, `category`, `turn`, `score`, `n_ok`, `n`, `state`. Summary: `n`
+        counts conversations, `n_ok` those with both turns, whose means `mean` averages; `turn_1`,
+        `turn_2` and `categories` (means of the scored turns).
+
+    Raises:
+        TooManyFailures: see `Asking.max_failures`.
+        ValueError: a row is not of this form, or as `score`.
+        OSError: the cache cannot be read or written.
+
+    Source: MT-Bench (arXiv 2306.05685).
+    """
+    asked = judged_rows.turns(rows, reference_categories=reference_categories)
+    judgements, tally = _ask(asked, judge, cache, samples, asking)
+    table = _means(judgements, ["id", "category", "turn"])
+    both = table.groupby("id", sort=False)["score"].agg(lambda turns: turns.mean(skipna=False))
+    by_turn = table.groupby("turn")["score"].mean()
+    by_category = table.groupby("category", sort=False)["score"].mean()
+    summary = _summary(judgements, both, both.index.to_series()) | {
+        **{f"turn_{turn}": float(mean) for turn, mean in by_turn.items()},
+        "categories": {str(name): float(mean) for name, mean in by_category.items()},
+    }
+    return _checked(Judged(table, judgements, summary, tally), cache, asking)
+
+
+def questions(
+    data: Rows,
+    *,
+    against: Rows | None = None,
+    best_of: int | None = None,
+    conversations: bool = False,
+    reference_categories: Collection[str] = REFERENCE_CATEGORIES,
+) -> list[Question]:
+    """Return what `score`, or the function that a keyword names, would ask: each once."""
+    if against is not None:
+        return _of_arms(data, against)[0]
+    if best_of is not None:
+        return _of_first(data, n=best_of)[1]
+    if conversations:
+        return judged_rows.turns(data, reference_categories=reference_categories)
+    return _of_rows(judged_rows.answered(data))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run would ask.
+
+    Args:
+        questions: judgements wanted; equal ones count each.
+        to_ask: questions that the cache does not know; equal ones once.
+        prompt_tokens: of their prompts, estimated: characters / 4.
+        reply_tokens: of one reply to each, at most: `Judge.max_tokens`.
+        cost: of both; None without prices.
+    """
+
+    questions: int
+    to_ask: int
+    prompt_tokens: int
+    reply_tokens: int
+    cost: float | None
+
+
+def plan(
+    asked: Sequence[Question],
+    judge: Judge,
+    *,
+    cache: str | Path,
+    samples: int = 1,
+    asking: Asking = PATIENT,
+) -> Plan:
+    """Return what a run would ask, and what it would cost with one full reply to each question.
+
+    Args:
+        asked: from `questions`.
+        judge: whom it would ask; its address is not used.
+        cache: of the run. Where there is none, none is made.
+        samples: judgements of each thing.
+        asking: attempts and prices of the run.
+
+    Raises:
+        ValueError: samples do not fit, or the cache is another file.
+        OSError: the cache cannot be read.
+    """
+    drawn = _drawn(asked, judge, samples)
+    left = {client.item_of(judge, one): len(one.prompt) for one in drawn}
+    if Path(cache).exists():
+        with reply_cache.opened(cache, is_asking=False) as known:
+            for item in list(left):
+                if reply_cache.final(known.attempts(item), limit=asking.attempts) is not None:
+                    del left[item]
+    prompt_tokens = sum(-(-n // CHARACTERS) for n in left.values())
+    reply_tokens = judge.max_tokens * len(left)
+    return Plan(
+        questions=len(drawn),
+        to_ask=len(left),
+        prompt_tokens=prompt_tokens,
+        reply_tokens=reply_tokens,
+        cost=asking.cost(prompt_tokens, reply_tokens),
+    )
+
+
+def outcomes(judgements: pd.DataFrame) -> pd.DataFrame:
+    """Return who wins each pair: an arm that both orders name, else nobody.
+
+    Args:
+        judgements: a row for each judgement: `id`, `sample`, `length`, `length_baseline`, `draw`,
+            `order` ("forward" or "swapped"), `state`, `value`.
+
+    Returns:
+        DataFrame: `id`, `sample`, `length` and `length_baseline` (characters of the first and of
+        the second arm's response), `preference` (for the first arm: mean of 1, 1/2 and 0 over
+        draws; NaN without any), `flips` (draws whose two orders disagree), `n_ok` (draws with a
+        verdict in both orders), `n` (draws), `state` ("ok", or that of the last failed judgement).
+
+    Source: disagreement as a tie: MT-Bench (arXiv 2306.05685).
+    """
+    rows = []
+    by = ["id", "sample", "length", "length_baseline"]
+    for name, pair in judgements.groupby(by, sort=False):
+        wins, flips, state = [], 0, "ok"
+        draws = pair.groupby("draw", sort=False)
+        for _, draw in draws:
+            if (draw["state"] != "ok").any():
+                state = draw.loc[draw["state"] != "ok", "state"].iloc[-1]
+                continue
+            one, other = (
+                WIN[order].get(value, 0.5)
+                for order, value in zip(draw["order"], draw["value"], strict=True)
+            )
+            flips += one != other
+            wins.append(one if one == other else 0.5)
+        told = {
+            "preference": math.fsum(wins) / len(wins) if wins else math.nan,
+            "flips": flips,
+            "n_ok": len(wins),
+            "n": draws.ngroups,
+            "state": "ok" if wins else state,
+        }
+        rows.append(dict(zip(by, name, strict=True)) | told)
+    return pd.DataFrame(rows)
+
+
+def length_controlled(table: pd.DataFrame) -> dict[str, Any]:
+    """Return the win rate that the first arm would have at equal lengths; AlpacaEval 2's.
+
+    Args:
+        table: from `outcomes`; several pairs of a prompt are averaged first.
+
+    Returns:
+        dict: `length_controlled` and its `lc_low`, `lc_high`, 95 % over prompts; `lc_note`: which
+        published variant was fitted, or why none could be: then the three are NaN.
+
+    Source: Dubois et al. 2024 (arXiv 2404.04475); see `win_rates.win_rates`.
+    """
+    columns = ["preference", "length", "length_baseline"]
+    averaged = table.dropna(subset="preference").groupby("id", sort=False)[columns].mean()
+    names = ("length_controlled", "lc_low", "lc_high")
+    try:
+        found = win_rates.win_rates(averaged.reset_index())
+    except ValueError as error:
+        return {**dict.fromkeys(names, math.nan), "lc_note": str(error)}
+    lc = found.length_controlled
+    ends = zip(names, (lc.estimate, lc.low, lc.high), strict=True)
+    return {**dict(ends), "lc_note": win_rates.VARIANT}
+
+
+def _of_rows(rows: Sequence[Answered]) -> list[Question]:
+    """Return one question for each response: how good is it?"""
+    template, asked = rubric.SINGLE, []
+    for row in rows:
+        values = {"instruction": row.instruction, "response": row.response}
+        label = {"id": row.id, "sample": row.sample, "length": len(row.response)}
+        asked.append(Question.of(template, values, label))
+    return asked
+
+
+def _of_arms(first: Rows, second: Rows) -> tuple[list[Question], int]:
+    """Return two questions for each pair, one in each order, and the rows without a partner."""
+    pairs, left_out = judged_rows.pairs(judged_rows.answered(first), judged_rows.answered(second))
+    template, asked = rubric.PAIRWISE, []
+    for one, other in pairs:
+        for order, (a, b) in (("forward", (one, other)), ("swapped", (other, one))):
+            values = {"instruction": a.instruction, "first": a.response, "second": b.response}
+            lengths = {"length": len(one.response), "length_baseline": len(other.response)}
+            label = {"id": one.id, "sample": one.sample, **lengths, "order": order}
+            asked.append(Question.of(template, values, label))
+    return asked, left_out
+
+
+def _of_first(rows: Rows, *, n: int) -> tuple[list[list[Answered]], list[Question]]:
+    """Return the first n responses to each prompt, and what to ask about them."""
+    groups: dict[str, list[Answered]] = defaultdict(list)
+    for row in judged_rows.answered(rows):
+        groups[row.id].append(row)
+    short = [name for name, group in groups.items() if len(group) < n]
+    if n < 1 or short:
+        raise ValueError(
+            f"expected n of at least 1 and as many responses to every id; got n = {n}, and "
+            f"{len(short)} ids with fewer{f', the first {short[0]!r}' if short else ''}. "
+            "Synthesize with --n-samples."
+        )
+    kept = [sorted(group, key=lambda row: row.sample)[:n] for group in groups.values()]
+    return kept, _of_rows([row for group in kept for row in group]) if n > 1 else []
+
+
+def _drawn(asked: Sequence[Question], judge: Judge, samples: int) -> list[Question]:
+    """Return k questions for each thing to be judged."""
+    if samples < 1 or (samples > 1 and judge.temperature == 0):
+        raise ValueError(
+            "samples must be at least 1, and 1 where the temperature is 0, as all would be equal; "
+            f"got {samples} at temperature {judge.temperature:g}."
+        )
+    return [replace(one, sample=draw) for one in asked for draw in range(samples)]
+
+
+def _ask(
+    asked: Sequence[Question], judge: Judge, cache: str | Path, samples: int, asking: Asking
+) -> tuple[pd.DataFrame, Tally]:
+    """Ask k times each, and return a row for each judgement."""
+    drawn = _drawn(asked, judge, samples)
+    judgements, tally = client.ask(drawn, judge, cache=cache, asking=asking)
+    told = [one.label | {"draw": one.sample, "template": one.template.name} for one in drawn]
+    both = zip(told, judgements, strict=True)
+    return pd.DataFrame([label | asdict(judgement) for label, judgement in both]), tally
+
+
+def _means(judgements: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Return the mean score of each thing judged, in the order of first occurrence."""
+    rows = []
+    for name, group in judgements.groupby(by, sort=False):
+        values = [float(value) for value in group.loc[group["state"] == "ok", "value"]]
+        told = {
+            "score": math.fsum(values) / len(values) if values else math.nan,
+            "n_ok": len(values),
+            "n": len(group),
+            "state": "ok" if values else group["state"].iloc[-1],
+        }
+        rows.append(dict(zip(by, name, strict=True)) | told)
+    return pd.DataFrame(rows)
+
+
+def _best(
+    group: Sequence[Answered], scores: Mapping[tuple[str, int], float]
+) -> tuple[Answered, dict[str, Any]]:
+    """Return the response that scored highest; of equals, and without any score, the first."""
+    said = [scores.get((row.id, row.sample), math.nan) for row in group]
+    known = [value for value in said if not math.isnan(value)]
+    place = said.index(max(known)) if known else 0
+    return group[place], {
+        "id": group[place].id,
+        "sample": group[place].sample,
+        "score": said[place],
+        "first_score": said[0],
+        "n_ok": len(known),
+        "is_tie": bool(known) and known.count(max(known)) > 1,
+    }
+
+
+def _summary(
+    judgements: pd.DataFrame, values: pd.Series[float], ids: pd.Series[str]
+) -> dict[str, Any]:
+    """Return counts and the mean of what has a value; responses to one prompt are averaged first.
+
+    Its 95 % interval is a bootstrap (BCa) over prompts, of more than 5,000 the normal one; NaN with
+    fewer than two.
+    """
+    left = values.dropna()
+    known = left.groupby(ids[left.index], sort=False).mean().to_numpy(dtype="float64")
+    mean = float(known.mean()) if len(known) else math.nan
+    low, high = math.nan, math.nan
+    if len(known) > 1:
+        interval = intervals.mean_interval(known)
+        low, high = interval.low, interval.high
+    counts = {"n": len(values), "n_ok": len(left)}
+    return counts | {"mean": mean, "low": low, "high": high, "failed": _failed(judgements)}
+
+
+def _failed(judgements: pd.DataFrame) -> float:
+    return float((judgements["state"] != "ok").mean()) if len(judgements) else 0.0
+
+
+def _checked(judged: Judged, cache: str | Path, asking: Asking) -> Judged:
+    """Return what was judged, unless too much of it has no value."""
+    share = _failed(judged.judgements)
+    if share > asking.max_failures:
+        bad = judged.judgements[judged.judgements["state"] != "ok"]
+        counted = ", ".join(f"{n} {state}" for state, n in Counter(bad["state"]).most_common())
+        raise TooManyFailures(
+            f"{share:.1%} of {len(judged.judgements)} judgements have no value, more than the "
+            f"{asking.max_failures:.1%} allowed ({counted}; the first: {bad['note'].iloc[0]}). "
+            f"Everything paid for is stored in {cache}: the same command asks only for what had no "
+            "reply; more attempts, for the rest.",
+            judged,
+        )
+    return judged

@@ -1,0 +1,227 @@
+"""What is judged: rows with a prompt and a response, two arms of them, two-turn conversations."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from codit.evaluation import rubric
+from codit.evaluation.client import Question
+from codit.evaluation.rubric import Template
+from codit.prompts import messages_of, name_of
+
+Rows: TypeAlias = str | Path | Iterable[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """A prompt and the response to it.
+
+    Args:
+        id: the row's, or its place where it has none.
+        sample: which of several responses to the prompt, from the row's `sample`, else 0.
+        instruction: what the judge is shown as the instruction: all turns where there are several.
+        response: the text to judge.
+        row: as it was given.
+    """
+
+    id: str
+    sample: int
+    instruction: str
+    response: str
+    row: Mapping[str, Any]
+
+
+def read(rows: Rows) -> list[Mapping[str, Any]]:
+    """Return rows in memory: dicts, or a file of JSON lines as they stand there."""
+    found = _lines(Path(rows)) if isinstance(rows, (str, Path)) else list(rows)
+    if not found:
+        raise ValueError("expected at least one row to judge; got none.")
+    return found
+
+
+def answered(rows: Rows) -> list[Answered]:
+    """Check rows that hold a prompt and a response.
+
+    Args:
+        rows: with `instruction` or `messages`, and `response`; where there is none, the last turn
+            of `messages`, an assistant's, is the response.
+
+    Returns:
+        list[Answered]: in the given order.
+
+    Raises:
+        ValueError: a row lacks one of the two, or (id, sample) repeats: nothing is asked then.
+
+    Source: the paper's judge sees the query and the response.
+    """
+    found = [_answered(row, place) for place, row in enumerate(read(rows), start=1)]
+    counted = Counter((row.id, row.sample) for row in found)
+    if repeated := [name for name, count in counted.items() if count > 1]:
+        raise ValueError(
+            f"expected every id and sample once; {len(repeated)} occur more than once, the first: "
+            f"{repeated[0]}. Number the responses to a prompt with `sample`."
+        )
+    return found
+
+
+def pairs(
+    first: Sequence[Answered], second: Sequence[Answered]
+) -> tuple[list[tuple[Answered, Answered]], int]:
+    """Match two arms' responses by id and sample, and count the rows without a partner.
+
+    Raises:
+        ValueError: no row has a partner, or two prompts under one id differ.
+    """
+    others = {(row.id, row.sample): row for row in second}
+    found = [(row, others[row.id, row.sample]) for row in first if (row.id, row.sample) in others]
+    if not found:
+        raise ValueError(
+            f"expected rows with common ids; none of {len(first)} is among {len(second)}. Give two "
+            "datasets made from the same prompts."
+        )
+    for one, other in found:
+        if one.instruction != other.instruction:
+            raise ValueError(f"row {one.id!r}: the two arms were asked different things.")
+    return found, len(first) + len(second) - 2 * len(found)
+
+
+def turns(rows: Rows, *, reference_categories: Collection[str]) -> list[Question]:
+    """Return what to ask about conversations of two turns.
+
+    Args:
+        rows: with `id` or `question_id`, `turns` (two texts), `responses` (two texts), and
+            optionally `category` and `reference` (two texts), as MT-Bench's files name them.
+        reference_categories: categories that are judged with their reference; a turn whose own
+            reference is blank, as some of MT-Bench's are, is judged without.
+
+    Returns:
+        list: first and second turn of each row, labelled with `id`, `category` and `turn`; the
+        second turn's prompt holds the whole conversation.
+
+    Raises:
+        ValueError: a row is not of this form, ids repeat, or a reference is missing: nothing is
+            asked then.
+
+    Source: two turns, references of some categories: MT-Bench (arXiv 2306.05685).
+    """
+    found: dict[str, list[Question]] = {}
+    for place, row in enumerate(read(rows), start=1):
+        if not isinstance(row, Mapping):
+            raise ValueError(f"row {place}: expected an object; got {type(row).__name__}.")
+        given = row.get("question_id") if row.get("id") is None else row["id"]
+        name = name_of({"id": given}) or f"row {place}"
+        if name in found:
+            raise ValueError(f"expected every id once; {name!r} occurs more than once.")
+        asked, answers = (_two(row.get(key), name, key) for key in ("turns", "responses"))
+        category = str(row.get("category") or "")
+        references = ["", ""]
+        if category in reference_categories:
+            references = _two(row.get("reference"), name, "reference")
+        both = enumerate(_turns(asked, answers, references), start=1)
+        found[name] = [
+            Question.of(template, values, {"id": name, "category": category, "turn": turn})
+            for turn, (template, values) in both
+        ]
+    return [question for both in found.values() for question in both]
+
+
+def _turns(
+    questions: list[str], answers: list[str], references: list[str]
+) -> list[tuple[Template, dict[str, str]]]:
+    """Return the template of each turn and what is filled in."""
+    told = {"instruction": questions[0], "response": answers[0], "reference": references[0]}
+    for name, texts in (("question", questions), ("answer", answers), ("reference", references)):
+        told |= {f"{name}_{n}": text for n, text in enumerate(texts, start=1)}
+    templates = [rubric.SINGLE, rubric.SECOND_TURN]
+    if references[0].strip():
+        templates[0] = rubric.SINGLE_REFERENCE
+    if references[1].strip():
+        templates[1] = rubric.SECOND_TURN_REFERENCE
+    return [
+        (one, {name: told[name] for name in rubric.PLACEHOLDER.findall(one.text)})
+        for one in templates
+    ]
+
+
+def _answered(row: Mapping[str, Any], place: int) -> Answered:
+    if not isinstance(row, Mapping):
+        raise ValueError(f"row {place}: expected an object; got {type(row).__name__}.")
+    name = name_of(row) or f"row {place}"
+    messages: Any = row.get("messages")
+    response = row.get("response")
+    last = messages[-1] if isinstance(messages, (list, tuple)) and messages else None
+    if isinstance(last, Mapping) and last.get("role") == "assistant":
+        response = last.get("content") if response is None else response
+        messages = messages[:-1]
+    prompt: dict[str, Any] = {k: row[k] for k in row if k not in ("id", "messages")}
+    prompt |= {} if messages is None else {"messages": messages}
+    if "turns" in row and messages is None and row.get("instruction") is None:
+        raise ValueError(f"row {name!r} is a question of two turns. Use --conversations.")
+    try:
+        conversation = messages_of(prompt)
+    except ValueError as error:
+        raise ValueError(f"row {name!r} has no prompt: {error}.") from None
+    if not isinstance(response, str):
+        raise ValueError(
+            f"row {name!r}: expected a text in `response`; got {type(response).__name__}. Leave "
+            "rows without a response out."
+        )
+    _check_text(response, name, "response")
+    sample = row.get("sample")
+    return Answered(
+        id=name,
+        sample=sample if isinstance(sample, int) and not isinstance(sample, bool) else 0,
+        instruction=rubric.conversation(conversation),
+        response=response,
+        row=row,
+    )
+
+
+def _two(value: Any, name: str, key: str) -> list[str]:
+    """Return two texts, or say what is wrong with a conversation."""
+    texts = list(value) if isinstance(value, (list, tuple)) else []
+    if len(texts) != 2 or not all(isinstance(text, str) for text in texts):
+        raise ValueError(
+            f"row {name!r}: expected two texts in `{key}`; got {value!r:.60}. "
+            "`codit mt-bench` answers both turns; a category judged with its reference needs two."
+        )
+    for text in texts:
+        _check_text(text, name, key)
+    return texts
+
+
+def _check_text(text: str, name: str, key: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"row {name!r}: `{key}` holds half of a surrogate pair.") from None
+
+
+def _lines(path: Path) -> list[Mapping[str, Any]]:
+    """Return the objects of a file of JSON lines."""
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a file of JSON lines at {path}; there is none.")
+    found: list[Mapping[str, Any]] = []
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line, parse_constant=_no_constant)
+                if not isinstance(row, dict):
+                    raise ValueError(f"it holds a {type(row).__name__}")
+            except (ValueError, RecursionError) as error:
+                raise ValueError(
+                    f"expected JSON objects, one a line, in {path}; line {number}: {error}."
+                ) from None
+            found.append(row)
+    return found
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")

@@ -1,0 +1,1 @@
+"""Scales, studies, tables and figures of the notebooks."""

@@ -1,0 +1,397 @@
+"""What ships with the repository: models, the tables of results, and what the README says of them.
+
+`python -m codit.paper.shipped models` trains the embedded checkpoints again (about 20 minutes of
+one CPU core each) into `data/models/`; `tables` makes what is missing of the tables of scale `full`
+(hours the first time; killed, it goes on) into `data/results/`: the store finds both by their
+recipes' keys. `claims` writes the README's tables from what stands beside the committed figures:
+nobody types a verdict, and a test compares them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shutil
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import nbformat
+import torch
+import tyro
+from huggingface_hub import ModelCard, ModelCardData
+from transformers import AutoModelForCausalLM
+
+from codit import student, world
+from codit.engine.models import load_tokenizer
+from codit.files import replacing, write_json
+from codit.paper import arms, cosines, figures, run, scales, store, tokens, transfer
+from codit.paper import judges as judging
+from codit.paper import make as results
+from codit.paper import tables as evidence
+from codit.paper.scales import Scale
+from codit.recipes import Model, Training
+from codit.world import judge
+from codit.world.pretraining import encoded
+from codit.world.recipes import JUDGES, Pretraining, WorldJudge, WorldPrompts
+
+HELD_OUT_TEXT = 1_000_000  # seed of documents that no recipe trains on (ours)
+DOCUMENTS = 100
+PROMPTS = 100
+GREEDY_TOKENS = 96
+JUDGED = 200
+TOO_LARGE = 3_000_000  # bytes of one table; a clone should stay quick (ours)
+WORDS = {True: "holds", False: "does not", None: "undecided"}
+MARKS = ("<!-- {}: written by `python -m codit.paper.shipped claims` -->", "<!-- end of {} -->")
+
+Recipe: TypeAlias = Pretraining | Training | WorldJudge
+Made: TypeAlias = tuple[Any, Callable[[Any], object]]  # a recipe and what makes its table
+Names: TypeAlias = Annotated[tuple[str, ...], tyro.conf.Positional]
+
+
+def models() -> dict[str, Recipe]:
+    """Return the recipe of every embedded model by the name of its folder.
+
+    Returns:
+        dict: in an order in which each base comes before what is trained from it.
+    """
+    bases = scales.bases()
+    base = bases["amateur"]
+    experts = {"expert": scales.expert(base), "expert-b": scales.second_expert(base)}
+    judges = dict(zip(("judge", "judge-b"), JUDGES, strict=True))
+    return {**bases, **experts, **judges}
+
+
+def folder(name: str) -> Path:
+    """Return where a model or a table lies, whether it has been made or not."""
+    kind = "models" if name in models() else "results"
+    return store.repository() / "data" / kind / name
+
+
+def embed(name: str, *, fresh: bool = False) -> Path:
+    """Make an embedded model, evaluate it, and put it into `data/models/`.
+
+    Args:
+        name: one of `models`.
+        fresh: train it even where a result of its recipe exists.
+
+    Returns:
+        Path: its folder: model, tokenizer, training log, `evaluation.json`, model card, manifest.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    _check([name], models())
+    recipe, target = models()[name], folder(name)
+    makers: dict[type, Any] = {
+        Pretraining: results.make_base,
+        Training: results.make_student,
+        WorldJudge: judge.make,
+    }
+    made = store.get(recipe, makers[type(recipe)], fresh=fresh)
+    if made == target:
+        return target
+    staged = _staged(made, target, store.MANIFEST)
+    write_json(staged / "evaluation.json", evaluate(staged, recipe))
+    card(name, recipe, staged).save(staged / "README.md")
+    store.write_manifest(staged, recipe, seconds=store.read_manifest(made).get("seconds"))
+    return _placed(staged, target)
+
+
+def evaluate(folder: Path, recipe: Recipe) -> dict[str, float]:
+    """Return what is recorded of an embedded model, so that a test can tell that it is the same.
+
+    Args:
+        folder: model and tokenizer.
+        recipe: a base is measured on text, a fine-tuned model on dev prompts too, a judge on
+            graded responses to dev prompts and on pairs of them.
+
+    Returns:
+        dict: `text_loss` (nats per token of held-out documents); for a fine-tuned model `strict`,
+        `correct` and `is_completed` of greedy answers to dev prompts (shares). For a judge
+        `equal` (share of scores that are the verifier's), `spearman`, `verdicts` (share of pairs
+        on which it says what the verifier's scores say), `parses` (share of all replies).
+    """
+    if isinstance(recipe, WorldJudge):
+        return _judged(folder, recipe)
+    base = recipe.base if isinstance(recipe, Training) else recipe
+    assert isinstance(base, Pretraining)
+    found = {"text_loss": round(text_loss(folder, base), 5)}
+    if isinstance(recipe, Training):
+        prompts = WorldPrompts(world=base.world, split="dev", n=PROMPTS)
+        model, tokenizer = results.load_model(Model(name=str(folder)))
+        greedy = arms.greedy_decoding(GREEDY_TOKENS)
+        asked = world.prompts(prompts)
+        table = student.evaluate(model, tokenizer, asked, results.verdict, greedy)
+        found |= {m: float(table[m].mean()) for m in ("strict", "correct", "is_completed")}
+    return found
+
+
+def _judged(folder: Path, recipe: WorldJudge) -> dict[str, float]:
+    prompts = WorldPrompts(world=recipe.prompts.world, split="dev", n=JUDGED)
+    scores = judge.judged(folder, judge.graded(prompts))
+    pairs = judge.judged(folder, judge.compared(prompts))
+    found = judge.reliability(scores)
+    replies = [*scores["said"], *pairs["said"]]
+    return {
+        "equal": found["equal"].estimate,
+        "spearman": round(found["spearman"].estimate, 4),
+        "verdicts": float((pairs["said"] == pairs["value"]).mean()),
+        "parses": sum(value is not None for value in replies) / len(replies),
+    }
+
+
+@torch.no_grad()
+def text_loss(folder: Path, recipe: Pretraining) -> float:
+    """Return a model's mean loss on held-out documents of its world, in nats per token.
+
+    Args:
+        folder: model and tokenizer.
+        recipe: whose world speaks.
+
+    Returns:
+        float: mean over the tokens of 100 documents, each read alone.
+    """
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = load_tokenizer(str(folder))
+    total, count = 0.0, 0
+    for text in itertools.islice(world.documents(recipe.world, HELD_OUT_TEXT), DOCUMENTS):
+        (ids,) = encoded([text], tokenizer)
+        rows = torch.tensor([ids])
+        total += model(input_ids=rows, labels=rows).loss.item() * (len(ids) - 1)
+        count += len(ids) - 1
+    return total / count
+
+
+def card(name: str, recipe: Recipe, folder: Path) -> ModelCard:
+    """Return the model card of an embedded model.
+
+    Args:
+        name: of its folder.
+        recipe: that made it.
+        folder: holds `training_log.json` and `evaluation.json`.
+
+    Returns:
+        ModelCard: with metadata; to be saved as README.md.
+    """
+    log = json.loads((folder / "training_log.json").read_text(encoding="utf-8"))
+    found = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    data = ModelCardData(language="en", license="apache-2.0", pipeline_tag="text-generation")
+    measures = "\n".join(f"| {measure} | {value:g} |" for measure, value in found.items())
+    return ModelCard(
+        f"---\n{data.to_yaml()}\n---\n\n# codit micro world: {name}\n\n"
+        "An embedded checkpoint of the codit repository: an instrument for measuring contrastive\n"
+        "decoding offline, of no use outside its artificial world (`data/README.md`).\n\n"
+        f"- recipe: `{evidence.recipe_text(recipe)}`\n"
+        f"- parameters: {log.get('parameters', 0):,}, float32\n"
+        "- trained on: text made by `codit/world/`; nothing else\n"
+        "- licence: Apache-2.0\n\n"
+        "| held-out measure | value |\n| --- | --- |\n" + measures + "\n"
+    )
+
+
+def tables(chosen: Scale) -> dict[str, Made]:
+    """Return every table that the notebooks of a scale read.
+
+    Args:
+        chosen: the scale, with the verifier among its evaluations.
+
+    Returns:
+        dict: a name, which is its folder's in `data/results/`, to the recipe and its maker.
+    """
+    named: dict[str, Made] = {k: (r, results.study) for k, r in scales.plan(chosen).items()}
+    named["alignment"] = (cosines.recipe(chosen), cosines.study)
+    named["tokens"] = (tokens.recipe(chosen), tokens.study)
+    named["transfer"] = (transfer.recipe(chosen), transfer.study)
+    judged = judging.studies(chosen) if chosen.judging.judges else {}
+    named |= {f"judged-{k}": (recipe, judging.study) for k, recipe in judged.items()}
+    if judged:
+        named["judged-students"] = (judging.students_recipe(chosen), judging.students)
+        named["judged-answers"] = (judging.judged_recipe(chosen), judging.study)
+    return named
+
+
+def commit(name: str, made: Made) -> Path:
+    """Make a table where it is missing and put it into `data/results/`.
+
+    Args:
+        name: of its folder, which is replaced at once.
+        made: its recipe and maker.
+
+    Returns:
+        Path: the folder.
+
+    Raises:
+        ValueError: it is too large to be committed.
+    """
+    recipe, make = made
+    target = folder(name)
+    make(recipe)
+    found = store.find(recipe)
+    assert found is not None, "a maker goes through the store"
+    if found == target:
+        return target
+    size = sum(path.stat().st_size for path in found.rglob("*"))
+    if size > TOO_LARGE:
+        raise ValueError(
+            f"expected at most {TOO_LARGE:,} bytes of {name}; got {size:,}. Keep fewer columns or "
+            "rows."
+        )
+    return _placed(_staged(found, target), target)
+
+
+def _staged(made: Path, target: Path, *left_out: str) -> Path:
+    """Return a copy of a result beside the folder that it will replace."""
+    staged = target.with_name(f".{target.name}.new")
+    shutil.rmtree(staged, ignore_errors=True)  # of a killed try, which the store might find
+    shutil.copytree(made, staged, ignore=shutil.ignore_patterns(*left_out))
+    return staged
+
+
+def _placed(staged: Path, target: Path) -> Path:
+    shutil.rmtree(target, ignore_errors=True)
+    return staged.rename(target)
+
+
+def _check(names: Collection[str], known: Collection[str]) -> None:
+    if unknown := sorted(set(names) - set(known)):
+        raise ValueError(f"expected names among {list(known)}; got {unknown}. Name one of them.")
+
+
+def sidecars() -> dict[str, dict[str, Any]]:
+    """Return the provenance of every committed figure by its name, in order.
+
+    Returns:
+        dict: as `figures.provenance` wrote it.
+    """
+    files = sorted(figures.folder().glob("[0-9][0-9]*.json"))
+    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
+
+
+def reproduced(path: Path) -> str:
+    """Return what of the paper a notebook reproduces, as its title cell says.
+
+    Args:
+        path: the notebook.
+
+    Returns:
+        str: "Figures 2 and 4".
+
+    Raises:
+        ValueError: the title does not say it.
+    """
+    title = nbformat.read(path, as_version=4).cells[0].source
+    found = re.search(r"\*\*Reproduces:\*\* (.+?)(?: of CoDIT)? \(arXiv", title)
+    if not found:
+        raise ValueError(
+            f"expected `**Reproduces:** ... (arXiv ...)` in the title of {path.name}; there is "
+            "none. Say what of the paper the notebook reproduces."
+        )
+    return found[1]
+
+
+def figure_table() -> str:
+    """Return the README's table of figures: one row per notebook, with its first claim.
+
+    Returns:
+        str: Markdown.
+    """
+    lines = ["| notebook | the paper's | first claim | found | verdict |", "| --- " * 5 + "|"]
+    known = sidecars()
+    for path in run.choose(store.repository() / "notebooks"):
+        name = run.declared_figures(path)[0]
+        claim = known[name]["claims"][0]
+        link = f"[{path.stem}](notebooks/{path.name})"
+        picture = f"[{reproduced(path)}](figures/{name}.png)"
+        lines.append(f"| {link} | {picture} | {_cells(claim)} |")
+    return "\n".join(lines)
+
+
+def claim_table() -> str:
+    """Return the README's table of every claim that the notebooks evaluate.
+
+    Returns:
+        str: Markdown.
+    """
+    lines = ["| figure | claim | source | found | verdict |", "| --- " * 5 + "|"]
+    for name, record in sidecars().items():
+        for claim in record["claims"]:
+            statement, *rest = _cells(claim).split(" | ")
+            cells = " | ".join([statement, claim["source"], *rest])
+            lines.append(f"| [{name[:2]}](figures/{name}.png) | {cells} |")
+    return "\n".join(lines)
+
+
+def readme(text: str) -> str:
+    """Return the README with both tables as they should be.
+
+    Args:
+        text: the README, with the marks of both tables.
+
+    Returns:
+        str: the same with what stands between the marks replaced.
+
+    Raises:
+        ValueError: a mark is missing.
+    """
+    for name, table in (("figures", figure_table()), ("claims", claim_table())):
+        begin, end = (mark.format(name) for mark in MARKS)
+        before, found, rest = text.partition(begin)
+        _, closed, after = rest.partition(end)
+        if not found or not closed:
+            raise ValueError(f"expected `{begin}` and `{end}` in the README. Put them back.")
+        text = f"{before}{begin}\n{table}\n{end}{after}"
+    return text
+
+
+def _cells(claim: dict[str, Any]) -> str:
+    cells = (claim["statement"], claim["ours"], f"**{WORDS[claim['holds']]}**")
+    return " | ".join(cell.replace("|", "∣") for cell in cells)
+
+
+def make_models(only: Names = (), *, fresh: bool = False) -> None:
+    """Train the embedded models.
+
+    Args:
+        only: names; none means all.
+        fresh: train them even where a result of the same recipe exists.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    _check(only, models())
+    for name in only or models():
+        print(f"{name}: {embed(name, fresh=fresh)}", flush=True)
+
+
+def make_tables(only: Names = (), *, scale: str = "full") -> None:
+    """Make the committed tables.
+
+    Args:
+        only: names; none means all.
+        scale: whose tables.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    known = tables(scales.scale(scale))
+    _check(only, known)
+    for name in only or known:
+        print(f"{name}: {commit(name, known[name])}", flush=True)
+
+
+def write_claims() -> None:
+    """Write the tables of figures and claims into the README."""
+    path = store.repository() / "README.md"
+    before = path.read_text(encoding="utf-8")
+    after = readme(before)
+    if after != before:
+        with replacing(path) as stream:
+            stream.write(after.encode())
+    print(f"{path.name}: {'written' if after != before else 'up to date'}")
+
+
+if __name__ == "__main__":
+    commands = {"claims": write_claims, "models": make_models, "tables": make_tables}
+    tyro.extras.subcommand_cli_from_dict(commands)

@@ -1,0 +1,1 @@
+"""What a training reads, and what it leaves behind."""

@@ -1,0 +1,1 @@
+"""Checkpoints as named tensors, a block at a time."""

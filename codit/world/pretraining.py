@@ -1,0 +1,223 @@
+"""A base model from nothing: packed text, next-token loss, `transformers.Trainer`.
+
+Only the micro world's models are made here; real base models come from the Hub. Every value that
+is not in the recipe is a constant below, chosen by us and the same for every architecture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from codit.training.loop import claim, fit, settings
+from codit.world.recipes import Pretraining
+
+DOCUMENT_END = "<|endoftext|>"
+HEAD_DIM = 32
+CONTEXT = 8192
+WARMUP = 0.02
+WEIGHT_DECAY = 0.1
+ADAM_BETAS = (0.9, 0.95)
+SAVE_EVERY = 100
+LOG_EVERY = 10  # a divisor of SAVE_EVERY, or a resumed log has other means
+
+
+def pretrain(
+    recipe: Pretraining,
+    texts: Iterable[str],
+    tokenizer: PreTrainedTokenizerBase,
+    out: str | Path,
+) -> Path:
+    """Train a base model on text and save it with its tokenizer.
+
+    loss = - mean over blocks and t of log p(x_t | x_<t), documents packed one after another with
+    the document end between them (attention crosses documents, as in most base models).
+
+    Killed and called again with the same arguments, it goes on from the last checkpoint in `out`
+    and ends with the weights of an uninterrupted run.
+
+    Args:
+        recipe: architecture, size, length and seed; see `recipes.Pretraining`.
+        texts: documents, read until `recipe.tokens` tokens are filled; the rest is not read.
+        tokenizer: encodes the documents; its length is the vocabulary.
+        out: folder for the model; made if absent.
+
+    Returns:
+        Path: `out` with config, float32 safetensors, tokenizer and `training_log.json` (losses in
+        nats per token by step, parameters, tokens).
+
+    Raises:
+        ValueError: the texts end before `recipe.tokens`, the tokens do not fill one step, the
+            architecture is unknown or does not fit, no document end, or `out` holds an unfinished
+            training on something else.
+
+    Source: ours.
+    """
+    out = Path(out)
+    rows = pack(texts, tokenizer, recipe)
+    claim(out, recipe, rows.numpy().tobytes())
+    set_seed(recipe.seed)
+    model = build(recipe, tokenizer)
+    trainer = Trainer(
+        model=model,
+        args=arguments(recipe, out, steps=len(rows) // recipe.batch),
+        train_dataset=rows,
+        data_collator=as_batch,
+    )
+    return fit(trainer, tokenizer, out, tokens=rows.numel())
+
+
+def pack(
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, recipe: Pretraining
+) -> torch.Tensor:
+    """Return documents as rows of equal length, each document followed by the document end.
+
+    A document is [BOS if the tokenizer has one of its own] + its tokens + [document end].
+
+    Args:
+        texts: documents.
+        tokenizer: a fast tokenizer.
+        recipe: gives `tokens`, `block` and `batch`; the number of rows is the largest multiple of
+            `batch` that `tokens` fill.
+
+    Returns:
+        int32 [rows, block], token ids.
+
+    Raises:
+        ValueError: fewer tokens than one step, or the texts end too soon.
+    """
+    step = recipe.block * recipe.batch
+    wanted = recipe.tokens // step * step
+    if wanted == 0:
+        raise ValueError(
+            f"expected at least one step of {recipe.block} x {recipe.batch} = {step:,} tokens; got "
+            f"tokens={recipe.tokens:,}. Raise `tokens` or lower `block` or `batch`."
+        )
+    stream = torch.empty(wanted, dtype=torch.int32)
+    filled = 0
+    for ids in encoded(texts, tokenizer):
+        part = torch.tensor(ids[: wanted - filled], dtype=torch.int32)
+        stream[filled : filled + len(part)] = part
+        filled += len(part)
+        if filled == wanted:
+            return stream.view(-1, recipe.block)
+    raise ValueError(
+        f"the texts end too soon: expected {wanted:,} tokens, got {filled:,}. "
+        "Give more texts or lower `tokens`."
+    )
+
+
+def encoded(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+    """Yield the token ids of 2,000 documents at a time, as one list with ends in place."""
+    end = document_end(tokenizer)
+    bos = tokenizer.bos_token_id
+    start = [] if bos in (None, end) else [bos]
+    texts = iter(texts)
+    while documents := list(islice(texts, 2000)):
+        ids = tokenizer(documents, add_special_tokens=False, return_attention_mask=False)
+        yield [token for row in ids["input_ids"] for token in (*start, *row, end)]
+
+
+def document_end(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id after each document: `<|endoftext|>` where it exists, else the tokenizer's EOS.
+
+    A tokenizer made for chat names its end of turn as EOS; a base model must not end documents
+    with that.
+
+    Raises:
+        ValueError: the tokenizer has neither.
+    """
+    end = tokenizer.get_vocab().get(DOCUMENT_END, tokenizer.eos_token_id)
+    if end is None:
+        raise ValueError(
+            f"expected a tokenizer with a {DOCUMENT_END} or an EOS token; got neither. "
+            "Add one: documents must end with it."
+        )
+    return int(end)
+
+
+def build(recipe: Pretraining, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Return a randomly initialised float32 model of the recipe's architecture and size.
+
+    Heads have 32 dimensions, half as many key-value heads as heads where the architecture has
+    such, embeddings are tied, no dropout; rotary positions reach 8,192. Only fields that the
+    architecture knows are set.
+
+    Raises:
+        ValueError: unknown architecture, or `hidden_size` is no multiple of 64.
+    """
+    if recipe.hidden_size % (2 * HEAD_DIM):
+        raise ValueError(
+            f"hidden_size must be a multiple of {2 * HEAD_DIM} (heads of {HEAD_DIM}, two to a "
+            f"key-value head); got {recipe.hidden_size}. Use the nearest multiple."
+        )
+    try:
+        known = AutoConfig.for_model(recipe.architecture)
+    except ValueError as error:
+        raise ValueError(
+            f"architecture must be a transformers model type such as 'qwen3', 'llama' or "
+            f"'gpt_neox'; got {recipe.architecture!r}. Use one of these."
+        ) from error
+    rotary = hasattr(known, "rope_parameters")
+    gated = recipe.architecture not in ("gpt_neox", "gpt2")
+    heads = recipe.hidden_size // HEAD_DIM
+    values: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": recipe.hidden_size,
+        "num_hidden_layers": recipe.layers,
+        # Three matrices in a gated layer, two in a plain one: about equal numbers of weights.
+        "intermediate_size": (3 if gated else 4) * recipe.hidden_size,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads // 2,
+        "head_dim": HEAD_DIM,
+        "query_pre_attn_scalar": HEAD_DIM,
+        "max_position_embeddings": CONTEXT if rotary else recipe.block,
+        "tie_word_embeddings": True,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": document_end(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    fields = {n: v for n, v in (values | dropout).items() if hasattr(known, n)}
+    config = AutoConfig.for_model(recipe.architecture, **fields)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+def arguments(recipe: Pretraining, out: Path, *, steps: int) -> TrainingArguments:
+    """Return the Trainer's settings; nothing that changes a result is left to its defaults."""
+    return TrainingArguments(
+        **settings(out, seed=recipe.seed, save_every=SAVE_EVERY),
+        max_steps=steps,
+        per_device_train_batch_size=recipe.batch,
+        gradient_accumulation_steps=1,
+        learning_rate=recipe.learning_rate,
+        warmup_steps=round(WARMUP * steps),
+        weight_decay=WEIGHT_DECAY,
+        adam_beta1=ADAM_BETAS[0],
+        adam_beta2=ADAM_BETAS[1],
+        # Weights and optimiser stay float32; matrix products in bfloat16 are 1.7 times faster.
+        bf16=True,
+        activation_checkpointing=False,
+        dataloader_pin_memory=False,
+        remove_unused_columns=False,
+        logging_steps=LOG_EVERY,
+    )
+
+
+def as_batch(rows: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the model's inputs; the model itself shifts the labels by one."""
+    ids = torch.stack(rows).long()
+    return {"input_ids": ids, "labels": ids}
