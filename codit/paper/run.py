@@ -26,6 +26,7 @@ import papermill
 import tyro
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
+from traitlets.config import Config
 
 import codit
 from codit.files import versions, write_json
@@ -151,6 +152,7 @@ def bring_up_to_date(
             kernel_name="python3",
             progress_bar=False,
             start_timeout=300,
+            config=Config(KernelManager=Config(transport_encryption="auto")),  # or it warns
             cwd=cwd or path.parent,
             on_cell_executed=told,
         )
