@@ -50,6 +50,7 @@ LAYERS = (
         "shared_cache",
         "tensor_files",
         "vocabulary",
+        "workers",
         "win_rates",
     ),
     (
@@ -90,8 +91,8 @@ LAYERS = (
         "chat_vector",
         "rivals",
     ),
-    ("batch_records", "step_times", "speed_tables", "judge_rows", "ifeval_data"),
-    ("workers", "ray_workers", "judge_tables", "judge_questions", "engine_runs", "engine_tables"),
+    ("step_times", "speed_tables", "judge_rows", "ifeval_data"),
+    ("judge_tables", "judge_questions", "engine_runs", "engine_tables"),
     ("synthesis", "token_tables", "first_order_tables", "throughput"),
     ("judge", "judge_plan", "student", "pretraining", "preview", "ifeval", "mt_bench"),
     (
