@@ -13,33 +13,59 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
-from codit import dataset_file, ray_workers, recipes, resumption
+from codit import dataset_file, decode, recipes, resumption
 from codit import workers as processes
-from codit.batch_records import Row, Stream, Work, answer, loaded, metadata, samples
 from codit.dataset_file import Files
 from codit.decode import check_engine, chosen_engine
 from codit.engine.vllm.engine import VllmPair
 from codit.files import versions
 from codit.prompts import Prompts, Rows, load
 from codit.resumption import Name
-from codit.teacher import expert_tokenizer, model_ids, named, ready
+from codit.teacher import expert_tokenizer, named, ready
+from codit.workers import Records, Row, Stream
 
 ROWS_PER_BATCH = 256  # (ours)
 VLLM_ROWS = 2048  # (ours) its scheduler fills places as rows end: only a batch's tail is wasted
+DIGITS = 6  # of a log-probability: finer than its rounding error, half the size of the file
 PACKAGES = ("codit", "torch", "transformers", "tokenizers")
 
+Model: TypeAlias = PreTrainedModel | VllmPair
 Answers = Callable[[Sequence[Sequence[Row]]], Stream]
 Used = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a worker must know besides the rows of a batch: plain values.
+
+    Args:
+        recipe: pair, decoding and number of samples.
+        metadata: the field `res_metadata` of all rows.
+        engine: see `decode.generate`.
+        batch_size: rows computed at once; see `decode.generate`.
+        progress: show a bar for each sample of each batch.
+        load_options: for loading both models.
+        threads: of torch in a worker on a CPU; None: as it finds them.
+    """
+
+    recipe: recipes.Synthesis
+    metadata: dict[str, Any]
+    engine: str = "auto"
+    batch_size: int | None = None
+    progress: bool = False
+    load_options: dict[str, Any] = field(default_factory=dict)
+    threads: int | None = None
 
 
 def synthesize(recipe: recipes.Synthesis, prompts: Rows, out: str | Path, **how: Any) -> Dataset:
@@ -56,9 +82,7 @@ def synthesize(recipe: recipes.Synthesis, prompts: Rows, out: str | Path, **how:
         temperature 1, nats) and `messages`. Rows without an answer are in the errors file alone.
 
     Raises:
-        ValueError: see `write`.
-        FileNotFoundError: see `write`.
-        OSError: see `write`.
+        ValueError, FileNotFoundError, OSError: see `write`.
 
     Source: fields: the paper's code; files, resumption, errors: ours.
     """
@@ -71,7 +95,7 @@ def write(
     prompts: Rows,
     out: str | Path,
     *,
-    model: PreTrainedModel | VllmPair | None = None,
+    model: Model | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     resume: str = "if_same",
     batch_size: int | None = None,
@@ -125,8 +149,8 @@ def write(
         ValueError: repeated ids, no prompts, files made with other settings or being written by
             another process, or arguments that cannot be used.
         FileNotFoundError: no such file of prompts.
-        OSError: the files cannot be written, the cluster cannot be reached, or workers died again
-            and again; finished batches are kept.
+        OSError: the files cannot be written, the cluster cannot be reached, or a worker died;
+            finished batches are kept.
 
     Source: fields: the paper's code; files, resumption, errors, workers: ours.
     """
@@ -144,7 +168,7 @@ def write(
             return dataset_file.read_object(files.beside(".manifest.json"))
         work = Work(
             recipe=recipe,
-            metadata=metadata(recipe),
+            metadata=_metadata(recipe),
             engine=engine,
             batch_size=batch_size,
             load_options=load_options,
@@ -158,14 +182,14 @@ def write(
             rows = named(given.rows, tokenizer)
             lines = _write_batches(files, fingerprint, earlier, rows, answers, work, progress)
         seconds = round(time.monotonic() - start, 3)
-        extra = {"seconds": seconds, **used, **model_ids(recipe)}
+        extra = {"seconds": seconds, **used, **_model_ids(recipe)}
         return dataset_file.finish(files, recipe, lines=lines, errors=given.errors, **extra)
 
 
 def _number(
     workers: int | None,
     ray_address: str | None,
-    model: PreTrainedModel | VllmPair | None,
+    model: Model | None,
     tokenizer: PreTrainedTokenizerBase | None,
     load_options: Mapping[str, Any],
 ) -> int | None:
@@ -187,19 +211,17 @@ def _number(
 
 @contextlib.contextmanager
 def _here(
-    work: Work, model: PreTrainedModel | VllmPair | None, tokenizer: PreTrainedTokenizerBase | None
+    work: Work, model: Model | None, tokenizer: PreTrainedTokenizerBase | None
 ) -> Iterator[tuple[Used, PreTrainedTokenizerBase, Answers]]:
     """Give what answers in this process: words for the manifest, tokenizer, function of batches."""
     if model is None:
-        model, own = loaded(work)
+        model, own = _loaded(work)
         tokenizer = tokenizer or own
     else:
         model, tokenizer = ready(work.recipe, model, tokenizer)
-
-    def answers(batches: Sequence[Sequence[Row]]) -> Stream:
-        return (answer(work, model, tokenizer, batch) for batch in batches)
-
-    yield {"workers": 1, "engine": chosen_engine(model, work.engine)}, tokenizer, answers
+    used: Used = {"workers": 1, "engine": chosen_engine(model, work.engine)}
+    one = partial(_answer, work, model, tokenizer)
+    yield used, tokenizer, lambda batches: (one(batch) for batch in batches)
 
 
 @contextlib.contextmanager
@@ -209,19 +231,135 @@ def _by_others(
     """Give what answers in other processes. Here only the tokenizer is loaded, to name rows."""
     tokenizer = expert_tokenizer(work.recipe, **work.load_options)
     used: Used = {"engine": work.engine}  # "auto": each worker chooses, by its device
+    work = replace(work, recipe=_anywhere(work.recipe))
     if ray_address is not None:
-        with ray_workers.cluster(ray_address, size) as workers:
-            yield (
-                used | {"workers": workers},
-                tokenizer,
-                partial(ray_workers.answers, work, workers=workers),
+        gpus = int(work.load_options.get("tensor_parallel_size", 1))  # of vLLM's engine
+        with processes.cluster(ray_address, size) as workers:
+            answers: Answers = partial(
+                processes.ray_answers, partial(_worker, work), workers=workers, gpus=gpus
             )
+            yield used | {"workers": workers}, tokenizer, answers
     else:
         assert size is not None
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        threads = max(1, min(torch.get_num_threads(), (cores or 1) // size))
-        work = replace(work, threads=threads)
-        yield used | {"workers": size}, tokenizer, partial(processes.answers, work, workers=size)
+        work = replace(work, threads=max(1, min(torch.get_num_threads(), (cores or 1) // size)))
+        answers = partial(processes.answers, partial(_worker, work), workers=size)
+        yield used | {"workers": size}, tokenizer, answers
+
+
+def _anywhere(recipe: recipes.Synthesis) -> recipes.Synthesis:
+    """Return a recipe whose models are found from any folder."""
+    models: dict[str, Any] = {
+        role: replace(model, name=str(Path(model.name).resolve()))
+        for role in ("expert", "amateur")
+        if isinstance(model := getattr(recipe.pair, role), recipes.Model)
+        and Path(model.name).is_dir()
+    }
+    return replace(recipe, pair=replace(recipe.pair, **models))
+
+
+def _worker(work: Work, number: int) -> Callable[[Sequence[Row]], Records]:
+    """Load what worker `number` answers with, and return what answers a batch."""
+    logging.disable_progress_bar()  # the driver has one for all
+    if work.threads is not None:
+        torch.set_num_threads(work.threads)
+    return partial(_answer, work, *_loaded(work, number))
+
+
+def _loaded(work: Work, worker: int = 0) -> tuple[Model, PreTrainedTokenizerBase]:
+    """Load what a worker answers with, on GPUs of its own where there are any.
+
+    It takes GPU number `worker` modulo the visible ones; vLLM's engine as many as its
+    tensor_parallel_size, from `worker` times that on.
+    """
+    options = dict(work.load_options)
+    if work.engine != "vllm":
+        return ready(work.recipe, **_placed(options, worker))
+    visible = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
+    gpus = visible or [str(k) for k in range(torch.cuda.device_count())]
+    width = int(options.get("tensor_parallel_size", 1))
+    if worker and width * (worker + 1) <= len(gpus):  # the first needs to be told nothing
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[width * worker : width * (worker + 1)])
+    return ready(work.recipe, engine="vllm", **options)
+
+
+def _placed(load_options: Mapping[str, Any], worker: int = 0) -> dict[str, Any]:
+    """Return load options that put both models on a worker's GPU, if there is one to choose."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if gpus == 0 or "device_map" in load_options:
+        return dict(load_options)
+    return {**load_options, "device_map": f"cuda:{worker % gpus}"}
+
+
+def _answer(
+    work: Work, model: Model, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]
+) -> Records:
+    """Return the records of a batch, row by row and sample by sample."""
+    chats, ids = [row["messages"] for row in rows], [row["id"] for row in rows]
+    drawn = []
+    for k in range(work.recipe.n_samples):
+        decoding = replace(work.recipe.decoding, sample=work.recipe.decoding.sample + k)
+        how: dict[str, Any] = {"engine": work.engine, "batch_size": work.batch_size}
+        answers = decode.generate(
+            model, tokenizer, chats, decoding, ids=ids, progress=work.progress, **how
+        )
+        drawn.append(answers)
+    return [
+        _record(row, responses[place], number, work.metadata)
+        for place, row in enumerate(rows)
+        for number, responses in zip(_samples(work.recipe), drawn, strict=True)
+    ]
+
+
+def _record(
+    row: Row, response: decode.Response, number: int | None, res_metadata: dict[str, Any]
+) -> dict[str, Any]:
+    """Return a dataset row, or what is recorded of a row without an answer."""
+    name = {"id": row["id"]} if number is None else {"id": row["id"], "sample": number}
+    if response.error is not None:
+        error, _, reason = response.error.partition(": ")
+        return {**name, "line": row["line"], "error": error, "reason": reason or error}
+    return {
+        **name,
+        "is_completed": response.is_completed,
+        "instruction": row["instruction"],
+        "response": response.text,
+        "res_metadata": res_metadata,
+        "score": [round(logprob, DIGITS) for logprob in response.logprobs],
+        "messages": [*row["messages"], {"role": "assistant", "content": response.text}],
+    }
+
+
+def _samples(recipe: recipes.Synthesis) -> list[int | None]:
+    """Return the numbers that rows carry as `sample`: none where there is one response only."""
+    if recipe.n_samples == 1:
+        return [None]
+    return [recipe.decoding.sample + k for k in range(recipe.n_samples)]
+
+
+def _metadata(recipe: recipes.Synthesis) -> dict[str, Any]:
+    """Return the official field `res_metadata`: one for all rows, for models are hashed for it."""
+    decoding = recipe.decoding
+    return {
+        "temperature": decoding.temperature,
+        "top_p": decoding.top_p,
+        "max_tokens": decoding.max_new_tokens,
+        "contrastive_decoding": decoding.strength != 0,
+        "alpha": decoding.plausibility,
+        "beta": decoding.strength,
+        **_model_ids(recipe),
+    }
+
+
+def _model_ids(recipe: recipes.Synthesis) -> dict[str, str]:
+    """Return each model's Hub name or folder; of one made here, its recipe's kind and key."""
+    models = {"expert": recipe.pair.expert, "amateur": recipe.pair.amateur}
+    return {
+        f"{role}_model_id": model.name
+        if isinstance(model, recipes.Model)
+        else f"{type(model).__name__}-{recipes.key(model)}"
+        for role, model in models.items()
+    }
 
 
 def _write_batches(
@@ -236,7 +374,7 @@ def _write_batches(
     """Append the batches that are not there yet, in order; return the number of lines in all."""
     size = work.batch_size or (VLLM_ROWS if work.engine == "vllm" else ROWS_PER_BATCH)
     drawn = work.recipe.n_samples
-    names = _names(work.recipe, rows)
+    names: list[Name] = [(row["id"], k) for row in rows for k in _samples(work.recipe)]
     kept, end = resumption.begin(files, fingerprint, earlier, names, lines_per_batch=size * drawn)
     done = kept // drawn
     batches = [rows[first : first + size] for first in range(done, len(rows), size)]
@@ -277,12 +415,6 @@ def _fingerprint(
             if k in PACKAGES or (k == "vllm" and engine == "vllm")
         },
     }
-
-
-def _names(recipe: recipes.Synthesis, rows: Sequence[dict[str, Any]]) -> list[Name]:
-    """Return what every line of the dataset will be called, in order."""
-    numbers = samples(recipe)
-    return [(row["id"], number) for row in rows for number in numbers]
 
 
 @contextlib.contextmanager

@@ -15,26 +15,6 @@ from codit.pair import ContrastivePair, load_tokenizer
 from codit.prompts import check_unique
 
 
-def model_ids(recipe: recipes.Synthesis) -> dict[str, str]:
-    """Return `expert_model_id` and `amateur_model_id` as rows carry them.
-
-    Args:
-        recipe: with models named, or made here.
-
-    Returns:
-        dict: a model's Hub name or folder; of one made here, its recipe's kind and key.
-
-    Source: fields: the paper's code; the names of models made here: ours.
-    """
-    models = {"expert": recipe.pair.expert, "amateur": recipe.pair.amateur}
-    return {
-        f"{role}_model_id": model.name
-        if isinstance(model, recipes.Model)
-        else f"{type(model).__name__}-{recipes.key(model)}"
-        for role, model in models.items()
-    }
-
-
 def ready(
     recipe: recipes.Synthesis,
     model: PreTrainedModel | VllmPair | None = None,

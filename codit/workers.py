@@ -1,197 +1,281 @@
-"""Batches answered by processes of this machine, one pair each, and given back in order.
+"""Batches answered by other processes, in order: of this machine, or of a Ray cluster.
 
-The driver hands a worker one batch at a time. A worker that dies costs its batch in flight: another
-is started and the batch is answered again. A worker ends with its driver, whatever ends that.
+Worker number k calls `load(k)` once and answers batches by what it returns. A worker ends with its
+driver, whatever ends that. One that dies ends the run; what was given back before is whole. Numbers
+without a source are ours.
 """
 
 from __future__ import annotations
 
 import contextlib
-import heapq
+import json
+import logging
 import multiprocessing
 import os
 import signal
+import socket
 import threading
-from collections import Counter
-from collections.abc import Sequence
-from multiprocessing.connection import Connection, wait
-from typing import Any, NamedTuple
+import traceback
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
+from typing import Any
 
-import torch
 from tqdm import tqdm
-from transformers.utils import logging
 
-from codit.batch_records import Records, Row, Stream, Work, answer, failure, loaded, raised
+Row = Mapping[str, Any]
+Records = list[dict[str, Any]]
+Stream = Generator[Records, None, None]
+Load = Callable[[int], Callable[[Sequence[Row]], Records]]
+Answer = Records | dict[str, str]  # of a worker: records, or what `_failure` tells
 
-DEATHS = 3  # of workers in a row, without an answer in between, that are made good
 AHEAD = 4  # batches per worker that may be answered before an earlier one is
-SECONDS = 10  # for a worker to end when told so
+DEATHS = 3  # of an actor, and of a batch's actors, that Ray makes good
+SECONDS = 10  # for a cluster to be reached
+KINDS: dict[str, type[Exception]] = {
+    kind.__name__: kind for kind in (ValueError, OSError, MemoryError, RuntimeError)
+}
+REMEDY = "Use fewer workers or a smaller batch size; finished batches are kept, and the same "
+REMEDY += "command goes on from there."
 
 
-def answers(work: Work, batches: Sequence[Sequence[Row]], *, workers: int) -> Stream:
-    """Answer batches by processes of their own.
+def answers(load: Load, batches: Sequence[Sequence[Row]], *, workers: int) -> Stream:
+    """Answer batches by processes of this machine, and yield the records of each, in order.
 
-    Worker k computes on visible GPU k modulo their number, or on the CPU with `work.threads`
-    threads. At most `AHEAD` batches per worker are held for one that takes longer. Close the
-    iterator to end the workers early.
+    At most `AHEAD` batches per worker are held for one that takes longer. Close the iterator to end
+    the workers early.
 
     Args:
-        work: what each worker loads and does.
+        load: see above; it is pickled.
         batches: rows of each batch.
-        workers: number of processes, at least 1; no more than there are batches are started.
-
-    Yields:
-        list[dict]: the records of each batch, in the order of the batches.
+        workers: number of processes; no more than there are batches are started.
 
     Raises:
-        ValueError: as a worker raised it: models that do not belong together, say.
-        OSError: as a worker raised it; ChildProcessError where workers died `DEATHS` + 1 times at
-            the same work, killed by the system for the memory they take, say.
-        RuntimeError: any other exception of a worker, whose traceback is in the note.
-
-    Source: ours.
+        ChildProcessError: a worker died, killed by the system for the memory it takes, say.
+        ValueError, OSError, MemoryError: as a worker raised it; any other is a RuntimeError.
     """
-    team = _Team(work, batches, min(workers, len(batches)))
-    try:
-        yield from team.run()
-    finally:
-        team.end()
-
-
-class _Member(NamedTuple):
-    process: Any  # multiprocessing's own type depends on the platform
-    connection: Connection
-
-
-class _Team:
-    """Workers, the batches they have, and the answers that wait for an earlier one."""
-
-    def __init__(self, work: Work, batches: Sequence[Sequence[Row]], size: int) -> None:
-        self.work, self.batches, self.size = work, batches, size
-        self.members: dict[int, _Member] = {}
-        self.idle: set[int] = set()  # workers that have loaded and have no batch
-        self.given: dict[int, int] = {}  # worker: number of its batch
-        self.again: list[int] = []  # batches whose worker died
-        self.fresh = 0  # the first batch that nobody had yet
-        self.done: dict[int, Records] = {}
-        self.next = 0  # the batch that is yielded next
-        self.deaths: Counter[int | None] = Counter()  # by batch; None: without one
-
-    def run(self) -> Stream:
-        while self.next < len(self.batches):
-            self._hire()
-            self._give()
-            self._listen(block=self.next not in self.done)
-            self._give()  # before the driver writes: nobody waits for that
-            if self.next in self.done:
-                yield self.done.pop(self.next)
-                self.next += 1
-
-    def end(self) -> None:
-        for member in self.members.values():
-            member.process.terminate()  # a worker has nothing to lose
-        for member in self.members.values():
-            member.process.join(SECONDS)
-            if member.process.exitcode is None:
-                member.process.kill()
-                member.process.join()
-            member.connection.close()
-
-    def _hire(self) -> None:
-        """Start the workers that are missing, if there is something left to do for them."""
-        left = len(self.again) + len(self.batches) - self.fresh
-        missing = [k for k in range(self.size) if k not in self.members]
-        for k in missing[:left]:
-            self.members[k] = _start(self.work, k)
-
-    def _give(self) -> None:
-        for k in sorted(self.idle):
-            if self.again:
-                number = heapq.heappop(self.again)
-            elif self.fresh < min(len(self.batches), self.next + AHEAD * self.size):
-                number, self.fresh = self.fresh, self.fresh + 1
-            else:
-                return
-            self.idle.remove(k)
-            self.given[k] = number
-            with contextlib.suppress(OSError):  # it died: listening finds out
-                self.members[k].connection.send(self.batches[number])
-
-    def _listen(self, *, block: bool) -> None:
-        """Take what workers say; bury those that died."""
-        places: dict[Any, int] = {}
-        for k, member in self.members.items():
-            places |= {member.connection: k, member.process.sentinel: k}
-        for k in {places[place] for place in wait(list(places), None if block else 0)}:
-            try:
-                kind, value = self.members[k].connection.recv()
-            except (EOFError, OSError):
-                self._bury(k)
-                continue
-            if kind == "failed":
-                raise raised(value)
-            if kind == "records":
-                self.done[self.given.pop(k)] = value
-                self.deaths.clear()
-            self.idle.add(k)
-
-    def _bury(self, k: int) -> None:
-        """Give a dead worker's batch back; raise ChildProcessError where that does not help."""
-        member = self.members.pop(k)
-        member.connection.close()
-        member.process.join(SECONDS)
-        self.idle.discard(k)
-        number = self.given.pop(k, None)
-        self.deaths[number] += 1
-        if number is not None:
-            heapq.heappush(self.again, number)
-        if self.deaths[number] > DEATHS * (self.size if number is None else 1):
-            doing = "while it loaded the models" if number is None else f"in batch {number}"
-            raise ChildProcessError(
-                f"expected {self.size} workers to answer; got {self.deaths[number]} deaths in a "
-                f"row, the last {doing} (exit code {member.process.exitcode}; -9: killed, most "
-                "often for want of memory). Use fewer workers or a smaller batch size; finished "
-                "batches are kept, and the same command goes on from there."
-            )
-
-
-def _start(work: Work, k: int) -> _Member:
-    """Start worker k. Ctrl-C is for the driver alone: a process inherits what is blocked."""
+    if not batches:
+        return
+    size = min(workers, len(batches))
     context = multiprocessing.get_context("spawn")  # a fork would share locks and CUDA
-    ours, theirs = context.Pipe()
-    process = context.Process(
-        target=_serve, args=(work, k, theirs), name=f"codit worker {k}", daemon=True
-    )
+    theirs, ours = context.Pipe(duplex=False)
+    numbers = context.SimpleQueue()
+    for number in range(size):
+        numbers.put(number)
+    pool = ProcessPoolExecutor(size, context, _begin, (load, numbers, theirs))
+    waiting: deque[Future[Answer]] = deque()
+    try:
+        for batch in batches:
+            waiting.append(_submit(pool, batch))
+            if len(waiting) > AHEAD * size:
+                yield _records(waiting.popleft().result())
+        while waiting:
+            yield _records(waiting.popleft().result())
+    except BrokenProcessPool as error:
+        raise ChildProcessError(
+            f"expected {size} workers to answer; one died, killed most often for want of memory. "
+            + REMEDY
+        ) from error
+    finally:
+        ours.close()  # the workers end, whatever they are doing
+        pool.shutdown(cancel_futures=True)
+        theirs.close()
+
+
+def _submit(pool: ProcessPoolExecutor, batch: Sequence[Row]) -> Future[Answer]:
+    """Submit a batch. Ctrl-C is for the driver alone: a process inherits what is blocked."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
-        process.start()
+        return pool.submit(_answer, batch)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()
-    return _Member(process, ours)
 
 
-def _serve(work: Work, k: int, connection: Connection) -> None:
-    """Load the pair once, and answer batches until there are no more."""
-    threading.Thread(target=_end_with_driver, daemon=True).start()
-    logging.disable_progress_bar()  # the driver has one for all
+class _Worker:
+    """Loads at its first batch, and returns records or what is told of an exception."""
+
+    def __init__(self, load: Load, number: int = 0) -> None:
+        self.load, self.number = load, number
+        self.loaded: Callable[[Sequence[Row]], Records] | None = None
+
+    def answer(self, batch: Sequence[Row]) -> Answer:
+        try:
+            if self.loaded is None:
+                self.loaded = self.load(self.number)
+            return self.loaded(batch)
+        except Exception as error:
+            return _failure(error)
+
+    def __call__(self, block: Any) -> dict[str, list[str]]:
+        """Answer a batch of Ray Data."""
+        told = self.answer(json.loads(block["batch"][0].as_py()))
+        return {"answer": [json.dumps(told)]}
+
+
+_here: list[_Worker] = []  # in a worker's process: itself
+
+
+def _begin(load: Load, numbers: Any, driver: Connection) -> None:
+    threading.Thread(target=_end_with, args=(driver,), daemon=True).start()
     tqdm.set_lock(threading.RLock())  # its own would outlive a worker
-    try:
-        if work.threads is not None:
-            torch.set_num_threads(work.threads)
-        model, tokenizer = loaded(work, k)
-        said: tuple[str, Any] = ("ready", None)
-        while True:
-            connection.send(said)
-            rows = connection.recv()
-            said = ("records", answer(work, model, tokenizer, rows))
-    except Exception as error:
-        with contextlib.suppress(OSError):  # the driver has closed the connection
-            connection.send(("failed", failure(error)))
+    _here.append(_Worker(load, numbers.get()))
 
 
-def _end_with_driver() -> None:
-    driver = multiprocessing.parent_process()
-    assert driver is not None
-    wait([driver.sentinel])
+def _end_with(driver: Connection) -> None:
+    driver.poll(None)  # until its other end is closed: nothing is sent
     os._exit(1)
+
+
+def _answer(batch: Sequence[Row]) -> Answer:
+    return _here[0].answer(batch)
+
+
+def _failure(error: Exception) -> dict[str, str]:
+    """Return an exception as plain values: what a library raises cannot be made again elsewhere."""
+    name = next((name for name, kind in KINDS.items() if isinstance(error, kind)), "RuntimeError")
+    text = str(error)
+    if not text or not isinstance(error, KINDS[name]):
+        text = f"{type(error).__name__}: {text}"
+    return {"kind": name, "text": text, "traceback": "".join(traceback.format_exception(error))}
+
+
+def _records(told: Answer) -> Records:
+    """Return a batch's records, or raise what a worker met, with its traceback as a note."""
+    if isinstance(told, dict):
+        error = KINDS[told["kind"]](told["text"])
+        error.add_note(f"In a worker:\n{told['traceback']}")
+        raise error
+    return told
+
+
+# ---- a cluster: all that is asked of Ray, which is an extra
+
+
+@contextlib.contextmanager
+def cluster(address: str, workers: int | None) -> Iterator[int]:
+    """Connect to a Ray cluster for a `with` block, and give the number of workers.
+
+    Where this process is connected to Ray already, that connection is used and kept. A cluster of
+    its own ends with this process; if that is killed, workers end at once, and two of Ray's agents,
+    which hold no model, a minute later.
+
+    Args:
+        address: "local" (a cluster of its own on this machine, loopback only, without dashboard and
+            usage statistics), "auto", "host:port" or "ray://host:port".
+        workers: None: as many as the cluster has GPUs or, without any, CPUs.
+
+    Raises:
+        ValueError: Ray is not installed, or the cluster is too small.
+        ConnectionError: there is no such cluster.
+    """
+    ray = _ray()
+    joined = ray.is_initialized()
+    if not joined:
+        _connect(ray, address, workers)
+    try:
+        kind, there = _room(ray)
+        if (workers or 1) > there:
+            raise ValueError(
+                f"expected a cluster with {workers or 1} {kind}s, one for each worker; got "
+                f"{there}. Use fewer workers or a larger cluster."
+            )
+        yield workers or there
+    finally:
+        if not joined:
+            ray.shutdown()
+
+
+def ray_answers(
+    load: Load, batches: Sequence[Sequence[Row]], *, workers: int, gpus: int = 1
+) -> Stream:
+    """Answer batches by actors of Ray Data, within `cluster`, and yield as `answers` does.
+
+    A worker takes GPUs where the cluster has any, else one CPU, and is number 0 to itself. It needs
+    this package, and whatever `load` names. Ray restarts one that dies, `DEATHS` times.
+
+    Args:
+        load: see above.
+        batches: rows of each batch, kept in the cluster's object store.
+        workers: number of actors; no more than there are batches are started.
+        gpus: of each worker.
+
+    Raises:
+        ChildProcessError: a worker died too often, or the cluster is gone.
+        ValueError, OSError, MemoryError: as a worker raised it; any other is a RuntimeError.
+    """
+    if not batches:
+        return
+    ray = _ray()
+    blocks = [{"batch": json.dumps(batch)} for batch in batches]
+    on_gpu = _room(ray)[0] == "GPU"
+    dataset = ray.data.from_items(blocks, override_num_blocks=len(blocks)).map_batches(
+        _Worker,
+        fn_constructor_args=(load,),
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(
+            size=min(workers, len(batches)), max_tasks_in_flight_per_actor=2
+        ),
+        num_gpus=gpus if on_gpu else 0,
+        num_cpus=0 if on_gpu else 1,
+        max_restarts=DEATHS,
+        max_task_retries=DEATHS,
+    )
+    del blocks  # they are in the object store
+    dataset.context.execution_options.preserve_order = True
+    dataset.context.enable_progress_bars = dataset.context.print_on_execution_start = False
+    try:
+        with contextlib.closing(iter(dataset.iter_batches(batch_size=1))) as answered:
+            for block in answered:
+                yield _records(json.loads(block["answer"][0]))
+    except ray.exceptions.RayError as error:
+        raise ChildProcessError(
+            f"expected {workers} Ray workers to answer; got {_first_line(error)} {REMEDY}"
+        ) from error
+
+
+def _ray() -> Any:
+    """Import Ray, or say how to install it."""
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise ValueError(
+            f'expected Ray; got {error}. Install it: pip install -e ".[ray]", or leave the Ray '
+            "address out: workers on this machine do not need it."
+        ) from error
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    return ray
+
+
+def _connect(ray: Any, address: str, workers: int | None) -> None:
+    """Start a cluster of its own, or join one."""
+    how: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    if address == "local":
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        cpus = max(os.cpu_count() or 1, workers or 1)  # more workers than cores share them
+        how |= {"num_cpus": cpus, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    try:
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        if port.isdigit():  # Ray itself would try for many minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS).close()
+        ray.init(address=address, **how)
+    except Exception as error:  # Ray has no one exception for a cluster that is not there
+        raise ConnectionError(
+            f"expected a Ray cluster at {address}; got {_first_line(error)} Start one "
+            "(ray start --head), or use the address 'local' for this machine alone."
+        ) from error
+
+
+def _room(ray: Any) -> tuple[str, int]:
+    """Return what a worker takes one of, and how many the cluster has."""
+    there = ray.cluster_resources()
+    kind = "GPU" if there.get("GPU") else "CPU"
+    return kind, int(there.get(kind, 0))
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip() or 'no more').splitlines()[0]}"

@@ -4,49 +4,41 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+
+from codit.workers import Records, Row
 
 
-def serve(work: Any, k: int, connection: Connection) -> None:
-    """Stand in for `workers._serve`; `work` names a folder where batches leave a mark."""
-    connection.send(("ready", None))
-    while True:
-        try:
-            rows = connection.recv()
-        except EOFError:
-            return
-        for row in rows:
-            _do(work, row)
-        connection.send(("records", [{"id": row["id"], "pid": os.getpid()} for row in rows]))
+def load(folder: str, number: int) -> Callable[[Sequence[Row]], Records]:
+    """Return what answers; each batch leaves a mark in a folder."""
+    return partial(answer, folder, number)
 
 
-def end_with_driver(work: Any, k: int, connection: Connection) -> None:
-    """Answer nothing, and watch the driver as real workers do."""
-    from codit import workers
+def answer(folder: str, number: int, rows: Sequence[Row]) -> Records:
+    for row in rows:
+        (Path(folder) / f"{row['id']}.{time.monotonic_ns()}").touch()
+        if row.get("dies"):
+            time.sleep(0.5)  # others answer meanwhile
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(row.get("seconds", 0))
+    return [{"id": row["id"], "pid": os.getpid(), "number": number} for row in rows]
 
-    threading.Thread(target=workers._end_with_driver, daemon=True).start()
-    connection.send(("ready", None))
-    time.sleep(600)
 
-
-def die(work: Any, k: int, connection: Connection) -> None:
+def die(number: int) -> Callable[[Sequence[Row]], Records]:
     """Die while loading."""
     os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
 
 
-def fail(work: Any, k: int, connection: Connection) -> None:
+def fail(number: int) -> Callable[[Sequence[Row]], Records]:
     """Fail as a worker does whose models cannot be loaded."""
-    connection.send(("failed", work))
+    raise ValueError("these do not belong together")
 
 
-def _do(folder: str, row: dict[str, Any]) -> None:
-    mark = Path(folder) / f"{row['id']}.{time.monotonic_ns()}"
-    mark.touch()
-    times = len(list(mark.parent.glob(f"{row['id']}.*")))
-    if times <= row.get("deaths", 0):
-        os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(row.get("seconds", 0))
+def wait(number: int) -> Callable[[Sequence[Row]], Records]:
+    """Answer nothing."""
+    time.sleep(600)
+    raise AssertionError

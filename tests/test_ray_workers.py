@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from codit import dataset_file, ray_workers
+from codit import dataset_file, synthesis, workers
 from codit.recipes import Model, Synthesis
 from tests import tiny
 from tests.test_workers import await_lines, drive, made, recipe, run, whole
@@ -38,8 +38,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def shared(home: None) -> Iterator[int]:
     """A cluster of four CPUs, real or not, that every test of the module uses."""
-    with ray_workers.cluster("local", 4) as workers:
-        yield workers
+    with workers.cluster("local", 4) as number:
+        yield number
     assert not ray.is_initialized()
 
 
@@ -126,7 +126,7 @@ def test_what_is_wrong_with_models_is_said_as_without_workers(
             run(wrong, tmp_path / f"{name}.jsonl", **more)
         said.append(caught)
     assert str(said[0].value) == str(said[1].value)
-    assert "in __call__" in said[1].value.__notes__[0], "the worker's traceback"
+    assert "in _loaded" in said[1].value.__notes__[0], "the worker's traceback"
 
 
 def test_a_cluster_of_its_own_listens_to_this_machine_alone(shared: int) -> None:
@@ -143,55 +143,32 @@ def test_more_workers_than_the_cluster_has_room_for_are_refused(
 
 
 @pytest.mark.long
-def test_a_batch_that_kills_every_worker_is_one_clear_error(
-    recipe: Synthesis, shared: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Dying:  # local: Ray sends it by value
-        def __init__(self, work: Any, tally: Any) -> None:
-            self.work, self.tally = work, tally
-
-        def __call__(self, block: Any) -> Any:
-            from codit import ray_workers as real
-
-            answer = real._Worker(self.work, self.tally)
-            if block["number"][0].as_py() == 1:
-                answer.tally = SimpleNamespace(begin=SimpleNamespace(remote=self.die))
-            return answer(block)
-
-        def die(self, number: int) -> Any:
-            import os
+def test_a_batch_that_kills_every_worker_is_one_clear_error(shared: int, tmp_path: Path) -> None:
+    def load(number: int) -> Any:  # local: Ray sends it by value
+        def answer(batch: Any) -> Any:
             import time
 
-            import ray
-
-            begun = self.tally.begin.remote(number)
-            if ray.get(begun) <= 4:
+            if batch[0]["id"] == "1":
+                (tmp_path / f"{time.monotonic_ns()}").touch()
                 time.sleep(0.5)
                 os.kill(os.getpid(), 9)
-            return begun
+            return [{"id": batch[0]["id"]}]
 
-    monkeypatch.setattr(ray_workers, "_Worker", Dying)
-    message = r"expected Ray workers to answer; got 4 deaths in batch 1, most often for want of mem"
+        return answer
+
+    answers = workers.ray_answers(load, [[{"id": str(i)}] for i in range(4)], workers=2)
+    assert next(answers) == [{"id": "0"}], "the batch before is kept"
+    message = r"expected 2 Ray workers to answer; got Actor.*: .* the same command goes on"
     with pytest.raises(ChildProcessError, match=message):
-        run(recipe, tmp_path / "data.jsonl", workers=2, ray_address="auto")
-    assert (tmp_path / "data.partial").read_bytes().count(b"\n") == 2, "the batch before is kept"
-
-
-def test_a_batch_has_so_many_tries(monkeypatch: pytest.MonkeyPatch) -> None:
-    begun = iter([1, 2, 3, 4, 5])
-    tally = SimpleNamespace(begin=SimpleNamespace(remote=lambda number: next(begun)))
-    monkeypatch.setattr(ray, "get", lambda value: value)
-    for _ in range(ray_workers.DEATHS + 1):
-        ray_workers._check_tries(tally, 7)
-    with pytest.raises(ChildProcessError, match="got 4 deaths in batch 7"):
-        ray_workers._check_tries(tally, 7)
+        list(answers)
+    assert len(list(tmp_path.iterdir())) == 1 + workers.DEATHS
 
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with (
         pytest.raises(ValueError, match=r'expected Ray; .*: pip install -e "\.\[ray\]"'),
-        ray_workers.cluster("local", None),
+        workers.cluster("local", None),
     ):
         pass
 
@@ -203,7 +180,7 @@ def test_an_address_where_nobody_listens_is_refused_at_once() -> None:
         for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):
             message = f"expected a Ray cluster at {address}; got ConnectionRefusedError: .*refused"
             with pytest.raises(ConnectionError, match=message):
-                ray_workers._connect(SimpleNamespace(), address, None)
+                workers._connect(SimpleNamespace(), address, None)
 
 
 def test_a_cluster_that_is_not_there_is_one_clear_error() -> None:
@@ -215,7 +192,7 @@ def test_a_cluster_that_is_not_there_is_one_clear_error() -> None:
         r"Start one \(ray start --head\), or use the address 'local' for this machine alone\."
     )
     with pytest.raises(ConnectionError, match=message):
-        ray_workers._connect(SimpleNamespace(init=init), "auto", None)
+        workers._connect(SimpleNamespace(init=init), "auto", None)
 
 
 def test_folders_of_models_are_named_from_the_root(
@@ -224,8 +201,7 @@ def test_folders_of_models_are_named_from_the_root(
     folder = Path(recipe.pair.expert.name)
     monkeypatch.chdir(folder.parent)
     pair = replace(recipe.pair, expert=Model(name="expert"), amateur=Model(name="on/the-hub"))
-    work = ray_workers.Work(recipe=replace(recipe, pair=pair), metadata={})
-    found = ray_workers._anywhere(work).recipe.pair
+    found = synthesis._anywhere(replace(recipe, pair=pair)).pair
     assert found == replace(pair, expert=Model(name=str(folder.resolve())))
 
 
@@ -246,10 +222,9 @@ def test_a_cluster_of_its_own_ends_with_a_driver_that_is_killed(
     assert made(tmp_path / "data.jsonl") == whole
 
 
-def test_the_users_environment_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_user_has_set_for_ray_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
-    monkeypatch.delenv("RAY_BACKEND_LOG_LEVEL", raising=False)
-    with ray_workers._environment(ray_workers.QUIET):
-        assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
-        assert os.environ["RAY_BACKEND_LOG_LEVEL"] == "fatal"
-    assert "RAY_BACKEND_LOG_LEVEL" not in os.environ
+    monkeypatch.setenv("RAY_BACKEND_LOG_LEVEL", "debug")
+    workers._connect(SimpleNamespace(init=lambda **how: None), "local", None)
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
+    assert os.environ["RAY_BACKEND_LOG_LEVEL"] == "debug"

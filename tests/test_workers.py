@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,7 @@ import psutil
 import pytest
 import torch
 
-from codit import batch_records, dataset_file, synthesis, teacher, workers
-from codit.batch_records import failure, placed, raised
+from codit import dataset_file, synthesis, teacher, workers
 from codit.recipes import Model, Synthesis
 from codit.world.recipes import Pretraining
 from tests import fake_workers, tiny
@@ -70,7 +70,7 @@ def test_several_workers_write_the_bytes_of_one_process(
     assert manifest["workers"] == number
 
 
-def test_four_workers_one_of_them_killed_complete_what_one_process_began(
+def test_a_worker_that_is_killed_ends_the_run_and_the_same_command_goes_on(
     recipe: Synthesis,
     whole: dict[str, bytes],
     tmp_path: Path,
@@ -82,7 +82,7 @@ def test_four_workers_one_of_them_killed_complete_what_one_process_began(
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        if len(calls) == 5:  # the first batch of a worker is written: it has another
+        if len(calls) == 4:  # the first batch of a worker is written: it has another
             processes()[0].kill()
         return real(*args, **how)
 
@@ -90,10 +90,16 @@ def test_four_workers_one_of_them_killed_complete_what_one_process_began(
     with pytest.raises(KeyboardInterrupt):
         run(recipe, out)
     assert out.with_name("data.partial").read_bytes().count(b"\n") == 4
+    message = "expected 4 workers to answer; one died, .* the same command goes on from there"
+    with pytest.raises(ChildProcessError, match=message):
+        run(recipe, out, workers=4)
+    assert processes() == []
+    kept = len(calls) - 1
+    assert out.with_name("data.partial").read_bytes().count(b"\n") == 2 * kept
     manifest = run(recipe, out, workers=4)
     assert made(out) == whole, "every row, every byte"
     assert (manifest["workers"], manifest["rows"], manifest["errors"]) == (4, 19, 2)
-    assert len(calls) == 2 + 1 + 8, "what was finished is not answered again"
+    assert len(calls) == 1 + 10, "what was finished is not answered again"
     assert manifest["earlier"] == [], "the number of workers is no setting that changes rows"
     assert processes() == []
 
@@ -155,7 +161,7 @@ def test_what_is_wrong_with_models_is_said_as_without_workers(
         said.append(caught)
     assert str(said[0].value) == str(said[1].value)
     assert type(said[0].value) is type(said[1].value) is ValueError
-    assert "in _serve" in said[1].value.__notes__[0], "the worker's traceback"
+    assert "in _loaded" in said[1].value.__notes__[0], "the worker's traceback"
     assert processes() == []
 
 
@@ -192,13 +198,17 @@ def test_each_gpu_has_a_worker_unless_the_user_places_models(
         return synthesis._number(None, None, None, None, load_options)
 
     assert number() == 1
-    assert placed({"dtype": "float32"}, 3) == {"dtype": "float32"}
+    assert synthesis._placed({"dtype": "float32"}, 3) == {"dtype": "float32"}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert number() == 4
     assert number(device_map="auto") == 1
-    assert [placed({}, k)["device_map"] for k in (0, 3, 5)] == ["cuda:0", "cuda:3", "cuda:1"]
-    assert placed({"device_map": "cpu"}, 3) == {"device_map": "cpu"}
+    assert [synthesis._placed({}, k)["device_map"] for k in (0, 3, 5)] == [
+        "cuda:0",
+        "cuda:3",
+        "cuda:1",
+    ]
+    assert synthesis._placed({"device_map": "cpu"}, 3) == {"device_map": "cpu"}
 
 
 # ---- what crosses a process boundary
@@ -209,33 +219,35 @@ def test_each_gpu_has_a_worker_unless_the_user_places_models(
     [
         (ValueError("no"), ValueError("no")),
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"), ValueError("'utf-8' codec can't")),
-        (FileNotFoundError(2, "No such file", "a"), FileNotFoundError(2, "No such file", "a")),
+        (FileNotFoundError(2, "No such file", "a"), OSError("[Errno 2] No such file: 'a'")),
         (OSError("not a model"), OSError("not a model")),
-        (ChildProcessError("died"), ChildProcessError("died")),
-        (RuntimeError("CUDA"), RuntimeError("CUDA")),
+        (torch.OutOfMemoryError("CUDA"), RuntimeError("CUDA")),
         (KeyError("a"), RuntimeError("KeyError: 'a'")),
         (ValueError(), ValueError("ValueError")),
     ],
 )
 def test_an_exception_is_told_in_plain_values(error: Exception, expected: Exception) -> None:
-    made_again = raised(json.loads(json.dumps(failure(error))))
-    assert type(made_again) is type(expected)
-    assert str(made_again).startswith(str(expected))
-    assert type(error).__name__ in made_again.__notes__[0]
+    told = json.loads(json.dumps(workers._failure(error)))
+    with pytest.raises(type(expected)) as caught:
+        workers._records(told)
+    assert type(caught.value) is type(expected)
+    assert str(caught.value).startswith(str(expected))
+    assert type(error).__name__ in caught.value.__notes__[0]
 
 
 # ---- the protocol, without models
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+def fake(tmp_path: Path) -> Iterator[Any]:
     """Answer batches of one row by workers that need no model; leaves no process behind."""
-    monkeypatch.setattr(workers, "_serve", fake_workers.serve)
     (tmp_path / "marks").mkdir()
+    load = partial(fake_workers.load, str(tmp_path / "marks"))
 
-    def answers(rows: list[dict[str, Any]], *, number: int) -> Iterator[list[dict[str, Any]]]:
-        work: Any = str(tmp_path / "marks")
-        return workers.answers(work, [[row] for row in rows], workers=number)
+    def answers(
+        rows: list[dict[str, Any]], *, number: int, load: workers.Load = load
+    ) -> Iterator[list[dict[str, Any]]]:
+        return workers.answers(load, [[row] for row in rows], workers=number)
 
     yield answers
     assert processes() == []
@@ -260,35 +272,31 @@ def test_one_slow_batch_lets_the_others_run_ahead_only_so_far(fake: Any, tmp_pat
     assert len(list(answers)) == 39
 
 
-def test_a_batch_whose_worker_dies_is_answered_by_another(fake: Any, tmp_path: Path) -> None:
-    found = list(fake(rows(6, deaths=workers.DEATHS), number=2))
-    assert [record["id"] for (record,) in found] == [str(i) for i in range(6)]
-    marks = sorted(mark.name.split(".")[0] for mark in (tmp_path / "marks").iterdir())
-    assert marks == ["0"] * (workers.DEATHS + 1) + [str(i) for i in range(1, 6)]
-
-
-def test_a_batch_that_kills_every_worker_is_one_clear_error(fake: Any) -> None:
+def test_a_worker_that_dies_is_one_clear_error(fake: Any, tmp_path: Path) -> None:
+    found = []
     message = (
-        r"expected 2 workers to answer; got 4 deaths in a row, the last in batch 0 \(exit code -9; "
-        r".*Use fewer workers or a smaller batch size; finished batches are kept"
+        r"expected 2 workers to answer; one died, .*for want of memory\. Use fewer workers or a "
+        r"smaller batch size; finished batches are kept, and the same command goes on from there\."
     )
     with pytest.raises(ChildProcessError, match=message):
-        list(fake(rows(30, deaths=99), number=2))
+        found += fake([*rows(9), {"id": "dies", "dies": True}, *rows(9)], number=2)
+    assert len(list((tmp_path / "marks").glob("dies.*"))) == 1, "it is not tried again"
 
 
-def test_workers_that_die_while_they_load_are_one_clear_error(
-    fake: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(workers, "_serve", fake_workers.die)
-    with pytest.raises(ChildProcessError, match=r"got 7 deaths .* while it loaded the models"):
-        list(fake(rows(3), number=2))
+def test_workers_that_die_while_they_load_are_one_clear_error(fake: Any) -> None:
+    with pytest.raises(ChildProcessError, match="expected 2 workers to answer; one died"):
+        list(fake(rows(3), number=2, load=fake_workers.die))
 
 
-def test_a_failure_ends_all_workers(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "_serve", fake_workers.fail)
-    failed: Any = batch_records.failure(ValueError("these do not belong together"))
+def test_a_failure_ends_all_workers(fake: Any) -> None:
     with pytest.raises(ValueError, match="these do not belong together"):
-        next(workers.answers(failed, [[{"id": "0"}]] * 4, workers=2))
+        next(fake(rows(4), number=2, load=fake_workers.fail))
+
+
+def test_workers_have_numbers_of_their_own(fake: Any) -> None:
+    found = [record for batch in fake(rows(4, seconds=0.5), number=2) for record in batch]
+    assert {record["number"] for record in found} <= {0, 1}
+    assert len({(record["pid"], record["number"]) for record in found}) <= 2
 
 
 def test_closing_early_ends_the_workers(fake: Any) -> None:
@@ -305,10 +313,9 @@ from tests import fake_workers
 if __name__ == "__main__":
     # A shell that starts its commands in the background has them ignore Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    workers._serve = fake_workers.end_with_driver
     try:
         print("begun", flush=True)
-        next(workers.answers(None, [[{"id": "0"}]] * 2, workers=2))
+        next(workers.answers(fake_workers.wait, [[{"id": "0"}]] * 2, workers=2))
     except KeyboardInterrupt:
         sys.exit(130)
 """
