@@ -94,7 +94,7 @@ class HubPrompts:
     """Instructions of a public collection: the first user turn of each conversation.
 
     Args:
-        source: "lmsys", "wildchat" or "dolci"; see `codit.prompts.COLLECTIONS`.
+        source: "lmsys", "wildchat" or "dolci"; see `codit.dataset.prompts.COLLECTIONS`.
         n: number of prompts, the first ones. 250,333: what the authors released for each teacher.
         revision: commit of the collection; None is the newest, which may change under a key.
     """

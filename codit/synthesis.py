@@ -2,7 +2,7 @@
 
 A batch is a fixed range of input rows, decoded together and written with one fsync; one that was
 interrupted is recomputed whole. So a resumed run gives the bytes of an uninterrupted one.
-`codit.dataset_file` names the files.
+`codit.dataset.output` names the files.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from codit import dataset_file, decode, recipes, resumption
-from codit import workers as processes
-from codit.dataset_file import Files
+from codit import decode, recipes
+from codit.dataset import output
+from codit.dataset import workers as processes
+from codit.dataset.output import Files, Name
+from codit.dataset.prompts import Prompts, Rows, load
+from codit.dataset.teacher import expert_tokenizer, named, ready
+from codit.dataset.workers import Records, Row, Stream
 from codit.decode import check_engine, chosen_engine
 from codit.engine.vllm.engine import VllmPair
 from codit.files import versions
-from codit.prompts import Prompts, Rows, load
-from codit.resumption import Name
-from codit.teacher import expert_tokenizer, named, ready
-from codit.workers import Records, Row, Stream
 
 ROWS_PER_BATCH = 256  # (ours)
 VLLM_ROWS = 2048  # (ours) its scheduler fills places as rows end: only a batch's tail is wasted
@@ -87,7 +87,7 @@ def synthesize(recipe: recipes.Synthesis, prompts: Rows, out: str | Path, **how:
     Source: fields: the paper's code; files, resumption, errors: ours.
     """
     write(recipe, prompts, out, **how)
-    return dataset_file.read(out)
+    return output.read(out)
 
 
 def write(
@@ -158,14 +158,14 @@ def write(
     _check(recipe, batch_size, engine)
     size = _number(workers, ray_address, model, tokenizer, load_options)
     if isinstance(path := getattr(prompts, "path", prompts), (str, Path)):
-        resumption.check_apart(files, path)
+        output.check_apart(files, path)
     given = load(prompts, limit=limit)
     fingerprint = _fingerprint(recipe, given, batch_size=batch_size, engine=engine)
     start = time.monotonic()
-    with dataset_file.locked(files):
-        earlier = resumption.earlier_runs(files, fingerprint, resume=resume)
+    with output.locked(files):
+        earlier = output.earlier_runs(files, fingerprint, resume=resume)
         if earlier is None:
-            return dataset_file.read_object(files.beside(".manifest.json"))
+            return output.read_object(files.beside(".manifest.json"))
         work = Work(
             recipe=recipe,
             metadata=_metadata(recipe),
@@ -183,7 +183,7 @@ def write(
             lines = _write_batches(files, fingerprint, earlier, rows, answers, work, progress)
         seconds = round(time.monotonic() - start, 3)
         extra = {"seconds": seconds, **used, **_model_ids(recipe)}
-        return dataset_file.finish(files, recipe, lines=lines, errors=given.errors, **extra)
+        return output.finish(files, recipe, lines=lines, errors=given.errors, **extra)
 
 
 def _number(
@@ -375,7 +375,7 @@ def _write_batches(
     size = work.batch_size or (VLLM_ROWS if work.engine == "vllm" else ROWS_PER_BATCH)
     drawn = work.recipe.n_samples
     names: list[Name] = [(row["id"], k) for row in rows for k in _samples(work.recipe)]
-    kept, end = resumption.begin(files, fingerprint, earlier, names, lines_per_batch=size * drawn)
+    kept, end = output.begin(files, fingerprint, earlier, names, lines_per_batch=size * drawn)
     done = kept // drawn
     batches = [rows[first : first + size] for first in range(done, len(rows), size)]
     with (
@@ -383,7 +383,7 @@ def _write_batches(
         _bar(len(rows), done, progress) as count,
     ):
         for batch, records in zip(batches, answered, strict=True):
-            end = dataset_file.append(files, records, at=end)
+            end = output.append(files, records, at=end)
             count(len(batch), sum(len(record.get("score", ())) for record in records))
     return len(names)
 

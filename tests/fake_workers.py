@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from codit.workers import Records, Row
+from codit.dataset.workers import Records, Row
 
 
 def load(folder: str, number: int) -> Callable[[Sequence[Row]], Records]:

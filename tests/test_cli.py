@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 import codit
-from codit import cli, recipes, synthesis_cli, world
+from codit import cli, recipes, world
+from codit.cli import synthesis as synthesis_cli
 from codit.paper import shipped
 from codit.world.recipes import WorldPrompts
 from tests import tiny

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import DatasetCard
 
-from codit import dataset_card
-from codit.dataset_file import Files
+from codit.dataset import card as dataset_card
+from codit.dataset.output import Files
 from tests.test_dataset_file import make, row
 
 

@@ -17,8 +17,9 @@ import datasets
 import filelock
 import pytest
 
-from codit import dataset_file, recipes, resumption
-from codit.dataset_file import Files
+from codit import recipes
+from codit.dataset import output
+from codit.dataset.output import Files
 from codit.files import line_of
 from codit.world.recipes import WorldPrompts
 
@@ -42,12 +43,12 @@ def row(name: str, text: str = "yes") -> dict[str, Any]:
 
 
 def make(files: Files, records: list[dict[str, Any]]) -> dict[str, Any]:
-    names: list[resumption.Name] = [(record["id"], None) for record in records]
-    with dataset_file.locked(files):
-        _, start = resumption.begin(files, FINGERPRINT, [], names, lines_per_batch=2)
-        dataset_file.append(files, records, at=start)
+    names: list[output.Name] = [(record["id"], None) for record in records]
+    with output.locked(files):
+        _, start = output.begin(files, FINGERPRINT, [], names, lines_per_batch=2)
+        output.append(files, records, at=start)
         ids = {"expert_model_id": "e", "amateur_model_id": "a"}
-        return dataset_file.finish(files, RECIPE, lines=len(records), errors=[], **ids)
+        return output.finish(files, RECIPE, lines=len(records), errors=[], **ids)
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def test_a_dataset_reads_back_and_loads_as_the_hub_would_load_it(
     files: Files, tmp_path: Path
 ) -> None:
     make(files, [row("a"), row("b", "no")])
-    read = dataset_file.read(files.out)
+    read = output.read(files.out)
     hub = datasets.load_dataset(
         "json", data_files=str(files.out), split="train", cache_dir=str(tmp_path / "hub")
     )
@@ -88,14 +89,14 @@ def test_a_dataset_reads_back_and_loads_as_the_hub_would_load_it(
 
 def test_a_line_longer_than_the_readers_block_is_read(files: Files) -> None:
     make(files, [row("a", "word " * 500_000), row("b")])
-    assert [len(text) for text in dataset_file.read(files.out)["response"]] == [2_500_000, 3]
+    assert [len(text) for text in output.read(files.out)["response"]] == [2_500_000, 3]
 
 
 def test_other_datasets_of_conversations_are_read_with_their_own_columns(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     messages = row("a")["messages"]
     path.write_text(json.dumps({"messages": messages, "source": "mine"}) + "\n")
-    read = dataset_file.read(path)
+    read = output.read(path)
     assert read.to_list() == [{"messages": messages, "source": "mine"}]
 
 
@@ -103,19 +104,19 @@ def test_other_datasets_of_conversations_are_read_with_their_own_columns(tmp_pat
 def test_what_is_no_dataset_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "data.jsonl").write_text(text)
     with pytest.raises(ValueError, match=r"expected JSON objects, one a line, in .*data\.jsonl; "):
-        dataset_file.read(tmp_path / "data.jsonl")
+        output.read(tmp_path / "data.jsonl")
 
 
 def test_a_missing_dataset_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"expected a file of JSON lines at .*no\.jsonl"):
-        dataset_file.read(tmp_path / "no.jsonl")
+        output.read(tmp_path / "no.jsonl")
 
 
 def test_line_separators_survive_in_the_text_and_not_in_the_file(files: Files) -> None:
     text = "one\u2028two\u2029three\x85four"
     make(files, [row("a", text)])
     assert len(files.out.read_text(encoding="utf-8").splitlines()) == 1
-    assert dataset_file.read(files.out)["response"] == [text]
+    assert output.read(files.out)["response"] == [text]
 
 
 def test_one_process_writes_a_dataset_at_a_time(files: Files) -> None:
@@ -143,22 +144,22 @@ def test_a_folder_that_takes_no_file_is_not_taken_for_a_lock_that_is_held() -> N
 # ---- a disk that is full
 
 RECORDS = [row(str(number)) for number in range(4)]
-NAMES: list[resumption.Name] = [(record["id"], None) for record in RECORDS]
+NAMES: list[output.Name] = [(record["id"], None) for record in RECORDS]
 IDS = {"expert_model_id": "e", "amateur_model_id": "a"}
 
 
 def begin(files: Files) -> tuple[int, int]:
-    assert resumption.earlier_runs(files, FINGERPRINT, resume="if_same") == []
-    return resumption.begin(files, FINGERPRINT, [], NAMES, lines_per_batch=2)
+    assert output.earlier_runs(files, FINGERPRINT, resume="if_same") == []
+    return output.begin(files, FINGERPRINT, [], NAMES, lines_per_batch=2)
 
 
 def complete(files: Files) -> bytes:
     """Run what is left of a run over four rows in batches of two, and return the dataset."""
-    with dataset_file.locked(files):
+    with output.locked(files):
         kept, end = begin(files)
         for first in range(kept, 4, 2):
-            end = dataset_file.append(files, RECORDS[first : first + 2], at=end)
-        dataset_file.finish(files, RECIPE, lines=4, errors=[], **IDS)
+            end = output.append(files, RECORDS[first : first + 2], at=end)
+        output.finish(files, RECIPE, lines=4, errors=[], **IDS)
     left = {path.name.removeprefix("data.") for path in files.out.parent.iterdir()}
     assert left == {"jsonl", "manifest.json", "README.md", ".data.jsonl.lock"}
     return files.out.read_bytes()
@@ -179,12 +180,12 @@ def room_for(size: int) -> Iterator[None]:
 
 
 def test_a_batch_that_finds_no_room_leaves_no_half_of_it(files: Files) -> None:
-    with dataset_file.locked(files):
+    with output.locked(files):
         _, start = begin(files)
-        end = dataset_file.append(files, RECORDS[:2], at=start)
+        end = output.append(files, RECORDS[:2], at=start)
         full = pytest.raises(OSError, match=r"File too large\. Make room or .*batches are kept")
         with room_for(end + 50), full:
-            dataset_file.append(files, RECORDS[2:], at=end)
+            output.append(files, RECORDS[2:], at=end)
         assert files.beside(".partial").stat().st_size == end
     assert complete(files) == WHOLE
 
@@ -194,9 +195,9 @@ def test_a_run_that_finds_no_room_at_its_beginning_or_end_is_completed(
     size: int, files: Files
 ) -> None:
     if size:  # room for the batches, and not for what comes at the end
-        with dataset_file.locked(files):
+        with output.locked(files):
             _, end = begin(files)
-            dataset_file.append(files, RECORDS, at=end)
+            output.append(files, RECORDS, at=end)
     with room_for(size), pytest.raises(OSError, match="File too large"):
         complete(files)
     assert not files.beside(".manifest.json").exists()
@@ -221,11 +222,11 @@ def test_a_run_on_a_disk_that_is_full_is_completed_when_there_is_room(tiny_disk:
     ballast = tiny_disk / "ballast"
     ballast.write_bytes(b"x" * 48 * 1024)
     batch = [row("0"), row("1", "yes " * 16_384)]
-    with dataset_file.locked(files):
+    with output.locked(files):
         _, start = begin(files)
-        end = dataset_file.append(files, RECORDS[:2], at=start)
+        end = output.append(files, RECORDS[:2], at=start)
         with pytest.raises(OSError, match=r"No space left on device\. Make room or give another"):
-            dataset_file.append(files, batch, at=end)
+            output.append(files, batch, at=end)
         assert files.beside(".partial").stat().st_size == end
     ballast.unlink()
     assert complete(files) == WHOLE
@@ -262,15 +263,15 @@ CHANGES = [removed, removed_with_its_folder, cut, emptied, grown]
 def test_a_partial_file_that_somebody_changed_is_not_added_to(
     change: Callable[[Path], None], files: Files
 ) -> None:
-    with dataset_file.locked(files):
+    with output.locked(files):
         _, start = begin(files)
-        end = dataset_file.append(files, RECORDS[:2], at=start)
+        end = output.append(files, RECORDS[:2], at=start)
         change(files.beside(".partial"))
         before = state_of(files)
         with pytest.raises(
             ValueError, match=r"to hold \d+ bytes, as this run left it; got"
         ) as told:
-            dataset_file.append(files, RECORDS[2:], at=end)
+            output.append(files, RECORDS[2:], at=end)
         assert "Run the same command again" in str(told.value)
         assert state_of(files) == before
     if change is grown:  # by what is no row of these prompts
@@ -288,15 +289,15 @@ def state_of(files: Files) -> dict[str, bytes]:
 def test_a_partial_file_that_somebody_changed_is_not_finished(
     change: Callable[[Path], None], files: Files
 ) -> None:
-    with dataset_file.locked(files):
+    with output.locked(files):
         _, start = begin(files)
-        end = dataset_file.append(files, RECORDS, at=start)
+        end = output.append(files, RECORDS, at=start)
         change(files.beside(".partial"))
         before = state_of(files)
         with pytest.raises(
             (ValueError, OSError), match="to hold 4 lines, as this run left it; got|No such file"
         ):
-            dataset_file.finish(files, RECIPE, lines=4, errors=[], **IDS)
+            output.finish(files, RECIPE, lines=4, errors=[], **IDS)
         assert state_of(files) == before
         assert not files.out.exists()
     if change is grown:
@@ -305,12 +306,12 @@ def test_a_partial_file_that_somebody_changed_is_not_finished(
 
 
 def test_a_partial_file_that_became_a_folder_is_no_file(files: Files) -> None:
-    with dataset_file.locked(files):
+    with output.locked(files):
         _, start = begin(files)
         files.beside(".partial").unlink()
         files.beside(".partial").mkdir()
         with pytest.raises(ValueError, match="to hold 0 bytes, as this run left it; got no file"):
-            dataset_file.append(files, RECORDS[:2], at=start)
+            output.append(files, RECORDS[:2], at=start)
 
 
 def test_a_dataset_that_somebody_removed_is_made_again(files: Files) -> None:
@@ -322,9 +323,9 @@ def test_a_dataset_that_somebody_removed_is_made_again(files: Files) -> None:
 def test_a_second_process_cannot_write_and_changes_nothing(files: Files) -> None:
     other = "import sys; from tests.test_dataset_file import *; complete(Files(Path(sys.argv[1])))"
     command = [sys.executable, "-c", other, str(files.out)]
-    with dataset_file.locked(files):
+    with output.locked(files):
         _, start = begin(files)
-        dataset_file.append(files, RECORDS[:2], at=start)
+        output.append(files, RECORDS[:2], at=start)
         before = state_of(files)
         done = subprocess.run(command, capture_output=True, text=True)
         assert f"ValueError: another process is writing {files.out}. Wait for it" in done.stderr
@@ -344,14 +345,14 @@ def test_rows_without_a_record_of_their_settings_are_not_continued(
     with pytest.raises(
         ValueError, match=r"data\.partial\.json to say what made the rows beside it"
     ):
-        resumption.earlier_runs(files, FINGERPRINT, resume="if_same")
+        output.earlier_runs(files, FINGERPRINT, resume="if_same")
 
 
 def test_rows_that_others_numbered_are_read_with_their_numbers_as_text(tmp_path: Path) -> None:
     chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes."}]
     lines = [json.dumps({"id": number, "messages": chat}) for number in (7, 8)]
     (tmp_path / "theirs.jsonl").write_text("\n".join(lines) + "\n")
-    rows = dataset_file.read(tmp_path / "theirs.jsonl")
+    rows = output.read(tmp_path / "theirs.jsonl")
     assert rows["id"][:] == ["7", "8"]
     assert rows[1]["messages"] == chat
 
@@ -359,4 +360,4 @@ def test_rows_that_others_numbered_are_read_with_their_numbers_as_text(tmp_path:
 def test_a_file_of_something_else_than_objects_is_refused(tmp_path: Path) -> None:
     (tmp_path / "list.jsonl").write_text("[1, 2]\n")
     with pytest.raises(ValueError, match="expected JSON objects, one a line, in"):
-        dataset_file.read(tmp_path / "list.jsonl")
+        output.read(tmp_path / "list.jsonl")

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from codit import dataset_file, decode, prompts, resumption
-from codit.dataset_file import Files
+from codit import decode
+from codit.dataset import output, prompts
+from codit.dataset.output import Files
 from codit.files import line_of, record_of
 from codit.recipes import Decoding
 from tests import tiny
@@ -198,16 +199,16 @@ FAULT = st.fixed_dictionaries({"line": st.integers(1, 99), "error": TEXT, "reaso
 @given(st.lists(RECORD | FAULT, min_size=1, max_size=6))
 def test_records_come_back_as_they_were_written(records: list[dict[str, Any]]) -> None:
     records = [{"id": f'"score": [{n}', **record} for n, record in enumerate(records)]
-    names: list[resumption.Name] = [(record["id"], None) for record in records]
+    names: list[output.Name] = [(record["id"], None) for record in records]
     with tempfile.TemporaryDirectory() as folder:
         files = Files(Path(folder) / "data.jsonl")
-        _, end = resumption.begin(files, FINGERPRINT, [], names, lines_per_batch=2)
-        dataset_file.append(files, records, at=end)
+        _, end = output.begin(files, FINGERPRINT, [], names, lines_per_batch=2)
+        output.append(files, records, at=end)
         ids = {"expert_model_id": "e", "amateur_model_id": "a"}
-        made = dataset_file.finish(files, RECIPE, lines=len(records), errors=[], **ids)
+        made = output.finish(files, RECIPE, lines=len(records), errors=[], **ids)
         rows = [record for record in records if "error" not in record]
         assert [json.loads(text) for text in files.out.read_bytes().splitlines()] == rows
-        back = dataset_file.read(files.out)
+        back = output.read(files.out)
         assert back["response"][:] == [record["response"] for record in rows]
         assert back["score"][:] == [record["score"] for record in rows]
     assert made["tokens"] == sum(len(record["score"]) for record in rows)
@@ -222,7 +223,7 @@ def test_a_line_that_was_cut_or_changed_is_never_taken_for_more_than_it_is(
     whole = line_of({"id": "a", **record}).encode()
     found = record_of(whole)
     assert found is not None
-    assert dataset_file.is_finished(found)
+    assert output.is_finished(found)
     assert found.pop("tokens") == len(record.get("score", []))
     assert found == {"id": "a", **{k: v for k, v in record.items() if k != "score"}}
     cut = data.draw(st.integers(0, len(whole) - 1))
@@ -242,17 +243,17 @@ def test_garbage_after_any_cut_costs_no_whole_batch_and_no_row_is_wrong(
     cut: int, garbage: bytes, size: int
 ) -> None:
     records = [row(str(number), f"answer {number}") for number in range(6)]
-    names: list[resumption.Name] = [(record["id"], None) for record in records]
+    names: list[output.Name] = [(record["id"], None) for record in records]
     texts = [line_of(record).encode() for record in records]
     whole = b"".join(texts)
     cut %= len(whole) + 1
     lines = sum(len(b"".join(texts[:n])) <= cut for n in range(1, 7))
     with tempfile.TemporaryDirectory() as folder:
         files = Files(Path(folder) / "data.jsonl")
-        resumption.begin(files, FINGERPRINT, [], names, lines_per_batch=size)
+        output.begin(files, FINGERPRINT, [], names, lines_per_batch=size)
         files.beside(".partial").write_bytes(whole[:cut] + garbage)
         try:
-            kept, end = resumption.begin(files, FINGERPRINT, [], names, lines_per_batch=size)
+            kept, end = output.begin(files, FINGERPRINT, [], names, lines_per_batch=size)
         except ValueError as error:  # the garbage is a line of its own, of an object
             if "holds other rows" not in str(error):
                 raise
@@ -261,9 +262,9 @@ def test_garbage_after_any_cut_costs_no_whole_batch_and_no_row_is_wrong(
         assert whole.startswith(files.beside(".partial").read_bytes())
         assert files.beside(".partial").stat().st_size == end
         for first in range(kept, 6, size):
-            end = dataset_file.append(files, records[first : first + size], at=end)
+            end = output.append(files, records[first : first + size], at=end)
         ids = {"expert_model_id": "e", "amateur_model_id": "a"}
-        dataset_file.finish(files, RECIPE, lines=6, errors=[], **ids)
+        output.finish(files, RECIPE, lines=6, errors=[], **ids)
         assert files.out.read_bytes() == whole
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from codit import cli
-from codit.dataset_file import Files
+from codit.dataset.output import Files
 from codit.evaluation import overlap
 from tests.test_dataset_file import make, row
 

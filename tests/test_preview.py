@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM
 
-from codit import decode, preview, teacher
+from codit import decode
+from codit.dataset import preview, teacher
 from codit.recipes import Decoding, Model, Pair, Synthesis
 from codit.world.recipes import Pretraining, WorldPrompts
 from tests import tiny

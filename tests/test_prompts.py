@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codit import prompts, recipes, world
+from codit import recipes, world
+from codit.dataset import prompts
 from codit.world.recipes import WorldPrompts
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)

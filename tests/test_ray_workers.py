@@ -14,7 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
-from codit import dataset_file, synthesis, workers
+from codit import synthesis
+from codit.dataset import output, workers
 from codit.recipes import Model, Synthesis
 from tests import tiny
 from tests.test_workers import await_lines, drive, made, recipe, run, whole
@@ -70,7 +71,7 @@ def test_two_ray_workers_one_of_them_killed_write_the_bytes_of_one_process(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    real, killed = dataset_file.append, list[int]()
+    real, killed = output.append, list[int]()
 
     def killing(*args: Any, **how: Any) -> int:
         if not killed:
@@ -79,7 +80,7 @@ def test_two_ray_workers_one_of_them_killed_write_the_bytes_of_one_process(
             victim.kill()
         return real(*args, **how)
 
-    monkeypatch.setattr(dataset_file, "append", killing)
+    monkeypatch.setattr(output, "append", killing)
     manifest = run(recipe, tmp_path / "data.jsonl", workers=2, ray_address="auto")
     assert made(tmp_path / "data.jsonl") == whole, "every row, every byte"
     assert killed
@@ -95,7 +96,7 @@ def test_four_ray_workers_complete_what_one_process_began(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    real, out, calls = dataset_file.append, tmp_path / "data.jsonl", list[int]()
+    real, out, calls = output.append, tmp_path / "data.jsonl", list[int]()
 
     def stopping(*args: Any, **how: Any) -> int:
         calls.append(1)
@@ -103,7 +104,7 @@ def test_four_ray_workers_complete_what_one_process_began(
             raise KeyboardInterrupt
         return real(*args, **how)
 
-    monkeypatch.setattr(dataset_file, "append", stopping)
+    monkeypatch.setattr(output, "append", stopping)
     with pytest.raises(KeyboardInterrupt):
         run(recipe, out)
     manifest = run(recipe, out, ray_address="auto")

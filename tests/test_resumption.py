@@ -10,8 +10,9 @@ from unittest.mock import Mock
 
 import pytest
 
-from codit import dataset_file, recipes, resumption
-from codit.dataset_file import Files
+from codit import recipes
+from codit.dataset import output
+from codit.dataset.output import Files
 from tests.test_dataset_file import FINGERPRINT, RECIPE, make, row
 
 OTHER = {"recipe": {"seed": 1}, "input": "abc"}
@@ -24,19 +25,19 @@ def files(tmp_path: Path) -> Files:
 
 def begun(files: Files, *, fingerprint: dict[str, Any] = FINGERPRINT) -> None:
     """Leave two whole batches of two, and half a line."""
-    names: list[resumption.Name] = [(str(number), None) for number in range(6)]
-    _, start = resumption.begin(files, fingerprint, [], names, lines_per_batch=2)
-    dataset_file.append(files, [row(str(number)) for number in range(4)], at=start)
+    names: list[output.Name] = [(str(number), None) for number in range(6)]
+    _, start = output.begin(files, fingerprint, [], names, lines_per_batch=2)
+    output.append(files, [row(str(number)) for number in range(4)], at=start)
     with files.beside(".partial").open("a") as stream:
         stream.write('{"id": "4", "is_com')
 
 
 def ask(files: Files, fingerprint: dict[str, Any], resume: str) -> list[dict[str, Any]] | None:
-    return resumption.earlier_runs(files, fingerprint, resume=resume)
+    return output.earlier_runs(files, fingerprint, resume=resume)
 
 
 def test_nothing_at_all_may_begin_in_every_mode(files: Files) -> None:
-    assert [ask(files, FINGERPRINT, mode) for mode in resumption.RESUME] == [[], [], []]
+    assert [ask(files, FINGERPRINT, mode) for mode in output.RESUME] == [[], [], []]
 
 
 def test_the_same_settings_go_on(files: Files) -> None:
@@ -50,34 +51,34 @@ def test_other_settings_go_on_only_always_and_are_remembered(files: Files) -> No
         ask(files, OTHER, "if_same")
     earlier = ask(files, OTHER, "always")
     assert earlier == [{"fingerprint": FINGERPRINT}]
-    names: list[resumption.Name] = [(str(number), None) for number in range(6)]
-    assert resumption.begin(files, OTHER, earlier, names, lines_per_batch=2)[0] == 4
+    names: list[output.Name] = [(str(number), None) for number in range(6)]
+    assert output.begin(files, OTHER, earlier, names, lines_per_batch=2)[0] == 4
     assert ask(files, OTHER, "if_same") == [{"fingerprint": FINGERPRINT, "lines": 4}]
 
 
 def test_only_whole_batches_of_whole_lines_are_kept(files: Files) -> None:
-    names: list[resumption.Name] = [(str(number), None) for number in range(6)]
+    names: list[output.Name] = [(str(number), None) for number in range(6)]
     for size, kept in ((1, 4), (2, 4), (3, 3), (4, 4), (5, 0)):
         begun(files)
-        found, end = resumption.begin(files, FINGERPRINT, [], names, lines_per_batch=size)
+        found, end = output.begin(files, FINGERPRINT, [], names, lines_per_batch=size)
         left = files.beside(".partial").read_bytes()
         assert (found, end) == (kept, len(left)) == (left.count(b"\n"), len(left))
         files.beside(".partial").unlink()
 
 
 def test_a_last_batch_that_is_short_is_whole(files: Files) -> None:
-    names: list[resumption.Name] = [(str(number), None) for number in range(4)]
+    names: list[output.Name] = [(str(number), None) for number in range(4)]
     begun(files)
-    assert resumption.begin(files, FINGERPRINT, [], names, lines_per_batch=3)[0] == 4
+    assert output.begin(files, FINGERPRINT, [], names, lines_per_batch=3)[0] == 4
 
 
 def test_a_broken_line_ends_what_is_kept(files: Files) -> None:
-    names: list[resumption.Name] = [(str(number), None) for number in range(6)]
+    names: list[output.Name] = [(str(number), None) for number in range(6)]
     begun(files)
     lines = files.beside(".partial").read_bytes().split(b"\n")
     lines[1] = lines[1][:20] + b"\0" * 20
     files.beside(".partial").write_bytes(b"\n".join(lines))
-    assert resumption.begin(files, FINGERPRINT, [], names, lines_per_batch=1)[0] == 1
+    assert output.begin(files, FINGERPRINT, [], names, lines_per_batch=1)[0] == 1
 
 
 @pytest.mark.parametrize(
@@ -91,15 +92,15 @@ def test_rows_of_other_prompts_are_refused(files: Files, names: list[str], messa
     begun(files)
     before = files.beside(".partial").read_bytes()
     with pytest.raises(ValueError, match=message):
-        resumption.begin(files, FINGERPRINT, [], [(n, None) for n in names], lines_per_batch=2)
+        output.begin(files, FINGERPRINT, [], [(n, None) for n in names], lines_per_batch=2)
     assert files.beside(".partial").read_bytes() == before
 
 
 def test_other_samples_are_other_rows(files: Files) -> None:
     begun(files)
-    names: list[resumption.Name] = [("0", 0), ("0", 1), ("1", 0), ("1", 1)]
+    names: list[output.Name] = [("0", 0), ("0", 1), ("1", 0), ("1", 1)]
     with pytest.raises(ValueError, match=r"its line 1 is of '0', which is not what these prompts"):
-        resumption.begin(files, FINGERPRINT, [], names, lines_per_batch=2)
+        output.begin(files, FINGERPRINT, [], names, lines_per_batch=2)
 
 
 def test_a_finished_dataset_needs_no_run(files: Files) -> None:
@@ -157,9 +158,9 @@ def test_temporary_files_of_a_killed_run_are_cleared_and_no_others(files: Files)
 
 def test_differences_name_the_place_and_both_values() -> None:
     old = {"a": {"b": 1, "c": 2}, "d": 3, "e": None}
-    assert resumption.differences(old, old) == []
+    assert output.differences(old, old) == []
     new = {"a": {"b": 1, "c": 5}, "d": 3, "f": "x"}
-    assert resumption.differences(old, new) == ["a.c was 2, is 5", "f was None, is x"]
+    assert output.differences(old, new) == ["a.c was 2, is 5", "f was None, is x"]
 
 
 def test_many_differences_are_counted(files: Files) -> None:
@@ -175,19 +176,19 @@ def test_many_differences_are_counted(files: Files) -> None:
 def test_prompts_are_not_written_over(ending: str, files: Files) -> None:
     source = files.beside(ending)
     with pytest.raises(ValueError, match=r"is one of those that belong to .*\. Give another out"):
-        resumption.check_apart(files, source.parent / ".." / source.parent.name / source.name)
-    resumption.check_apart(files, files.out.with_name("in.jsonl"))
+        output.check_apart(files, source.parent / ".." / source.parent.name / source.name)
+    output.check_apart(files, files.out.with_name("in.jsonl"))
 
 
 def test_a_run_that_made_no_row_is_in_nobodys_way(files: Files) -> None:
-    names: list[resumption.Name] = [("0", None)]
-    resumption.begin(files, FINGERPRINT, [], names, lines_per_batch=2)
+    names: list[output.Name] = [("0", None)]
+    output.begin(files, FINGERPRINT, [], names, lines_per_batch=2)
     assert ask(files, OTHER, "if_same") == []
 
 
 def test_a_run_that_made_errors_alone_is_finished_by_its_own_settings(files: Files) -> None:
-    names: list[resumption.Name] = []
-    resumption.begin(files, FINGERPRINT, [], names, lines_per_batch=2)
+    names: list[output.Name] = []
+    output.begin(files, FINGERPRINT, [], names, lines_per_batch=2)
     files.out.write_bytes(b"")  # killed before the manifest
     assert ask(files, FINGERPRINT, "if_same") == []
     with pytest.raises(ValueError, match=r"was made with other settings: recipe\.seed"):
@@ -197,30 +198,30 @@ def test_a_run_that_made_errors_alone_is_finished_by_its_own_settings(files: Fil
 def test_a_clock_that_is_set_back_changes_no_order(
     files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names: list[resumption.Name] = [(str(number), None) for number in range(4)]
+    names: list[output.Name] = [(str(number), None) for number in range(4)]
     end = 0
     for day, first in ((3, 0), (2, 1), (1, 2)):  # each run a day before the last
         now = datetime(2026, 1, day, tzinfo=UTC)
         monkeypatch.setattr(recipes, "datetime", Mock(now=Mock(return_value=now)))
         monkeypatch.setattr(time, "time", now.timestamp)
         fingerprint = {"seed": day}
-        with dataset_file.locked(files):
+        with output.locked(files):
             earlier = ask(files, fingerprint, "always")
             assert earlier is not None
-            kept, end = resumption.begin(files, fingerprint, earlier, names, lines_per_batch=1)
+            kept, end = output.begin(files, fingerprint, earlier, names, lines_per_batch=1)
             assert kept == first
-            end = dataset_file.append(files, [row(str(first))], at=end)
-    with dataset_file.locked(files):
-        dataset_file.append(files, [row("3")], at=end)
+            end = output.append(files, [row(str(first))], at=end)
+    with output.locked(files):
+        output.append(files, [row("3")], at=end)
         ids = {"expert_model_id": "e", "amateur_model_id": "a"}
-        made = dataset_file.finish(files, RECIPE, lines=4, errors=[], **ids)
+        made = output.finish(files, RECIPE, lines=4, errors=[], **ids)
     seeds = [(run["fingerprint"]["seed"], run["lines"]) for run in made["earlier"]]
     assert seeds == [(3, 1), (2, 2)]
     assert made["fingerprint"] == {"seed": 1}
     assert ask(files, {"seed": 1}, "if_same") is None
 
 
-@pytest.mark.parametrize("resume", resumption.RESUME)
+@pytest.mark.parametrize("resume", output.RESUME)
 @pytest.mark.parametrize(
     "state", ["nothing", "unfinished", "finished", "manifest lost", "out lost"]
 )

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from codit import decode, recipes, resumption, synthesis, teacher
+from codit import decode, recipes, synthesis
+from codit.dataset import output, teacher
 from codit.pair import ContrastivePair, load_tokenizer
 from codit.recipes import Synthesis
 from codit.world.recipes import Pretraining
@@ -453,4 +454,4 @@ def test_never_begins_only_where_there_is_nothing(
     with pytest.raises(ValueError, match=r"resume is never, but .*data\.jsonl exists"):
         run(recipe, ready, out, resume="never")
     run(recipe, ready, out.with_name("other.jsonl"), resume="never")
-    assert resumption.RESUME[0] == "never"
+    assert output.RESUME[0] == "never"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from codit import decode, teacher
+from codit import decode
+from codit.dataset import teacher
 from codit.pair import ContrastivePair
 from codit.recipes import Decoding, Model, Pair, Synthesis
 from codit.world.recipes import Pretraining, WorldPrompts

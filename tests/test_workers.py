@@ -18,7 +18,8 @@ import psutil
 import pytest
 import torch
 
-from codit import dataset_file, synthesis, teacher, workers
+from codit import synthesis
+from codit.dataset import output, teacher, workers
 from codit.recipes import Model, Synthesis
 from codit.world.recipes import Pretraining
 from tests import fake_workers, tiny
@@ -76,7 +77,7 @@ def test_a_worker_that_is_killed_ends_the_run_and_the_same_command_goes_on(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    out, real, calls = tmp_path / "data.jsonl", dataset_file.append, list[int]()
+    out, real, calls = tmp_path / "data.jsonl", output.append, list[int]()
 
     def stopping(*args: Any, **how: Any) -> int:
         calls.append(1)
@@ -86,7 +87,7 @@ def test_a_worker_that_is_killed_ends_the_run_and_the_same_command_goes_on(
             processes()[0].kill()
         return real(*args, **how)
 
-    monkeypatch.setattr(dataset_file, "append", stopping)
+    monkeypatch.setattr(output, "append", stopping)
     with pytest.raises(KeyboardInterrupt):
         run(recipe, out)
     assert out.with_name("data.partial").read_bytes().count(b"\n") == 4

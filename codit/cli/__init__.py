@@ -14,8 +14,8 @@ from typing import Any
 import tyro
 
 import codit
-from codit import recipes, synthesis_cli
-from codit.cli import chat_vector, judge, mt_bench, overlap, serve
+from codit import recipes
+from codit.cli import chat_vector, judge, mt_bench, overlap, serve, synthesis
 
 # Models, and with them torch, are imported by the command that needs them: help takes no seconds.
 
@@ -72,9 +72,10 @@ def train(
         weight_decay=weight_decay,
         seed=seed,
     )
-    from codit import dataset_file, student
+    from codit import student
+    from codit.dataset import output
 
-    print(student.train(recipe, dataset_file.read(data), out, save_every=save_every))
+    print(student.train(recipe, output.read(data), out, save_every=save_every))
     return 0
 
 
@@ -115,8 +116,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _commands(first: Sequence[str]) -> dict[str, Callable[..., Any]]:
     """Return the commands; those whose import takes seconds only where they may be meant."""
     commands: dict[str, Callable[..., Any]] = {
-        "synthesize": synthesis_cli.synthesize,
-        "compare": synthesis_cli.compare,
+        "synthesize": synthesis.synthesize,
+        "compare": synthesis.compare,
         "judge": judge.judge,
         "judge-agreement": judge.judge_agreement,
         "serve": serve.serve,

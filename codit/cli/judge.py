@@ -17,7 +17,7 @@ from codit.evaluation.rubric import REFERENCE_CATEGORIES
 if TYPE_CHECKING:
     import pandas as pd
 
-    from codit.dataset_file import Files
+    from codit.dataset.output import Files
     from codit.evaluation.agreement import Agreement, Kind
     from codit.evaluation.judge import Judged, Plan
 
@@ -75,11 +75,11 @@ def judge(
         raise ValueError("expected one of --against, --best-of and --conversations; got more.")
     if not conversations and reference_categories != REFERENCE_CATEGORIES:
         raise ValueError("--reference-categories are those of --conversations. Add it.")
-    from codit import dataset_file
+    from codit.dataset import output
     from codit.evaluation import judge as judging
     from codit.files import replacing, write_json
 
-    files = dataset_file.Files(out)
+    files = output.Files(out)
     read = [data, *([] if against is None else [against])]
     cache = files.beside(".cache.sqlite") if cache is None else cache
     _check_files(read, files, cache)

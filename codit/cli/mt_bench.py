@@ -61,7 +61,7 @@ def mt_bench(
     """
     import hashlib
 
-    from codit.dataset_file import Files
+    from codit.dataset.output import Files
     from codit.evaluation import mt_bench as asking
     from codit.files import line_of, replacing, versions, write_json
 

@@ -53,8 +53,8 @@ def decontaminate(
         overlap.near_duplicates([], threshold=near_duplicates)  # a wrong one is said at once
     from tqdm.auto import tqdm
 
-    from codit import dataset_card
-    from codit.dataset_file import Files
+    from codit.dataset import card as dataset_card
+    from codit.dataset.output import Files
     from codit.files import line_of, replacing
 
     card = Files(data).beside(".README.md")

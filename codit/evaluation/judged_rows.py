@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from codit.dataset.prompts import messages_of, name_of
 from codit.evaluation import rubric
 from codit.evaluation.client import Question
 from codit.evaluation.rubric import Template
-from codit.prompts import messages_of, name_of
 
 Rows: TypeAlias = str | Path | Iterable[Mapping[str, Any]]
 

@@ -14,7 +14,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codit import decode
-from codit.prompts import name_of
+from codit.dataset.prompts import name_of
 from codit.recipes import Decoding
 
 # Of FastChat's `temperature_config`; a category that it does not name is asked at .7.

@@ -22,7 +22,8 @@ from typing import Any, ClassVar
 import pandas as pd
 from datasets import Dataset
 
-from codit import dataset_file, recipes, world
+from codit import recipes, world
+from codit.dataset import output
 from codit.evaluation import intervals, judge
 from codit.evaluation.judge import Asking, Judge, Judged
 from codit.files import line_of, replacing, write_json
@@ -135,7 +136,7 @@ def judged_best(recipe: JudgedBest) -> Dataset:
             stream.writelines(line_of(row).encode() for row in rows)
         write_json(folder / "summary.json", summary)
 
-    return dataset_file.read(store.get(recipe, make) / "responses.jsonl")
+    return output.read(store.get(recipe, make) / "responses.jsonl")
 
 
 def best_of(

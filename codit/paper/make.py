@@ -16,7 +16,8 @@ import pandas as pd
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from codit import chat_vector, dataset_file, recipes, student, synthesis, world
+from codit import chat_vector, recipes, student, synthesis, world
+from codit.dataset import output
 from codit.pair import ContrastivePair, load_tokenizer
 from codit.paper import arms, store
 from codit.paper.arms import JudgedBest, ResponseStudy, StudentStudy
@@ -118,12 +119,12 @@ def dataset(
             raise FileNotFoundError(
                 "expected responses that a judge has chosen; it has not. Call judging.judged_best."
             )
-        return dataset_file.read(folder / "responses.jsonl")
+        return output.read(folder / "responses.jsonl")
     if isinstance(recipe, Answers):
         return Dataset.from_list(world.answers(recipe))
     if isinstance(recipe, Shuffled):
         return Dataset.from_list(shuffled(recipe))
-    return dataset_file.read(recipe.path)
+    return output.read(recipe.path)
 
 
 def responses(recipe: Synthesis) -> Dataset:
@@ -147,7 +148,7 @@ def responses(recipe: Synthesis) -> Dataset:
         asked = world.prompts(prompts) if isinstance(prompts, WorldPrompts) else prompts
         synthesis.write(recipe, asked, folder / "responses.jsonl", model=teacher)
 
-    return dataset_file.read(store.get(recipe, make) / "responses.jsonl")
+    return output.read(store.get(recipe, make) / "responses.jsonl")
 
 
 def shuffled(recipe: Shuffled) -> list[dict[str, Any]]:

@@ -120,7 +120,8 @@ def watched(found: dict[str, float]) -> Iterator[None]:
 
 def measure(stage: str, folder: str) -> None:
     """Run one stage and print seconds and peaks as JSON: what a process of its own does."""
-    from codit import dataset_file, decode, recipes, resumption, synthesis
+    from codit import decode, recipes, synthesis
+    from codit.dataset import output
 
     models = {role: recipes.Model(name=f"stub/{role}") for role in ("expert", "amateur")}
     prompts = recipes.File(path=str(Path(folder) / "in.jsonl"))
@@ -129,10 +130,10 @@ def measure(stage: str, folder: str) -> None:
     peaks: dict[str, float] = {}
     watching = [
         (synthesis, "load", "prompts"),
-        (resumption, "earlier_runs", "earlier"),
-        (resumption, "begin", "begin"),
-        (dataset_file, "append", "append"),
-        (dataset_file, "finish", "finish"),
+        (output, "earlier_runs", "earlier"),
+        (output, "begin", "begin"),
+        (output, "append", "append"),
+        (output, "finish", "finish"),
     ]
     stub = {"model": mock.MagicMock(), "tokenizer": mock.MagicMock(), "progress": False}
     with ExitStack() as stack:

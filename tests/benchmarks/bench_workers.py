@@ -18,7 +18,8 @@ from unittest import mock
 import torch
 import tyro
 
-from codit import dataset_file, recipes, synthesis, world
+from codit import recipes, synthesis, world
+from codit.dataset import output
 from codit.paper import shipped
 from codit.world.recipes import WorldPrompts
 
@@ -35,7 +36,7 @@ def measure(
     recipe: recipes.Synthesis, out: Path, *, batch_size: int, workers: int, ray: bool
 ) -> dict[str, Any]:
     """Return seconds and rows/s of one run."""
-    real, written = dataset_file.append, list[tuple[float, int]]()
+    real, written = output.append, list[tuple[float, int]]()
 
     def append(files: Any, records: Any, **how: Any) -> int:
         end = real(files, records, **how)
@@ -43,7 +44,7 @@ def measure(
         return end
 
     start = time.monotonic()
-    with mock.patch.object(dataset_file, "append", append):
+    with mock.patch.object(output, "append", append):
         synthesis.write(
             recipe,
             world.prompts(recipe.prompts),

@@ -9,10 +9,10 @@ import torch
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from codit import decode, recipes
+from codit.dataset.prompts import Rows, load
+from codit.dataset.teacher import named, named_models, prompt_ids, ready
 from codit.engine.memory import cache_bytes, n_weights
 from codit.pair import load_tokenizer
-from codit.prompts import Rows, load
-from codit.teacher import named, named_models, prompt_ids, ready
 
 ROWS_AT_ONCE = 64  # of a static batch
 TOKENS = 600  # assumed mean length of a response, cut at max_new_tokens (ours)

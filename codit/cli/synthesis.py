@@ -196,14 +196,14 @@ def _placed(device_map: str | None) -> dict[str, str]:
 
 
 def _show_needs(recipe: recipes.Synthesis, prompts: Path, **how: int | None) -> int:
-    from codit import preview
+    from codit.dataset import preview
 
     print(preview.table(preview.dry_run(recipe, prompts, **how)))
     return 0
 
 
 def _show_both(recipe: recipes.Synthesis, prompts: Any, **how: Any) -> int:
-    from codit import preview
+    from codit.dataset import preview
 
     for row in preview.compare(recipe, prompts, **how):
         print(f"== {row['id']}: {row['instruction']}")
@@ -213,7 +213,7 @@ def _show_both(recipe: recipes.Synthesis, prompts: Any, **how: Any) -> int:
 
 def _report(out: Path, manifest: dict[str, Any]) -> int:
     """Say what was written; where it is nothing, why."""
-    from codit.dataset_file import Files
+    from codit.dataset.output import Files
 
     rows = manifest["rows"]
     print(

@@ -9,10 +9,10 @@ import jinja2
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codit import decode, recipes
+from codit.dataset.prompts import check_unique
 from codit.engine.models import read_model
 from codit.engine.vllm.engine import VllmPair
 from codit.pair import ContrastivePair, load_tokenizer
-from codit.prompts import check_unique
 
 
 def ready(
