@@ -27,7 +27,7 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from codit import decode, recipes
-from codit.pair import load_tokenizer
+from codit.engine.models import load_tokenizer
 from codit.training.loop import Watch, claim, fit, settings
 from codit.training.rows import adopt_template, arranged, completed, summary, tokenised
 

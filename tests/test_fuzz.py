@@ -19,7 +19,7 @@ from codit.dataset.output import Files
 from codit.files import line_of, record_of
 from codit.recipes import Decoding
 from tests import tiny
-from tests.test_dataset_file import FINGERPRINT, RECIPE, row
+from tests.dataset.test_output import FINGERPRINT, RECIPE, row
 
 DOCUMENTED = ("expected every id once", "expected at least one prompt")  # of the reader
 ANY_TEXT = st.text(st.characters())  # half surrogates too

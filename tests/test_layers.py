@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "dataset": "engine pair decode recipes files",
     "synthesis": "dataset engine pair decode recipes files",
     "student": "training decode engine recipes files",
-    "evaluation": "dataset engine pair decode recipes files",
+    "evaluation": "contrast dataset engine pair decode recipes files",
     "world": "evaluation training student decode engine recipes files",
 }
 UNITS = {unit: set(names.split()) for unit, names in MAY_IMPORT.items()}

@@ -99,7 +99,7 @@ def asked(recipe: WorldJudge | LLMJudge) -> Iterator[Asked]:
             )
         yield Asked(judge=Judge(**asdict(recipe)), asking=Asking(max_failures=1.0))
         return
-    folder = world_judge.get(recipe)
+    folder = store.get(recipe, world_judge.make)
     with world_judge.serve(folder, cache_tokens=CACHE_TOKENS) as url:
         yield Asked(
             judge=Judge(

@@ -19,7 +19,6 @@ from transformers import (
 )
 
 from codit import recipes
-from codit.world.recipes import Pretraining
 
 UNFINISHED = "unfinished.json"
 STATE = "trainer_state.json"
@@ -71,7 +70,7 @@ def settings(out: Path, *, seed: int, save_every: int) -> dict[str, Any]:
     }
 
 
-def claim(out: Path, recipe: Pretraining | recipes.Training, data: bytes) -> None:
+def claim(out: Path, recipe: recipes.Recipe, data: bytes) -> None:
     """Note in `out` what is being trained, or check that what was begun there is the same.
 
     Args:

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codit import decode, recipes
-from codit.pair import load_tokenizer
+from codit.engine.models import load_tokenizer
 
 MASKED = -100
 UNLIKE_ALLOWED = 0.01

@@ -36,7 +36,6 @@ from codit.evaluation import agreement, intervals, rubric
 from codit.evaluation import replies as judge_replies
 from codit.evaluation.intervals import Interval
 from codit.evaluation.rubric import Template
-from codit.paper import arms, store
 from codit.world import constraints, facts, instructions, pretraining, tasks
 from codit.world.instructions import Instruction
 from codit.world.recipes import Answers, Pretraining, WorldPrompts
@@ -268,20 +267,6 @@ REPLY_TOKENS = 96  # a reply is about 25 tokens, a comparison 60
 TEMPLATES = {template.name: template for template in SHARES}
 
 
-def get(recipe: WorldJudge) -> Path:
-    """Return the folder of a judge, made where there is none: minutes of one core.
-
-    Args:
-        recipe: which judge.
-
-    Returns:
-        Path: safetensors, tokenizer with chat template, generation config, training log.
-
-    Source: ours.
-    """
-    return store.get(recipe, make)
-
-
 def make(recipe: WorldJudge, folder: Path) -> None:
     """Train a judge on the verifier's words, loss on the reply alone.
 
@@ -390,7 +375,9 @@ def judged(folder: str | Path, rows: Sequence[Mapping[str, Any]]) -> pd.DataFram
     """
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     asked = [_messages(row)[:1] for row in rows]
-    greedy = arms.greedy_decoding(REPLY_TOKENS)
+    greedy = recipes.Decoding(
+        strength=0, plausibility=0, temperature=0, max_new_tokens=REPLY_TOKENS
+    )
     replies = decode.generate(model, load_tokenizer(str(folder)), asked, greedy, progress=False)
     said = [
         judge_replies.value_in(reply.text, TEMPLATES[row["template"]])[0]

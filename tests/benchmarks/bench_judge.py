@@ -21,7 +21,7 @@ import tyro
 
 from codit import cli
 from codit.files import replacing
-from codit.paper import make, scales
+from codit.paper import make, scales, store
 from codit.world import judge as world_judge
 from codit.world.recipes import JUDGES
 
@@ -57,7 +57,7 @@ def judged(data: Path, out: Path, url: str, name: str, concurrency: int) -> tupl
 
 def measure(rows: int | None) -> dict[str, Any]:
     """Judge the dataset in every way, twice each."""
-    judge = world_judge.get(JUDGES[0])
+    judge = store.get(JUDGES[0], world_judge.make)
     found: dict[str, Any] = {"ways": {}}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data.jsonl"

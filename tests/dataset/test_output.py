@@ -321,7 +321,9 @@ def test_a_dataset_that_somebody_removed_is_made_again(files: Files) -> None:
 
 
 def test_a_second_process_cannot_write_and_changes_nothing(files: Files) -> None:
-    other = "import sys; from tests.test_dataset_file import *; complete(Files(Path(sys.argv[1])))"
+    other = (
+        "import sys; from tests.dataset.test_output import *; complete(Files(Path(sys.argv[1])))"
+    )
     command = [sys.executable, "-c", other, str(files.out)]
     with output.locked(files):
         _, start = begin(files)

@@ -54,7 +54,7 @@ def never(recipe: Any, folder: Path) -> None:
 
 def start(log: Path, seconds: float) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", MAKER, str(log), str(seconds)]
-    root = str(Path(__file__).parents[1])
+    root = str(Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": root}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
@@ -197,7 +197,7 @@ def test_results_lie_in_the_checkout_unless_relocated(
 ) -> None:
     assert store.cache() == tmp_path / "cache"
     monkeypatch.delenv("CODIT_CACHE")
-    assert store.cache() == Path(__file__).parents[1] / "data" / "cache"
+    assert store.cache() == Path(__file__).parents[2] / "data" / "cache"
 
 
 def test_a_package_without_its_repository_says_what_to_do(

@@ -13,7 +13,7 @@ import pytest
 from codit import recipes
 from codit.dataset import output
 from codit.dataset.output import Files
-from tests.test_dataset_file import FINGERPRINT, RECIPE, make, row
+from tests.dataset.test_output import FINGERPRINT, RECIPE, make, row
 
 OTHER = {"recipe": {"seed": 1}, "input": "abc"}
 

@@ -14,6 +14,7 @@ from codit import recipes
 from codit.engine.models import load_tokenizer
 from codit.evaluation import judge, rubric
 from codit.evaluation.judge import Asking, Judge
+from codit.paper import store
 from codit.world import judge as world_judge
 from codit.world import judge as world_lessons
 from codit.world.judge import WorldJudge
@@ -90,7 +91,7 @@ def test_a_judge_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         made.append(recipe)
 
     monkeypatch.setattr(world_judge, "make", make)
-    assert world_judge.get(TINY) == world_judge.get(TINY)
+    assert store.get(TINY, world_judge.make) == store.get(TINY, pytest.fail)
     assert made == [TINY]
 
 

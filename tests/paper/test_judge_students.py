@@ -14,7 +14,7 @@ from codit.paper import judges
 from codit.paper.arms import Judging, LLMJudge
 from codit.paper.scales import Scale
 from tests.fault_server import failed, serving
-from tests.test_judge_study import grade
+from tests.paper.test_judges import grade
 
 A, B = LLMJudge(model="a", temperature=0.0), LLMJudge(model="b", temperature=0.0)
 LABELS = ["Direct", "Best of 4", "Best of 4, a", "CoDIT .3"]

@@ -13,7 +13,7 @@ import pytest
 from codit import cli
 from codit.dataset.output import Files
 from codit.evaluation import overlap
-from tests.test_dataset_file import make, row
+from tests.dataset.test_output import make, row
 
 PROMPT = "describe a vivid and unique character using strong imagery and creative language please"
 CLEAN = "say something that stands in no benchmark at all"

@@ -13,7 +13,7 @@ from codit.pair import ContrastivePair, load_tokenizer
 from codit.recipes import Decoding
 from tests import tiny
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CHATS = [[{"role": "user", "content": text}] for text in ("cat", "is it in the house?")]
 HOW = Decoding(max_new_tokens=8, plausibility=0.05)
 
@@ -23,7 +23,7 @@ from pathlib import Path
 from transformers.distributed import DistributedConfig
 from codit.decode import generate
 from codit.pair import ContrastivePair, load_tokenizer
-from tests.test_tensor_parallel import CHATS, HOW
+from tests.engine.test_tensor_parallel import CHATS, HOW
 folder, out = map(Path, sys.argv[1:])
 pair = ContrastivePair.from_pretrained(
     folder, distributed_config=DistributedConfig(tp_plan="auto"), attn_implementation="eager"

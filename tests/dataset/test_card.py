@@ -9,7 +9,7 @@ from huggingface_hub import DatasetCard
 
 from codit.dataset import card as dataset_card
 from codit.dataset.output import Files
-from tests.test_dataset_file import make, row
+from tests.dataset.test_output import make, row
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from codit import synthesis
 from codit.dataset import output, workers
 from codit.recipes import Model, Synthesis
 from tests import tiny
-from tests.test_workers import await_lines, drive, made, recipe, run, whole
+from tests.dataset.test_workers import await_lines, drive, made, recipe, run, whole
 
 ray = pytest.importorskip("ray", reason='Ray is an extra: pip install -e ".[ray]"')
 
