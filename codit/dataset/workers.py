@@ -34,6 +34,11 @@ Answer = Records | dict[str, str]  # of a worker: records, or what `_failure` te
 AHEAD = 4  # batches per worker that may be answered before an earlier one is
 DEATHS = 3  # of an actor, and of a batch's actors, that Ray makes good
 SECONDS = 10  # for a cluster to be reached
+QUIET = {"RAY_BACKEND_LOG_LEVEL": "fatal"}
+OWN = {  # a cluster of its own
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # loopback only, as on Windows and macOS
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
 KINDS: dict[str, type[Exception]] = {
     kind.__name__: kind for kind in (ValueError, OSError, MemoryError, RuntimeError)
 }
@@ -172,19 +177,20 @@ def cluster(address: str, workers: int | None) -> Iterator[int]:
     """
     ray = _ray()
     joined = ray.is_initialized()
-    if not joined:
-        _connect(ray, address, workers)
-    try:
-        kind, there = _room(ray)
-        if (workers or 1) > there:
-            raise ValueError(
-                f"expected a cluster with {workers or 1} {kind}s, one for each worker; got "
-                f"{there}. Use fewer workers or a larger cluster."
-            )
-        yield workers or there
-    finally:
+    with _environment(QUIET | OWN if address == "local" else QUIET):
         if not joined:
-            ray.shutdown()
+            _connect(ray, address, workers)
+        try:
+            kind, there = _room(ray)
+            if (workers or 1) > there:
+                raise ValueError(
+                    f"expected a cluster with {workers or 1} {kind}s, one for each worker; got "
+                    f"{there}. Use fewer workers or a larger cluster."
+                )
+            yield workers or there
+        finally:
+            if not joined:
+                ray.shutdown()
 
 
 def ray_answers(
@@ -253,21 +259,43 @@ def _ray() -> Any:
 def _connect(ray: Any, address: str, workers: int | None) -> None:
     """Start a cluster of its own, or join one."""
     how: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if address == "local":
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         cpus = max(os.cpu_count() or 1, workers or 1)  # more workers than cores share them
-        how |= {"num_cpus": cpus, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        how |= {"num_cpus": cpus, "include_dashboard": False}
     try:
         host, _, port = address.removeprefix("ray://").rpartition(":")
         if port.isdigit():  # Ray itself would try for many minutes
             socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS).close()
-        ray.init(address=address, **how)
+        with _loopback(ray) if address == "local" else contextlib.nullcontext():
+            ray.init(address=address, **how)
     except Exception as error:  # Ray has no one exception for a cluster that is not there
         raise ConnectionError(
             f"expected a Ray cluster at {address}; got {_first_line(error)} Start one "
             "(ray start --head), or use the address 'local' for this machine alone."
         ) from error
+
+
+@contextlib.contextmanager
+def _loopback(ray: Any) -> Iterator[None]:
+    """Do in this process what `OWN` does in those it starts: Ray was imported before."""
+    constants = ray._private.ray_constants
+    before, constants.ENABLE_RAY_CLUSTER = constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for a `with` block; what the user has set stays."""
+    new = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(new)
+    try:
+        yield
+    finally:
+        for name in new:
+            del os.environ[name]
 
 
 def _room(ray: Any) -> tuple[str, int]:

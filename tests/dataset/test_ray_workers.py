@@ -223,9 +223,10 @@ def test_a_cluster_of_its_own_ends_with_a_driver_that_is_killed(
     assert made(tmp_path / "data.jsonl") == whole
 
 
-def test_what_the_user_has_set_for_ray_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_users_environment_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
-    monkeypatch.setenv("RAY_BACKEND_LOG_LEVEL", "debug")
-    workers._connect(SimpleNamespace(init=lambda **how: None), "local", None)
-    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
-    assert os.environ["RAY_BACKEND_LOG_LEVEL"] == "debug"
+    monkeypatch.delenv("RAY_BACKEND_LOG_LEVEL", raising=False)
+    with workers._environment(workers.QUIET | workers.OWN):
+        assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
+        assert os.environ["RAY_BACKEND_LOG_LEVEL"] == "fatal"
+    assert "RAY_BACKEND_LOG_LEVEL" not in os.environ
