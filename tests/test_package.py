@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -65,3 +66,14 @@ def test_an_unknown_name_is_said_beside_the_known_ones() -> None:
 def test_no_public_name_is_a_module_too() -> None:
     folder = Path(codit.__file__).parent
     assert not [name for name in PUBLIC if (folder / f"{name}.py").exists()]
+
+
+def test_the_example_of_the_readme_answers(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(codit.__file__).parents[1]
+    found = re.search(r"```python\n(.*?)```", (root / "README.md").read_text(), re.DOTALL)
+    assert found is not None
+    monkeypatch.chdir(root)
+    exec(found[1], {})
+    assert "Zaro" in capsys.readouterr().out
