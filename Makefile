@@ -2,7 +2,7 @@
 # (or 3.12, 3.13: PYTHON=python3.12), make and git; they create .venv/ on their first run.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11)
-# Further arguments of pip, an index with CPU builds of torch say: README, "CPU and CUDA builds".
+# Further arguments of pip, an index with CPU builds of torch say: README, "Where things are".
 PIP_ARGS ?=
 SCALE ?= micro
 # Notebooks executed at the same time.
