@@ -12,7 +12,7 @@ expert alone. At strength 0 the amateur is not run at all.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -44,9 +44,8 @@ from codit.engine.cache import (
     reach,
 )
 from codit.engine.models import check_tokenizers as check_tokenizers
+from codit.engine.models import evaluating, read_pair, write_pair
 from codit.engine.models import load_tokenizer as load_tokenizer
-from codit.engine.models import read_pair, write_pair
-from codit.engine.sampling import undisturbed
 from codit.engine.sparse import (
     Candidates,
     can_gather,
@@ -150,12 +149,10 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
         return engines(self.device, self.expert.config, self.amateur.config)
 
     @contextmanager
-    def deciding(
-        self, decoding: Decoding, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int]
-    ) -> Iterator[ContrastivePair]:
-        """Decode as `decoding` says and nothing else does, for the length of a `with` block."""
+    def deciding(self, decoding: Decoding) -> Iterator[ContrastivePair]:
+        """Contrast as `decoding` says, without dropout, for the length of a `with` block."""
         numbers = {"strength": decoding.strength, "plausibility": decoding.plausibility}
-        with self.override(**numbers), undisturbed(self, decoding, tokenizer, stops):
+        with self.override(**numbers), evaluating(self):
             yield self
 
     def forward(

@@ -416,3 +416,14 @@ def answer_ids(tokenizer: PreTrainedTokenizerBase, answer: str | Sequence[int]) 
 def text_of(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     """Return the text of token ids, special tokens left out and spaces as they were drawn."""
     return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+@contextlib.contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Switch dropout off for a `with` block."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
-from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 
 from codit.engine.cache import joint_config, reach
 from codit.engine.models import check_tokenizers, load_tokenizer, loading
@@ -22,6 +22,8 @@ from codit.recipes import Decoding
 
 HELD = ("strength", "plausibility")
 """What of a `Decoding` an engine is started with and keeps."""
+REQUESTED = ("temperature", "top_k", "top_p", "max_new_tokens", "seed", "sample")
+"""What of it each request says."""
 
 
 def overrides(
@@ -175,17 +177,24 @@ class VllmPair:
         self.numbers = itertools.count()
 
     @contextmanager
-    def deciding(
-        self, decoding: Decoding, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int]
-    ) -> Iterator[VllmPair]:
-        """Yield the pair, or refuse a decoding that contrasts otherwise than the engine does."""
+    def deciding(self, decoding: Decoding) -> Iterator[VllmPair]:
+        """Yield the pair, or refuse a decoding that this engine cannot follow."""
         asked = {name: getattr(decoding, name) for name in HELD}
         if asked != self.held:
             raise ValueError(
                 f"an engine contrasts as it was started, with {self.held}; got {asked}. Start "
                 "another VllmPair, or decode with these."
             )
-        self.stops = list(stops)  # each request says the rest
+        known = {*HELD, *REQUESTED}
+        if unknown := ", ".join(
+            f"{field.name}={getattr(decoding, field.name)!r}"
+            for field in fields(decoding)
+            if field.name not in known and getattr(decoding, field.name) != field.default
+        ):
+            raise ValueError(
+                f"vLLM samples by its own rules; got {unknown}, which it has not. Leave it out, or "
+                "use another engine."
+            )
         yield self
 
     def close(self) -> None:
@@ -216,7 +225,7 @@ def vllm_batches(model: VllmPair, batch: Batch) -> Drawn:
     try:
         for name, row in open_rows.items():
             prompt = TokensPrompt(prompt_token_ids=batch.rows[row])
-            asked = _sampling(batch.step.decoding, batch.keys[row], model.stops)
+            asked = _sampling(batch.step.decoding, batch.keys[row], batch.stops)
             internal[name] = engine.add_request(name, prompt, asked)
         while open_rows and engine.has_unfinished_requests():
             batch.meter.show(f"{len(open_rows)} rows in the engine")
@@ -238,7 +247,7 @@ def vllm_batches(model: VllmPair, batch: Batch) -> Drawn:
             engine.abort_request([internal.get(name, name) for name in open_rows])
 
 
-def _sampling(how: Decoding, key: int, stops: list[int]) -> Any:
+def _sampling(how: Decoding, key: int, stops: Sequence[int]) -> Any:
     """Return vLLM's parameters of one request."""
     from vllm import SamplingParams
 
@@ -250,7 +259,7 @@ def _sampling(how: Decoding, key: int, stops: list[int]) -> Any:
         max_tokens=int(how.max_new_tokens),
         logprobs=0,  # of the token drawn, before temperature: log q
         ignore_eos=True,  # the stop set is the expert's, and named here
-        stop_token_ids=stops,
+        stop_token_ids=list(stops),
         detokenize=False,
     )
 
