@@ -17,11 +17,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import pandas as pd
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from codit.contrast import contrast, plausible
 from codit.engine import models
-from codit.engine.cache import engines, reach
+from codit.engine.cache import engines, reach, shared_width
 from codit.engine.models import Conversation, prompt_ids
 from codit.engine.paged import continuous
 from codit.engine.sampling import Batch, Meter, Step, default_ids, noise_key
@@ -62,7 +63,7 @@ class Response:
 
 def generate(
     model: PreTrainedModel | Decoder,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     conversations: Sequence[Conversation],
     decoding: Decoding,
     *,
@@ -104,9 +105,10 @@ def generate(
 
     Source: order of one step and stop set: the authors' scripts (arXiv 2604.13538).
     """
-    decoder = _decoder(model)
+    check_engine(engine, batch_size)
+    chosen, decoder = chosen_engine(model, engine), _decoder(model)
     stops = models.stop_ids(tokenizer, decoder.generation_config)
-    _check(model, tokenizer, ids, len(conversations), engine, batch_size, stops)
+    _check(decoder, tokenizer, ids, len(conversations), stops)
     room = decoder.context, int(decoding.max_new_tokens)
     prompts = [models.prompt_or_error(tokenizer, chat, *room) for chat in conversations]
     if ids is None:
@@ -115,7 +117,6 @@ def generate(
     rows = {i: prompt for i, prompt in enumerate(prompts) if not isinstance(prompt, str)}
     errors = {i: error for i, error in enumerate(prompts) if isinstance(error, str)}
     answers = {i: Response(id=names[i], error=error) for i, error in errors.items()}
-    chosen = chosen_engine(model, engine)
     logger.info("engine %s (asked for: %s)", chosen, engine)
     meter = Meter(len(prompts), progress)
     batch = Batch(
@@ -137,7 +138,14 @@ def generate(
 
 def chosen_engine(model: PreTrainedModel | Decoder, engine: str = "auto") -> str:
     """Return the engine that `generate` uses: the one asked for, or the model's first."""
-    return _decoder(model).engines[0] if engine == "auto" else engine
+    offered = _decoder(model).engines
+    if engine not in ("auto", *offered):
+        raise ValueError(
+            f"a {type(model).__name__} decodes with engine {', '.join(('auto', *offered))}; got "
+            f"{engine!r}. vLLM loads its models itself: make a codit.engine.vllm.engine.VllmPair "
+            "for it, a ContrastivePair for the others."
+        )
+    return offered[0] if engine == "auto" else engine
 
 
 @runtime_checkable
@@ -179,7 +187,7 @@ class Single:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model, self.generation_config = model, model.generation_config
-        self.vocab_size = model.config.get_text_config(decoder=True).vocab_size
+        self.vocab_size = shared_width(model.config)
         self.context = reach(model.config)
         self.engines = engines(model.device, model.config)
 
@@ -202,7 +210,7 @@ def _decoder(model: PreTrainedModel | Decoder) -> Decoder:
 @torch.no_grad()
 def token_table(
     pair: ContrastivePair,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     conversation: Conversation,
     response: Response | str | Sequence[int],
 ) -> pd.DataFrame:
@@ -255,11 +263,7 @@ def token_table(
 
 
 def _response(
-    tokenizer: PreTrainedTokenizerBase,
-    name: str,
-    drawn: list[int],
-    logprobs: list[float],
-    stops: Sequence[int],
+    tokenizer: Tokenizer, name: str, drawn: list[int], logprobs: list[float], stops: Sequence[int]
 ) -> Response:
     """Return what was drawn up to the first stop token, or an error where a draw had no numbers."""
     end = next((t for t, token in enumerate(drawn) if token in stops), len(drawn))
@@ -290,24 +294,9 @@ def check_engine(engine: str, batch_size: int | None) -> None:
 
 
 def _check(
-    model: PreTrainedModel | Decoder,
-    tokenizer: PreTrainedTokenizerBase,
-    ids: Sequence[Any] | None,
-    n: int,
-    engine: str,
-    batch_size: int | None,
-    stops: Sequence[int],
+    decoder: Decoder, tokenizer: Tokenizer, ids: Sequence[Any] | None, n: int, stops: Sequence[int]
 ) -> None:
     """Raise ValueError for arguments of `generate` that none of n rows could be answered with."""
-    check_engine(engine, batch_size)
-    decoder = _decoder(model)
-    allowed = ("auto", *decoder.engines)
-    if engine not in allowed:
-        raise ValueError(
-            f"a {type(model).__name__} decodes with engine {', '.join(allowed)}; got {engine!r}. "
-            "vLLM loads its models itself: make a codit.engine.vllm.engine.VllmPair for it, a "
-            "ContrastivePair for the others."
-        )
     if tokenizer.chat_template is None:
         raise ValueError(
             "expected a tokenizer with a chat template; got none. Use the expert's tokenizer, or "
@@ -317,8 +306,7 @@ def _check(
         raise ValueError(
             f"expected an id for each of {n} conversations; got {len(ids)}. Give as many, or None."
         )
-    twice = [name for name, times in Counter(map(str, ids or ())).items() if times > 1]
-    if twice:
+    if twice := [name for name, times in Counter(map(str, ids or ())).items() if times > 1]:
         raise ValueError(
             f"ids must be unique, for equal ids share their noise; got more than once: "
             f"{', '.join(sorted(twice)[:10])}. Rename them, or pass None."

@@ -63,11 +63,8 @@ class Step:
 
         token = smallest id with cdf of softmax(warped(log q)) > u; arg max at temperature < 1e-5
 
-        Args:
-            scores: [B, V] as the model returns them, or log q of the plausible ids.
-            noise: float64 [B], uniform in [0, 1).
-
-        log q is in nats, before the sampling rules; NaN where the model gave no distribution.
+        Scores are [B, V] as the model returns them, or log q of the plausible ids; noise is float64
+        [B] in [0, 1). log q is before the sampling rules; NaN where the model gave no distribution.
         """
         if isinstance(scores, Candidates):
             logq = scores.scores

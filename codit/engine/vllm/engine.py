@@ -1,7 +1,8 @@
 """A pair behind vLLM's engine: checked, started, and fed token ids; nothing but ids comes back.
 
 `overrides` needs no vLLM: it writes what `vllm serve --hf-overrides` takes. `VllmPair` starts the
-engine in this process and is what `decode.generate(..., engine="vllm")` decodes with.
+engine in this process and is what `decode.generate(..., engine="vllm")` decodes with. What has no
+source is ours.
 """
 
 from __future__ import annotations
@@ -14,16 +15,14 @@ from typing import Any
 
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 
-from codit.engine.cache import joint_config, reach
-from codit.engine.models import check_tokenizers, load_tokenizer, loading
+from codit.engine.cache import joint_config, reach, shared_width
+from codit.engine.models import check_tokenizers, load_tokenizer, loading, n_ids
 from codit.engine.sampling import GREEDY, Batch, Drawn
 from codit.engine.vllm.plugin import ARCHITECTURE, Settings
 from codit.recipes import Decoding
 
-HELD = ("strength", "plausibility")
-"""What of a `Decoding` an engine is started with and keeps."""
-REQUESTED = ("temperature", "top_k", "top_p", "max_new_tokens", "seed", "sample")
-"""What of it each request says."""
+HELD = ("strength", "plausibility")  # of a `Decoding`: an engine is started with them
+ASKED = ("temperature", "top_k", "top_p", "max_new_tokens", "seed", "sample")  # by each request
 
 
 def overrides(
@@ -57,8 +56,6 @@ def overrides(
     Raises:
         ValueError: tokenizers, vocabularies or configs that do not fit, a number out of range, or
             a model that cannot be loaded.
-
-    Source: CoDIT (arXiv 2604.13538) for the distribution; checks and the head's dtype: ours.
     """
     settings = Settings(
         amateur=str(amateur),
@@ -73,12 +70,9 @@ def overrides(
         other = load_tokenizer(amateur, revision=amateur_revision, **trust)
         check_tokenizers(tokenizer, other, allow_renamed=allow_renamed)
         configs.append(_config(amateur, revision=amateur_revision, **trust))
-    width = min(config.get_text_config(decoder=True).vocab_size for config in configs)
-    named = len(tokenizer)
-    if set(range(width, named)) <= set(tokenizer.added_tokens_decoder):
-        named = min(named, width)  # a tokenizer may name an added token more than there are logits
-    joint_config(configs[0], configs[-1], vocab_size=named)
-    made = settings.as_dict() | {"vocab_size": named}
+    vocab_size = n_ids(tokenizer, shared_width(*configs))
+    joint_config(configs[0], configs[-1], vocab_size=vocab_size)
+    made = settings.as_dict() | {"vocab_size": vocab_size}
     return {"architectures": [ARCHITECTURE], "head_dtype": "float32", "codit": made}
 
 
@@ -92,17 +86,7 @@ def context(
 ) -> int | None:
     """Return how many tokens both models can read; vLLM looks at the expert alone.
 
-    Args:
-        expert: Hub name or folder.
-        amateur: likewise.
-        made: of `overrides`: whether the amateur counts.
-        revisions: of both.
-        trust_remote_code: run code that the repositories bring.
-
-    Returns:
-        int | None: tokens; None where no config names a limit.
-
-    Source: ours.
+    `made` by `overrides` tells whether the amateur counts. None: no config names a limit.
     """
     names = (expert, amateur) if Settings.of(made["codit"]).needs_amateur else (expert,)
     configs = [
@@ -128,8 +112,6 @@ class VllmPair:
 
     Raises:
         ValueError: see `overrides`; also where vLLM is not installed.
-
-    Source: ours.
     """
 
     is_contrast = True
@@ -185,7 +167,7 @@ class VllmPair:
                 f"an engine contrasts as it was started, with {self.held}; got {asked}. Start "
                 "another VllmPair, or decode with these."
             )
-        known = {*HELD, *REQUESTED}
+        known = {*HELD, *ASKED}
         if unknown := ", ".join(
             f"{field.name}={getattr(decoding, field.name)!r}"
             for field in fields(decoding)
@@ -203,18 +185,10 @@ class VllmPair:
 
 
 def vllm_batches(model: VllmPair, batch: Batch) -> Drawn:
-    """Yield what vLLM draws for each row, as rows end.
+    """Yield what vLLM draws for each row, as rows end; RuntimeError if it loses a request.
 
-    Args:
-        model: a started engine, which schedules all rows itself.
-        batch: what is asked for; `max_num_seqs` of the engine stands in place of its size, and each
-            request gets a seed of its own from the rows' keys.
-
-    Yields:
-        tuple: row, its tokens, the stop token included, and log q of each at temperature 1.
-
-    Raises:
-        RuntimeError: the engine lost a request.
+    The engine schedules all rows itself: its `max_num_seqs` stands in place of the batch's size.
+    Each request gets a seed of its own from the rows' keys.
     """
     from vllm import TokensPrompt
 
