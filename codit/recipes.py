@@ -131,8 +131,8 @@ class Training:
             the base has none. None: the base's own.
     """
 
-    base: Recipe  # of one model: Model, Addition, or the world's Pretraining
-    data: Recipe  # of rows with answers: Synthesis, File, or the world's Answers, Shuffled, BestOf
+    base: Recipe  # of one model: Model, Training, or the world's Pretraining
+    data: Recipe  # of prompts with answers: Synthesis, or one of another room, as world's Answers
     template: Model | File | None = None
     learning_rate: float = 1e-5
     epochs: float = 2.0
@@ -159,7 +159,7 @@ class Addition:
 class Evaluation:
     """Answers of one model to held-out prompts, scored by the world's verifier."""
 
-    model: Recipe  # of one model: Model, Training, Addition or the world's Pretraining; or a Pair
+    model: Recipe  # of one model: Model, Training, Addition, or the world's Pretraining
     prompts: Recipe  # of prompts: the world's WorldPrompts
     decoding: Decoding = Decoding(
         strength=0.0, plausibility=0.0, temperature=0.0, max_new_tokens=128

@@ -29,11 +29,7 @@ def joint_config(
 
     Its layers are the expert's, then the amateur's; all else is the expert's (of a model that reads
     images, its text part's). vocab_size: number of ids that are tokens, at most the narrower
-    model's logits (None: that).
-
-    Raises:
-        ValueError: two architectures, layers that are no attention, two sliding windows,
-            or a vocabulary wider than a model's logits.
+    model's logits (None: that). Models that cannot share a cache are refused.
     """
     if type(expert) is not type(amateur):
         raise ValueError(
@@ -47,11 +43,13 @@ def joint_config(
         types, arguments = get_layer_types_and_kwargs(half.get_text_config(decoder=True))
         kinds += types
         windows |= {values["sliding_window"] for values in arguments if "sliding_window" in values}
-    _check_layers(kinds, windows)
+    width = shared_width(expert, amateur)
+    vocab_size = width if vocab_size is None else vocab_size
+    _check(kinds, windows, vocab_size, width)
     joint = copy.deepcopy(expert.get_text_config(decoder=True))
     joint.name_or_path = expert.name_or_path
-    joint.vocab_size = _checked_vocabulary(expert, amateur, vocab_size)
-    joint.num_hidden_layers, joint.layer_types = len(kinds), kinds
+    joint.vocab_size, joint.num_hidden_layers = vocab_size, len(kinds)
+    joint.layer_types = kinds
     return joint
 
 
@@ -63,17 +61,8 @@ def n_layers(config: PreTrainedConfig) -> int:
 def halves(cache: Cache, *, first: int, total: int, both: bool) -> tuple[Cache, Cache]:
     """Return the expert's and the amateur's view of a cache.
 
-    expert: layers 0 .. first - 1;  amateur: layers first .. total - 1, numbered from 0
-
-    Args:
-        cache: made for `total` layers, or one that grows as it is used.
-        first: number of the expert's layers.
-        total: number of both models' layers.
-        both: whether the amateur is about to be run as well.
-
-    Raises:
-        ValueError: a cache of another number of layers, an offloaded cache, or one that the
-            expert alone has filled while `both` is True.
+    The expert's are the `first` layers of `total`, the amateur's the rest, numbered from 0. `both`
+    says that the amateur is about to be run as well: then both must have read the same tokens.
     """
     if cache.layer_class_to_replicate is not None:  # DynamicCache() adds layers as it is used
         while len(cache.layers) < total:
@@ -208,8 +197,8 @@ def _length(view: Cache) -> int:
     return -1 if isinstance(length, Tensor) else length
 
 
-def _check_layers(kinds: list[str], windows: set[int]) -> None:
-    """Raise ValueError unless all layers can live in one cache."""
+def _check(kinds: list[str], windows: set[int], vocab_size: int, width: int) -> None:
+    """Raise ValueError unless all layers can live in one cache and all ids have logits."""
     if others := set(kinds) - {"full_attention", "sliding_attention"}:
         raise ValueError(
             "a pair shares a cache of full and sliding attention; got layers of kind "
@@ -221,17 +210,8 @@ def _check_layers(kinds: list[str], windows: set[int]) -> None:
             "configs the same sliding_window."
         )
 
-
-def _checked_vocabulary(
-    expert: PreTrainedConfig, amateur: PreTrainedConfig, vocab_size: int | None
-) -> int:
-    """Return the number of ids of a pair."""
-    width = shared_width(expert, amateur)
-    if vocab_size is None:
-        return width
     if not 0 < vocab_size <= width:
         raise ValueError(
             f"vocab_size must lie in 1..{width}, the narrower model's logits; got {vocab_size}. "
             "A tokenizer with more ids than a model has logits does not belong to it."
         )
-    return vocab_size

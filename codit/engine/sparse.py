@@ -82,9 +82,7 @@ def candidates(logits: Tensor, *, plausibility: float) -> Candidates | None:
     rows, ids = _at_least(logits, best + math.log(plausibility))
     if len(ids) > SHARE * logits.numel():
         return None
-    counts = torch.zeros_like(best[:, 0], dtype=torch.long).index_add_(
-        0, rows, torch.ones_like(rows)
-    )
+    counts = rows.bincount(minlength=len(logits))
     places = torch.arange(len(ids), device=ids.device) - (counts.cumsum(0) - counts)[rows]
     width = max(1, int(counts.max())) if len(counts) else 1
     table = ids.new_zeros(len(logits), width)
@@ -113,16 +111,9 @@ def contrast_candidates(
 
     log q(v) = s(v) - logsumexp s,  s(v) = z_E(v) - beta z_A(v)
 
-    Args:
-        found: with z_E as scores.
-        amateur_logits: float [B, K], z_A at `found.ids`; what stands at other places is ignored.
-            None: strength 0, which does not read it.
-        strength: beta.
-
-    A row in which a model has no finite number is NaN. The floor of `contrast.contrast` is not
-    applied: an amateur's logit of -inf has to be sent there.
-
-    Source: CoDIT (arXiv 2604.13538), its equation without the normalisers: they cancel.
+    `found` has z_E as scores; `amateur_logits` [B, K] are z_A at its ids (None: strength 0). A row
+    in which a model has no finite number is NaN. The floor of `contrast.contrast` is not applied:
+    an amateur's logit of -inf has to be sent there.
     """
     scores = found.scores.double()  # few: digits cost nothing here
     if amateur_logits is not None:
@@ -174,11 +165,7 @@ def head_rows(model: PreTrainedModel, ids: Tensor) -> Iterator[None]:
 def logits_at(
     model: PreTrainedModel, found: Candidates, run: Callable[[PreTrainedModel], Tensor]
 ) -> Tensor:
-    """Return z [B, K] at each row's plausible ids, from the rows of a head that some row needs.
-
-    The model is one that `can_gather`; `run` computes its logits [..., ids of its head], B rows in
-    all.
-    """
+    """Return z [B, K] at each row's plausible ids, from the rows of a head that some row needs."""
     some, place = found.at(found.ids).unique(return_inverse=True)
     with head_rows(model, some):
         logits = run(model).flatten(0, -2).to(found.ids.device)

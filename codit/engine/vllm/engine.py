@@ -38,20 +38,9 @@ def overrides(
 ) -> dict[str, Any]:
     """Return the `hf_overrides` that make vLLM load a pair, after checking both models.
 
-    Args:
-        expert: Hub name or folder of the post-trained model, the one that vLLM is given.
-        amateur: Hub name or folder of its pre-trained counterpart; not looked at where no strength
-            reads it.
-        strength: beta, at least 0.
-        plausibility: alpha in [0, 1].
-        expert_revision: commit, tag or branch.
-        amateur_revision: likewise.
-        allow_renamed: see `codit.engine.models.check_tokenizers`.
-        trust_remote_code: run code that the repositories bring.
-
-    Returns:
-        dict: architectures, codit, and head_dtype: logits in float32, because the difference of
-        two bfloat16 logits keeps one digit.
+    The arguments are those of `ContrastivePair.from_pretrained`; an amateur that no strength reads
+    is not looked at. Logits are float32, because the difference of two bfloat16 logits keeps one
+    digit.
 
     Raises:
         ValueError: tokenizers, vocabularies or configs that do not fit, a number out of range, or
@@ -131,15 +120,9 @@ class VllmPair:
     ) -> None:
         self.held = {name: getattr(decoding, name) for name in HELD}
         trust = {"trust_remote_code": trust_remote_code}
-        made = overrides(
-            expert,
-            amateur,
-            expert_revision=expert_revision,
-            amateur_revision=amateur_revision,
-            allow_renamed=allow_renamed,
-            **trust,
-            **self.held,
-        )
+        how: dict[str, Any] = trust | self.held | {"allow_renamed": allow_renamed}
+        how |= {"expert_revision": expert_revision, "amateur_revision": amateur_revision}
+        made = overrides(expert, amateur, **how)
         revisions = (expert_revision, amateur_revision)
         longest = context(expert, amateur, made, revisions=revisions, **trust)
         self.name_or_path = str(expert)
