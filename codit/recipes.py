@@ -21,6 +21,13 @@ from codit.files import versions
 Recipe: TypeAlias = Any  # of the kind that the field's comment tells, of this module or another
 
 
+def check_range(name: str, value: float, low: float, high: float) -> None:
+    """Raise ValueError unless low <= value <= high (NaN never passes)."""
+    if not low <= value <= high:
+        above = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
+        raise ValueError(f"{name} must be {above}; got {value!r}. Give a value in that range.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
     """How a response is drawn from next-token distributions.
@@ -245,10 +252,3 @@ def sha256(path: str | Path) -> str:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
-
-
-def check_range(name: str, value: float, low: float, high: float) -> None:
-    """Raise ValueError unless low <= value <= high (NaN never passes)."""
-    if not low <= value <= high:
-        above = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
-        raise ValueError(f"{name} must be {above}; got {value!r}. Give a value in that range.")
