@@ -1,6 +1,6 @@
 """The arithmetic of one step: from two models' logits to the distribution the pair samples from.
 
-Pure functions of tensors: no model, no tokenizer, no state.
+Pure functions of tensors: no model, no tokenizer, no state. `contrast` holds the equation.
 
 Notation
     B   rows of a batch              V   ids of the vocabulary
@@ -11,8 +11,8 @@ Notation
     V_head     plausible ids: p_E(v) >= alpha * max_u p_E(u)
     s          scores: log p_E(v) - beta * log p_A(v) on V_head, -inf elsewhere
     q          softmax(s), the contrastive distribution        [..., V]
-Logarithms are natural, log-probabilities in nats. Everything is computed in float32, whatever the
-models' dtype. Leading dimensions are free: [B, V] at a step, [B, T, V] for a whole text.
+Logarithms are natural, log-probabilities in nats, everything float32 whatever the models' dtype.
+Leading dimensions are free: [B, V] at a step, [B, T, V] for a whole text.
 """
 
 from __future__ import annotations
@@ -28,39 +28,7 @@ Logprobs = Annotated[Tensor, "float32 [..., V], nats, logsumexp 0 per row"]
 Ids = Annotated[Tensor, "int64 [B]"]
 PerId = Annotated[Tensor, "[V]"]
 
-FLOOR = -1e4
-"""Smallest log p_A that is used: an amateur's -inf must not make s infinite. (ours)"""
-
-
-def plausible(
-    expert_logits: Logits, *, plausibility: float, valid: PerId | None = None
-) -> Annotated[Tensor, "bool [..., V]"]:
-    """Tell which ids the expert itself finds plausible.
-
-    V_head = { v : p_E(v) >= alpha * max_u p_E(u) } = { v : z_E(v) >= max_u z_E(u) + log alpha }
-
-    Args:
-        expert_logits: z_E; -inf is allowed and never plausible.
-        plausibility: alpha in [0, 1]. 0 keeps every id of positive probability; 1 keeps the
-            largest only (all of them where the largest are tied).
-        valid: bool [V], False for ids that are no token (padding rows of an embedding); these are
-            taken out before the maximum. None: all ids are valid.
-
-    Returns:
-        Tensor: bool [..., V]. Never empty where the expert gives some valid id a finite logit.
-
-    Raises:
-        ValueError: plausibility outside [0, 1], or `valid` of another shape or dtype.
-
-    Source: CoDIT (arXiv 2604.13538), the head set; Li et al. 2022, the plausibility constraint.
-    """
-    _check_plausibility(plausibility)
-    logits = _valid_float32(expert_logits, valid)
-    keep = logits.isfinite()
-    if plausibility > 0:  # log 0 is never taken
-        best = logits.amax(-1, keepdim=True)
-        keep &= logits >= best + math.log(plausibility)
-    return keep
+FLOOR = -1e4  # smallest log p_A that is used: an amateur's -inf must not make s infinite (ours)
 
 
 def contrast(
@@ -78,12 +46,11 @@ def contrast(
     Args:
         expert_logits: z_E.
         amateur_logits: z_A, same shape. None is allowed at strength 0, which does not read it.
-        strength: beta >= 0. 0 samples the expert truncated to V_head, 1 is the paper's equation,
-            larger values move further from the amateur.
-        plausibility: alpha in [0, 1], see `plausible`. With strength 0 and plausibility 0 the
-            result is exactly the expert's own log-softmax over valid ids.
-        valid: bool [V], False for ids that are no token. Such ids are removed from both models
-            before normalising.
+        strength: beta. 0 samples the expert truncated to V_head, 1 is the paper's equation.
+        plausibility: alpha, see `plausible`. With both numbers 0 the result is the expert's own
+            log-softmax over valid ids.
+        valid: bool [V], False for ids that are no token: removed from both models before
+            normalising.
 
     Returns:
         Tensor: float32 [..., V], nats; -inf outside V_head. A row in which a model that is
@@ -92,20 +59,55 @@ def contrast(
     Raises:
         ValueError: a number out of range, shapes that differ, or no amateur at strength > 0.
 
-    Source: CoDIT (arXiv 2604.13538); its equation has beta = 1, and so has every script of the
-    authors. The floor under log p_A: ours.
+    Source: CoDIT (arXiv 2604.13538); its equation has beta = 1.
     """
-    _check_strength(strength)
-    keep = plausible(expert_logits, plausibility=plausibility, valid=valid)
+    if not 0.0 <= strength < math.inf:
+        raise ValueError(
+            f"strength must be a finite number of at least 0; got {strength}. 0 ignores the "
+            "amateur, 1 is the paper's."
+        )
+    keep = plausible(expert_logits, plausibility=plausibility, valid=valid)  # V_head
     scores = _valid_float32(expert_logits, valid)  # log p_E up to a constant per row
     if strength > 0:
-        log_amateur = _amateur_logprobs(amateur_logits, expert_logits, valid)
-        gain = -strength * log_amateur
-        # A constant per row leaves q unchanged. Without it a gain of 1e4 (the floor) would eat
+        penalty = strength * _amateur_logprobs(amateur_logits, expert_logits, valid)
+        # A constant per row leaves q unchanged. Without it a penalty of 1e4 (the floor) would eat
         # the digits of log p_E.
-        gain = gain - gain.masked_fill(~keep, -math.inf).amax(-1, keepdim=True)
-        scores = scores.log_softmax(-1) + gain  # s = log p_E - beta log p_A
-    return scores.masked_fill(~keep, -math.inf).log_softmax(-1)  # log q
+        penalty = penalty - penalty.masked_fill(~keep, math.inf).amin(-1, keepdim=True)
+        scores = scores.log_softmax(-1) - penalty  # the equation: s = log p_E - beta log p_A
+    return scores.masked_fill(~keep, -math.inf).log_softmax(-1)  # log q = s - logsumexp s
+
+
+def plausible(
+    expert_logits: Logits, *, plausibility: float, valid: PerId | None = None
+) -> Annotated[Tensor, "bool [..., V]"]:
+    """Tell which ids the expert itself finds plausible.
+
+    V_head = { v : p_E(v) >= alpha * max_u p_E(u) } = { v : z_E(v) >= max_u z_E(u) + log alpha }
+
+    Args:
+        expert_logits: z_E; -inf is allowed and never plausible.
+        plausibility: alpha. 0 keeps every id of positive probability, 1 the largest only.
+        valid: bool [V], False for ids that are no token, taken out before the maximum.
+
+    Returns:
+        Tensor: bool [..., V]. Never empty where the expert gives some valid id a finite logit.
+
+    Raises:
+        ValueError: plausibility outside [0, 1], or `valid` of another shape or dtype.
+
+    Source: CoDIT (arXiv 2604.13538), the head set; Li et al. 2022, the plausibility constraint.
+    """
+    if not 0.0 <= plausibility <= 1.0:
+        raise ValueError(
+            f"plausibility must lie in [0, 1]; got {plausibility}. It is the share of the "
+            "largest probability that a token must reach."
+        )
+    logits = _valid_float32(expert_logits, valid)
+    keep = logits.isfinite()
+    if plausibility > 0:  # log 0 is never taken
+        best = logits.amax(-1, keepdim=True)
+        keep &= logits >= best + math.log(plausibility)
+    return keep
 
 
 def sample(
@@ -115,20 +117,11 @@ def sample(
 
     id = min { v : sum_{u <= v} p(u) > uniform, p(v) > 0 }
 
-    A row's draw depends on its own numbers alone, never on its neighbours, so equal uniforms
-    repeat a text at any batch size.
-
-    Args:
-        logprobs: log-probabilities in nats; -inf is never drawn. Rows need not be normalised.
-        uniforms: one number in [0, 1) per row; equal numbers draw equal ids.
-
-    Returns:
-        Tensor: int64 [B].
+    A row's draw depends on its own numbers alone, so equal uniforms repeat a text at any batch
+    size. Rows need not be normalised; -inf is never drawn.
 
     Raises:
         ValueError: shapes other than [B, V] and [B].
-
-    Source: inverse transform sampling; the authors leave sampling to their engine. (ours)
     """
     if logprobs.ndim != 2 or uniforms.shape != logprobs.shape[:1]:
         raise ValueError(
@@ -172,19 +165,3 @@ def _valid_float32(logits: Logits, valid: PerId | None) -> Logits:
             f"{list(valid.shape)}. Use torch.arange(V) < len(tokenizer)."
         )
     return logits.float().masked_fill(~valid, -math.inf)
-
-
-def _check_plausibility(plausibility: float) -> None:
-    if not 0.0 <= plausibility <= 1.0:
-        raise ValueError(
-            f"plausibility must lie in [0, 1]; got {plausibility}. It is the share of the "
-            "largest probability that a token must reach."
-        )
-
-
-def _check_strength(strength: float) -> None:
-    if not 0.0 <= strength < math.inf:
-        raise ValueError(
-            f"strength must be a finite number of at least 0; got {strength}. 0 ignores the "
-            "amateur, 1 is the paper's."
-        )

@@ -13,32 +13,19 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import pandas as pd
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from codit.contrast import contrast, plausible
-from codit.engine.cache import engines, reach
-from codit.engine.models import (
-    Conversation,
-    answer_ids,
-    prompt_ids,
-    prompt_or_error,
-    stop_ids,
-    text_of,
-)
+from codit.engine import models
+from codit.engine.cache import engines, reach, shared_width
+from codit.engine.models import Conversation, prompt_ids
 from codit.engine.paged import continuous
-from codit.engine.sampling import (
-    Batch,
-    Meter,
-    Step,
-    default_ids,
-    evaluating,
-    noise_key,
-    undisturbed,
-)
+from codit.engine.sampling import Batch, Meter, Step, default_ids, noise_key
 from codit.engine.static import static
 from codit.engine.vllm.engine import vllm_batches
 from codit.pair import ContrastivePair
@@ -74,6 +61,93 @@ class Response:
     error: str | None = None
 
 
+def generate(
+    model: PreTrainedModel | Decoder,
+    tokenizer: Tokenizer,
+    conversations: Sequence[Conversation],
+    decoding: Decoding,
+    *,
+    ids: Sequence[Any] | None = None,
+    engine: str = "auto",
+    batch_size: int | None = None,
+    progress: bool = True,
+) -> list[Response]:
+    """Answer each conversation once, by a pair or by a single causal LM.
+
+    One step: next-token scores of the pair (mask from the untempered expert, then contrast) or of
+    the model (then the mask) -> / temperature -> top-k -> top-p -> smallest id with cdf > u.
+
+    Args:
+        model: a `ContrastivePair`, whose own strength and plausibility `decoding` overrides for
+            this call; any causal LM, for which strength must be 0 (with plausibility > 0: the arm
+            "truncated"); or a `VllmPair`, which keeps the two numbers that it was started with.
+        tokenizer: the expert's, with its chat template; thinking mode is switched off.
+        conversations: lists of {"role", "content"} that ask for an answer.
+        decoding: how tokens are drawn.
+        ids: names of the rows, unequal as text; a word of the noise key. None: `default_ids`.
+        engine: "static" (length-sorted left-padded batches), "continuous" (paged cache: a row
+            that ends makes room for the next), "vllm" (a `VllmPair`; noise is vLLM's own, one
+            seed for each row), "auto": vLLM's for a pair in it, "continuous" on a GPU where all
+            keys have one shape, "static" elsewhere.
+        batch_size: rows computed at once. None: 64 when static, as many as fit when continuous.
+            Where memory runs out it is halved, and nothing is lost.
+        progress: show a bar with rows/s and tokens/s.
+
+    Returns:
+        list[Response]: in the order of `conversations`. A conversation that the template refuses,
+        whose prompt leaves no room for max_new_tokens, or to which a model answers with numbers
+        that are not finite, gives a Response with `error`.
+
+    Raises:
+        ValueError: an argument is out of its range, or two rows have the same id.
+        RuntimeError: an engine stopped before all rows were answered, or a single row does not
+            fit into memory.
+
+    Source: order of one step and stop set: the authors' scripts (arXiv 2604.13538).
+    """
+    check_engine(engine, batch_size)
+    chosen, decoder = chosen_engine(model, engine), _decoder(model)
+    stops = models.stop_ids(tokenizer, decoder.generation_config)
+    _check(decoder, tokenizer, ids, len(conversations), stops)
+    room = decoder.context, int(decoding.max_new_tokens)
+    prompts = [models.prompt_or_error(tokenizer, chat, *room) for chat in conversations]
+    if ids is None:
+        ids = default_ids([[] if isinstance(prompt, str) else prompt for prompt in prompts])
+    names = [str(name) for name in ids]
+    rows = {i: prompt for i, prompt in enumerate(prompts) if not isinstance(prompt, str)}
+    errors = {i: error for i, error in enumerate(prompts) if isinstance(error, str)}
+    answers = {i: Response(id=names[i], error=error) for i, error in errors.items()}
+    logger.info("engine %s (asked for: %s)", chosen, engine)
+    meter = Meter(len(prompts), progress)
+    batch = Batch(
+        step=Step(decoding, len(tokenizer), is_pair=decoder.is_contrast),
+        rows=rows,
+        keys={i: noise_key(decoding.seed, names[i], decoding.sample) for i in rows},
+        stops=stops,
+        pad=stops[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        size=batch_size,
+        meter=meter,
+    )
+    with decoder.deciding(decoding) as ready, meter.bar:
+        meter.add(rows=len(errors))
+        for i, drawn, logprobs in RUN[chosen](ready, batch):
+            answers[i] = _response(tokenizer, names[i], drawn, logprobs, stops)
+            meter.add(rows=1, tokens=len(answers[i].token_ids))
+    return [answers[i] for i in range(len(prompts))]
+
+
+def chosen_engine(model: PreTrainedModel | Decoder, engine: str = "auto") -> str:
+    """Return the engine that `generate` uses: the one asked for, or the model's first."""
+    offered = _decoder(model).engines
+    if engine not in ("auto", *offered):
+        raise ValueError(
+            f"a {type(model).__name__} decodes with engine {', '.join(('auto', *offered))}; got "
+            f"{engine!r}. vLLM loads its models itself: make a codit.engine.vllm.engine.VllmPair "
+            "for it, a ContrastivePair for the others."
+        )
+    return offered[0] if engine == "auto" else engine
+
+
 @runtime_checkable
 class Decoder(Protocol):
     """What `generate` asks of what it decodes with; a single causal LM becomes one by `Single`."""
@@ -98,136 +172,35 @@ class Decoder(Protocol):
     def engines(self) -> tuple[str, ...]:
         """Keys of `RUN`, the one that "auto" means first."""
 
-    def deciding(
-        self, decoding: Decoding, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int]
-    ) -> AbstractContextManager[Any]:
-        """Hold a call's settings for a block and yield the model that an engine runs.
+    def deciding(self, decoding: Decoding) -> AbstractContextManager[Any]:
+        """Yield the model that an engine runs, set as `decoding` says for the length of a block.
 
         Raises:
             ValueError: a decoding that it cannot follow.
         """
 
 
-@dataclass(frozen=True)
 class Single:
     """One causal LM as a `Decoder`: sampled as it is, or truncated."""
 
-    model: PreTrainedModel
-    is_contrast: ClassVar[bool] = False
+    is_contrast = False
 
-    @property
-    def generation_config(self) -> Any:
-        """The model's own."""
-        return self.model.generation_config
-
-    @property
-    def vocab_size(self) -> int:
-        """The model's, rows that pad an embedding included."""
-        return self.model.config.get_text_config(decoder=True).vocab_size
-
-    @property
-    def context(self) -> int | None:
-        """See `Decoder`."""
-        return reach(self.model.config)
-
-    @property
-    def engines(self) -> tuple[str, ...]:
-        """See `Decoder`."""
-        return engines(self.model.device, self.model.config)
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model, self.generation_config = model, model.generation_config
+        self.vocab_size = shared_width(model.config)
+        self.context = reach(model.config)
+        self.engines = engines(model.device, model.config)
 
     @contextmanager
-    def deciding(
-        self, decoding: Decoding, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int]
-    ) -> Iterator[PreTrainedModel]:
+    def deciding(self, decoding: Decoding) -> Iterator[PreTrainedModel]:
         """See `Decoder`."""
         if decoding.strength:
             raise ValueError(
                 "a single model has no amateur to contrast: strength must be 0; got "
                 f"{decoding.strength}. Use Decoding(strength=0), or a ContrastivePair."
             )
-        with undisturbed(self.model, decoding, tokenizer, stops):
+        with models.evaluating(self.model):
             yield self.model
-
-
-def generate(
-    model: PreTrainedModel | Decoder,
-    tokenizer: PreTrainedTokenizerBase,
-    conversations: Sequence[Conversation],
-    decoding: Decoding,
-    *,
-    ids: Sequence[Any] | None = None,
-    engine: str = "auto",
-    batch_size: int | None = None,
-    progress: bool = True,
-) -> list[Response]:
-    """Answer each conversation once, by a pair or by a single causal LM.
-
-    One step: next-token scores of the pair (mask from the untempered expert, then contrast) or of
-    the model (then the mask) -> / temperature -> top-k -> top-p -> smallest id with cdf > u.
-
-    Args:
-        model: a `ContrastivePair`, whose own strength and plausibility `decoding` overrides for
-            this call; or any causal LM, for which strength must be 0 and plausibility > 0
-            truncates (the arm "truncated"). Or a `VllmPair`, which keeps the two numbers that it
-            was started with.
-        tokenizer: the expert's, with its chat template; thinking mode is switched off.
-        conversations: lists of {"role", "content"} that ask for an answer.
-        decoding: how tokens are drawn.
-        ids: names of the rows, unequal as text; a word of the noise key. None: `default_ids`.
-        engine: "static" (length-sorted left-padded batches), "continuous" (paged cache: a row
-            that ends makes room for the next), "vllm" (a `VllmPair`; noise is vLLM's own, one
-            seed for each row), "auto": the model's
-            first: vLLM's for a pair in it, "continuous" on a GPU where all keys have one shape,
-            "static" elsewhere.
-        batch_size: rows computed at once. None: 64 when static, as many as fit when continuous.
-            Where memory runs out it is halved, and nothing is lost.
-        progress: show a bar with rows/s and tokens/s.
-
-    Returns:
-        list[Response]: in the order of `conversations`. A conversation that the template refuses,
-        whose prompt leaves no room for max_new_tokens, or to which a model answers with numbers
-        that are not finite, gives a Response with `error`.
-
-    Raises:
-        ValueError: an argument is out of its range, or two rows have the same id.
-        RuntimeError: the continuous engine stopped before all rows were answered, or a single row
-            does not fit into memory.
-
-    Source: order of one step and stop set: the authors' scripts (arXiv 2604.13538). Noise,
-    engines and rows with errors: ours.
-    """
-    _check(model, tokenizer, ids, len(conversations), engine, batch_size)
-    decoder = _decoder(model)
-    room = decoder.context, int(decoding.max_new_tokens)
-    prompts = [prompt_or_error(tokenizer, chat, *room) for chat in conversations]
-    if ids is None:
-        ids = default_ids([[] if isinstance(prompt, str) else prompt for prompt in prompts])
-    names = [str(name) for name in ids]
-    rows = {i: prompt for i, prompt in enumerate(prompts) if not isinstance(prompt, str)}
-    answers = {
-        i: Response(id=names[i], error=prompt)
-        for i, prompt in enumerate(prompts)
-        if isinstance(prompt, str)
-    }
-    keys = {i: noise_key(decoding.seed, names[i], decoding.sample) for i in rows}
-    stops = stop_ids(tokenizer, decoder.generation_config)
-    chosen = chosen_engine(model, engine)
-    logger.info("engine %s (asked for: %s)", chosen, engine)
-    step = Step(decoding, len(tokenizer), is_pair=decoder.is_contrast)
-    with decoder.deciding(decoding, tokenizer, stops) as ready:
-        meter = Meter(len(prompts), progress)
-        with meter.bar:
-            meter.add(rows=len(answers))
-            batch = Batch(step, rows, keys, batch_size, meter)
-            for i, drawn, logprobs in RUN[chosen](ready, batch):
-                answers[i] = _response(tokenizer, names[i], drawn, logprobs, stops)
-                meter.add(rows=1, tokens=len(answers[i].token_ids))
-    return [answers[i] for i in range(len(prompts))]
-
-
-def chosen_engine(model: PreTrainedModel | Decoder, engine: str = "auto") -> str:
-    """Return the engine that `generate` uses: the one asked for, or the model's first."""
-    return _decoder(model).engines[0] if engine == "auto" else engine
 
 
 def _decoder(model: PreTrainedModel | Decoder) -> Decoder:
@@ -237,7 +210,7 @@ def _decoder(model: PreTrainedModel | Decoder) -> Decoder:
 @torch.no_grad()
 def token_table(
     pair: ContrastivePair,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     conversation: Conversation,
     response: Response | str | Sequence[int],
 ) -> pd.DataFrame:
@@ -260,8 +233,6 @@ def token_table(
 
     Raises:
         ValueError: no pair, or an answer without tokens.
-
-    Source: ours.
     """
     if not hasattr(pair, "both_logits"):
         raise ValueError(
@@ -269,11 +240,11 @@ def token_table(
             "ContrastivePair of it and its amateur."
         )
     given = response.token_ids if isinstance(response, Response) else response
-    answer = answer_ids(tokenizer, given)
+    answer = models.answer_ids(tokenizer, given)
     prompt = prompt_ids(tokenizer, conversation)
     ids = torch.tensor([prompt + answer], device=pair.device)
     drawn = torch.tensor(answer, device=pair.device)[:, None]
-    with evaluating(pair):
+    with models.evaluating(pair):
         logits = [z[0, len(prompt) - 1 : -1] for z in pair.both_logits(ids)]
     logq = contrast(*logits, strength=pair.strength, plausibility=pair.plausibility)
     logp = [z.float().log_softmax(-1).gather(1, drawn)[:, 0].tolist() for z in logits]
@@ -292,11 +263,7 @@ def token_table(
 
 
 def _response(
-    tokenizer: PreTrainedTokenizerBase,
-    name: str,
-    drawn: list[int],
-    logprobs: list[float],
-    stops: Sequence[int],
+    tokenizer: Tokenizer, name: str, drawn: list[int], logprobs: list[float], stops: Sequence[int]
 ) -> Response:
     """Return what was drawn up to the first stop token, or an error where a draw had no numbers."""
     end = next((t for t, token in enumerate(drawn) if token in stops), len(drawn))
@@ -311,7 +278,7 @@ def _response(
         )
     return Response(
         id=name,
-        text=text_of(tokenizer, drawn[:end]),
+        text=models.text_of(tokenizer, drawn[:end]),
         token_ids=drawn[: end + 1],
         logprobs=logprobs,
         is_completed=end < len(drawn),
@@ -327,23 +294,9 @@ def check_engine(engine: str, batch_size: int | None) -> None:
 
 
 def _check(
-    model: PreTrainedModel | Decoder,
-    tokenizer: PreTrainedTokenizerBase,
-    ids: Sequence[Any] | None,
-    n: int,
-    engine: str,
-    batch_size: int | None,
+    decoder: Decoder, tokenizer: Tokenizer, ids: Sequence[Any] | None, n: int, stops: Sequence[int]
 ) -> None:
     """Raise ValueError for arguments of `generate` that none of n rows could be answered with."""
-    check_engine(engine, batch_size)
-    decoder = _decoder(model)
-    allowed = ("auto", *decoder.engines)
-    if engine not in allowed:
-        raise ValueError(
-            f"a {type(model).__name__} decodes with engine {', '.join(allowed)}; got {engine!r}. "
-            "vLLM loads its models itself: make a vllm_pair.VllmPair for it, a ContrastivePair "
-            "for the others."
-        )
     if tokenizer.chat_template is None:
         raise ValueError(
             "expected a tokenizer with a chat template; got none. Use the expert's tokenizer, or "
@@ -353,13 +306,12 @@ def _check(
         raise ValueError(
             f"expected an id for each of {n} conversations; got {len(ids)}. Give as many, or None."
         )
-    twice = [name for name, times in Counter(map(str, ids or ())).items() if times > 1]
-    if twice:
+    if twice := [name for name, times in Counter(map(str, ids or ())).items() if times > 1]:
         raise ValueError(
             f"ids must be unique, for equal ids share their noise; got more than once: "
             f"{', '.join(sorted(twice)[:10])}. Rename them, or pass None."
         )
-    if not stop_ids(tokenizer, decoder.generation_config):
+    if not stops:
         raise ValueError(
             "expected a stop token from the tokenizer or the expert's generation_config; got none. "
             "Set tokenizer.eos_token or generation_config.eos_token_id."

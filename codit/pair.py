@@ -12,7 +12,7 @@ expert alone. At strength 0 the amateur is not run at all.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,41 +21,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    Cache,
-    DynamicCache,
-    GenerationMixin,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.generation.continuous_batching import PagedAttentionCache
 from transformers.masking_utils import create_masks_for_generate
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from codit.contrast import contrast
-from codit.engine.cache import (
-    PagedHalf,
-    check_paged,
-    engines,
-    halves,
-    joint_config,
-    n_layers,
-    reach,
-)
-from codit.engine.models import check_tokenizers as check_tokenizers
+from codit.engine import sparse as few
+from codit.engine.cache import PagedHalf, check_paged, engines, halves, joint_config, reach
+from codit.engine.models import evaluating, read_pair, write_pair
 from codit.engine.models import load_tokenizer as load_tokenizer
-from codit.engine.models import read_pair, write_pair
-from codit.engine.sampling import undisturbed
-from codit.engine.sparse import (
-    Candidates,
-    can_gather,
-    candidates,
-    contrast_candidates,
-    float32_logits,
-    logits_at,
-    pays,
-)
 from codit.recipes import Decoding
 
 
@@ -63,13 +39,11 @@ from codit.recipes import Decoding
 class PairOutput(CausalLMOutputWithPast):
     """What a pair returns: `logits`, `past_key_values`, and `candidates` in place of logits."""
 
-    candidates: Candidates | None = None
+    candidates: few.Candidates | None = None
 
 
 class ContrastivePair(PreTrainedModel, GenerationMixin):
     """Two models that behave as one causal LM; its logits are log q of `contrast.contrast`.
-
-    log q(v) = log p_E(v) - beta log p_A(v) + const for plausible v, -inf otherwise
 
     `strength` and `plausibility` are attributes and may be set at any time; for one call use
     `with pair.override(...)`.
@@ -84,9 +58,9 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
 
     Raises:
         ValueError: models that cannot share a cache, or a number out of range.
-
-    Source: CoDIT (arXiv 2604.13538) for the distribution; the one model around it: ours.
     """
+
+    is_contrast = True
 
     def __init__(
         self,
@@ -101,7 +75,7 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
             setattr(self, flag, getattr(expert, flag))  # read by the next line's checks
         super().__init__(joint_config(expert.config, amateur.config, vocab_size=vocab_size))
         self.vocab_size = self.config.vocab_size
-        self.expert_layers, self.layers = n_layers(expert.config), n_layers(self.config)
+        self.expert_layers = expert.config.get_text_config(decoder=True).num_hidden_layers
         self.expert, self.amateur = expert, amateur
         self.generation_config = copy.deepcopy(expert.generation_config)
         for name in {"hf_quantizer", "quantization_method", "hf_device_map"} & set(vars(expert)):
@@ -113,15 +87,9 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
 
     @contextmanager
     def override(self, **values: Any) -> Iterator[ContrastivePair]:
-        """Give the pair other values for the length of a `with` block, and yield it.
+        """Give the pair another strength, plausibility or both for a `with` block, and yield it.
 
         Not seen by CUDA graphs that a persistent manager of `generate_batch` captured before.
-
-        Args:
-            **values: strength, plausibility or both.
-
-        Raises:
-            ValueError: an unknown name, or a number out of range.
         """
         if unknown := ", ".join(sorted(set(values) - {"strength", "plausibility"})):
             raise ValueError(
@@ -129,15 +97,11 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
             )
         before = {name: getattr(self, name) for name in values}
         try:
-            for name, value in values.items():
-                setattr(self, name, value)
+            vars(self).update(values)
             self.check_values()
             yield self
         finally:
-            for name, value in before.items():
-                setattr(self, name, value)
-
-    is_contrast = True
+            vars(self).update(before)
 
     @property
     def context(self) -> int | None:
@@ -150,12 +114,10 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
         return engines(self.device, self.expert.config, self.amateur.config)
 
     @contextmanager
-    def deciding(
-        self, decoding: Decoding, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int]
-    ) -> Iterator[ContrastivePair]:
-        """Decode as `decoding` says and nothing else does, for the length of a `with` block."""
+    def deciding(self, decoding: Decoding) -> Iterator[ContrastivePair]:
+        """Contrast as `decoding` says, without dropout, for the length of a `with` block."""
         numbers = {"strength": decoding.strength, "plausibility": decoding.plausibility}
-        with self.override(**numbers), undisturbed(self, decoding, tokenizer, stops):
+        with self.override(**numbers), evaluating(self):
             yield self
 
     def forward(
@@ -190,9 +152,6 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
         Returns:
             PairOutput: logits float32 [B, T or kept, vocab_size], nats; the cache. With `sparse`,
             one of logits and candidates is None; candidates have B · (T or kept) rows.
-
-        Raises:
-            ValueError: no ids, labels, or a cache that does not fit.
         """
         given = [name for name in ("inputs_embeds", "labels") if kwargs.get(name) is not None]
         if input_ids is None or given:
@@ -204,9 +163,9 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         caches = (None, None) if past_key_values is None else self._halves(past_key_values)
-        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
-        inputs |= {"position_ids": position_ids, "use_cache": use_cache}
-        inputs |= {"logits_to_keep": logits_to_keep, **kwargs, "return_dict": True}
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}
+        inputs |= {"position_ids": position_ids, "use_cache": use_cache, "return_dict": True}
+        inputs |= {"logits_to_keep": logits_to_keep}
         expert_logits = self._logits(self.expert, past_key_values=caches[0], **inputs)
         paged = isinstance(inputs.get("cache"), PagedAttentionCache)
         if paged:
@@ -221,17 +180,17 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
 
     def _contrasted(
         self, expert_logits: Tensor, inputs: dict[str, Any], *, fixed_shapes: bool
-    ) -> tuple[Tensor | None, Candidates | None]:
+    ) -> tuple[Tensor | None, few.Candidates | None]:
         """Run the amateur, and contrast: on the plausible ids alone where they are few, else all.
 
         The amateur is run here, because what it has to compute depends on what is plausible.
         """
         found = amateur_logits = at_ids = None
         if not fixed_shapes:
-            found = candidates(expert_logits.flatten(0, -2), plausibility=self.plausibility)
+            found = few.candidates(expert_logits.flatten(0, -2), plausibility=self.plausibility)
         if self.needs_amateur and found is not None and self.gathers_head:
-            run = partial(self._logits, self.amateur, **inputs)
-            at_ids = logits_at(self.amateur, found, run)
+            run = partial(self._logits, **inputs)
+            at_ids = few.logits_at(self.amateur, found, run)
         elif self.needs_amateur:
             amateur_logits = self._logits(self.amateur, **inputs).to(expert_logits.device)
             if found is not None:
@@ -239,9 +198,12 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
                 if at_ids.isneginf().any():  # the floor of `contrast` has to mend it
                     found = None
         if found is not None:
-            return None, contrast_candidates(found, at_ids, strength=self.strength)
+            return None, few.contrast_candidates(found, at_ids, strength=self.strength)
+        return self._contrast(expert_logits, amateur_logits), None
+
+    def _contrast(self, expert_logits: Tensor, amateur_logits: Tensor | None) -> Tensor:
         numbers = {"strength": self.strength, "plausibility": self.plausibility}
-        return contrast(expert_logits, amateur_logits, **numbers), None
+        return contrast(expert_logits, amateur_logits, **numbers)
 
     @torch.no_grad()
     def both_logits(
@@ -265,14 +227,13 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
 
     def check_values(self) -> None:
         """Raise ValueError unless strength and plausibility are in range."""
-        nothing = torch.zeros(1, 1)
-        contrast(nothing, nothing, strength=self.strength, plausibility=self.plausibility)
+        self._contrast(torch.zeros(1, 1), torch.zeros(1, 1))
 
     @property
     def gathers_head(self) -> bool:
         """Whether the amateur's output projection is computed for plausible ids only."""
-        wanted = pays(self.amateur) if self.gather_head is None else self.gather_head
-        return wanted and can_gather(self.amateur)
+        wanted = few.pays(self.amateur) if self.gather_head is None else self.gather_head
+        return wanted and few.can_gather(self.amateur)
 
     @property
     def needs_amateur(self) -> bool:
@@ -283,16 +244,15 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
         """Run one model, on its own device, and cut its logits to the ids that are tokens."""
         device = model.device  # looked up once: it walks through the parameters
         if device.type != "meta":  # offloaded: its hooks move them
-            inputs = {
-                name: value.to(device) if isinstance(value, Tensor) else value
-                for name, value in inputs.items()
-            }
-        with float32_logits(model):
+            tensors = {name: v for name, v in inputs.items() if isinstance(v, Tensor)}
+            inputs |= {name: tensor.to(device) for name, tensor in tensors.items()}
+        with few.float32_logits(model):
             return model(**inputs).logits[..., : self.vocab_size]
 
     def _halves(self, cache: Cache) -> tuple[Cache, Cache]:
         """Return the expert's and the amateur's view of a cache."""
-        return halves(cache, first=self.expert_layers, total=self.layers, both=self.needs_amateur)
+        sizes = {"first": self.expert_layers, "total": self.config.num_hidden_layers}
+        return halves(cache, **sizes, both=self.needs_amateur)
 
     def create_masks_for_generate(
         self, config: PreTrainedConfig, past_key_values: Cache, **kwargs: Any
@@ -360,7 +320,7 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
         return cls(*models, **values)
 
     def save_pretrained(
-        self, folder: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None, **save: Any
+        self, folder: str | Path, *, tokenizer: Tokenizer | None = None, **save: Any
     ) -> None:
         """Write folder/expert, folder/amateur (safetensors) and, last, folder/pair.json.
 
@@ -371,5 +331,4 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
         """
         names = ("strength", "plausibility", "vocab_size")
         values = {name: getattr(self, name) for name in names}
-        save |= {"generation_config": self.generation_config, "tokenizer": tokenizer}
-        write_pair(folder, (self.expert, self.amateur), values, **save)
+        write_pair(folder, self, values, tokenizer=tokenizer, **save)

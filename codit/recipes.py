@@ -2,9 +2,8 @@
 
 A recipe holds every value that changes a result and nothing else. Recipes nest: the recipe of a
 student holds the recipe of its dataset, which holds the recipe of its teacher, so a key changes
-when anything upstream does. This module knows nothing of torch, files' formats or notebooks.
-
-What a file or a folder holds, as one hash.
+when anything upstream does; a file or a folder counts by its content. This module knows nothing of
+torch, files' formats or notebooks. Values and choices without a source are ours.
 """
 
 from __future__ import annotations
@@ -19,8 +18,7 @@ from typing import Any, ClassVar, TypeAlias
 
 from codit.files import versions
 
-Recipe: TypeAlias = Any
-"""A recipe of the kind that its field's docstring tells, of this module or of another."""
+Recipe: TypeAlias = Any  # of the kind that the field's comment tells, of this module or another
 
 
 def check_range(name: str, value: float, low: float, high: float) -> None:
@@ -43,8 +41,8 @@ class Decoding:
         top_p: nucleus of the contrastive distribution after temperature. 1: the authors' scripts.
         top_k: keep the k best contrastive scores, 0 for all. The authors use none.
         max_new_tokens: response limit in tokens. 4096: the authors' scripts.
-        seed: first word of the noise key. (ours: the authors draw a random seed)
-        sample: number of the response among several to one prompt; a word of the noise key. (ours)
+        seed: first word of the noise key; the authors draw a random seed.
+        sample: number of the response among several to one prompt; a word of the noise key.
     """
 
     strength: float = 1.0
@@ -109,24 +107,20 @@ class HubPrompts:
 class Pair:
     """Expert and amateur of one teacher. Which strength and plausibility: see `Decoding`."""
 
-    expert: Recipe
-    amateur: Recipe
+    expert: Recipe  # of one model: Model, Training, or the world's Pretraining
+    amateur: Recipe  # of one model, likewise
     allow_renamed: bool = False
     version: ClassVar[int] = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Synthesis:
-    """A dataset of responses: prompts answered by a pair.
-
-    Args:
-        n_samples: responses to each prompt; sample k of `decoding.sample + k`.
-    """
+    """A dataset of responses: prompts answered by a pair."""
 
     pair: Pair
-    prompts: Recipe
+    prompts: Recipe  # of prompts: File, HubPrompts, or the world's WorldPrompts
     decoding: Decoding = Decoding()
-    n_samples: int = 1
+    n_samples: int = 1  # responses to each prompt: sample numbers from `decoding.sample` on
     version: ClassVar[int] = 1
 
 
@@ -144,8 +138,8 @@ class Training:
             the base has none. None: the base's own.
     """
 
-    base: Recipe
-    data: Recipe
+    base: Recipe  # of one model: Model, Training, or the world's Pretraining
+    data: Recipe  # of prompts with answers: Synthesis, or one of another room, as world's Answers
     template: Model | File | None = None
     learning_rate: float = 1e-5
     epochs: float = 2.0
@@ -160,9 +154,9 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class Addition:
-    """A model with a chat vector added: target + scale (expert - amateur). Scales ours."""
+    """A model with a chat vector added: target + scale (expert - amateur)."""
 
-    target: Recipe
+    target: Recipe  # of one model: Model, Training, or the world's Pretraining
     vector: Pair
     scale: float = 1.0
     version: ClassVar[int] = 1
@@ -172,8 +166,8 @@ class Addition:
 class Evaluation:
     """Answers of one model to held-out prompts, scored by the world's verifier."""
 
-    model: Recipe
-    prompts: Recipe
+    model: Recipe  # of one model: Model, Training, Addition, or the world's Pretraining
+    prompts: Recipe  # of prompts: the world's WorldPrompts
     decoding: Decoding = Decoding(
         strength=0.0, plausibility=0.0, temperature=0.0, max_new_tokens=128
     )
@@ -183,12 +177,8 @@ class Evaluation:
 def key(recipe: Any) -> str:
     """Return the name of a recipe's result: 16 hexadecimal digits of SHA-256.
 
-    Args:
-        recipe: one of this module's dataclasses.
-
-    Returns:
-        str: equal recipes give equal keys; a field, a nested field, a `version` or the content
-        of an input file that differs gives another key.
+    A field, a nested field, a `version` or the content of an input file that differs gives another
+    key.
 
     Raises:
         ValueError: a field holds something that has no canonical form.
@@ -250,19 +240,7 @@ def manifest(recipe: Any, **extra: Any) -> dict[str, Any]:
 
 
 def sha256(path: str | Path) -> str:
-    """Return the SHA-256 of a file, or of a folder's files with their relative names.
-
-    Args:
-        path: a file, or a folder that is walked.
-
-    Returns:
-        str: hexadecimal.
-
-    Raises:
-        FileNotFoundError: there is nothing.
-
-    Source: ours.
-    """
+    """Return the SHA-256 of a file, or of a folder's files with their relative names."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"expected an input file or folder at {path}; there is none.")

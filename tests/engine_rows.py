@@ -24,16 +24,14 @@ def step(width: int = 40, *, is_pair: bool = False, **decoding: float) -> Step:
 
 
 def model_and_step(**decoding: float) -> tuple[object, Step]:
-    """A tiny model that stops at no token, and a step of 12 tokens."""
-    model = tiny.model("llama", seed=3, scale=4.0)
-    model.generation_config.eos_token_id = -1
-    model.generation_config.max_new_tokens = 12
-    return model, step(280, max_new_tokens=12, **decoding)
+    """A tiny model, and a step of 12 tokens."""
+    return tiny.model("llama", seed=3, scale=4.0), step(280, max_new_tokens=12, **decoding)
 
 
-def batch(how: Step, size: int | None = None, rows=PROMPTS) -> Batch:
-    """What an engine is asked for."""
-    return Batch(how, rows, KEYS, size, Meter(4, shown=False))
+def batch(how: Step, size: int | None = None, rows=PROMPTS, keys=KEYS, stops=(-1,)) -> Batch:
+    """What an engine is asked for; no token stops it unless some are named."""
+    meter = Meter(len(rows), shown=False)
+    return Batch(step=how, rows=rows, keys=keys, stops=stops, pad=0, size=size, meter=meter)
 
 
 def drawn_by(engine, batch_size: int | None = None, prompts=None) -> dict[int, tuple]:

@@ -15,10 +15,11 @@ from scipy import stats
 from codit import decode
 from codit.contrast import contrast
 from codit.decode import Response, generate, prompt_ids, token_table
-from codit.engine.sampling import Batch, Meter, Step, noise_key, uniforms
+from codit.engine.sampling import Step, noise_key, uniforms
 from codit.engine.static import static
 from codit.recipes import Decoding
 from tests import tiny
+from tests.engine_rows import batch
 
 TOKENIZER = tiny.tokenizer()
 TEXTS = ("the cat", "is it in the house? " * 6, "ten", "and then there were ten of them", "mat")
@@ -175,12 +176,9 @@ def test_first_tokens_are_as_frequent_as_contrast_says():
     n, how, pair = 20_000, Decoding(max_new_tokens=1), tiny.pair("llama")
     prompt = prompt_ids(TOKENIZER, CHATS[0])
     keys = {row: noise_key(0, f"{row}", 0) for row in range(n)}
-    pair.generation_config.max_new_tokens = 1
     step = Step(how, len(TOKENIZER), is_pair=True)
-    batch = Batch(step, dict.fromkeys(keys, prompt), keys, 2000, Meter(n, shown=False))
-    drawn = np.bincount(
-        [tokens[0] for _, tokens, _ in static(pair, batch)], minlength=len(TOKENIZER)
-    )
+    rows = static(pair, batch(step, 2000, dict.fromkeys(keys, prompt), keys))
+    drawn = np.bincount([tokens[0] for _, tokens, _ in rows], minlength=len(TOKENIZER))
     logits = [z[:, -1] for z in pair.both_logits(torch.tensor([prompt]))]
     q = contrast(*logits, strength=1.0, plausibility=0.01).exp()[0].double().numpy()
     assert drawn[q == 0].sum() == 0

@@ -3,7 +3,7 @@
 A generation loop knows one model, one config and one cache. The config of `joint_config` has the
 layers of both models, so the loop allocates, grows, reorders and crops the keys of both; each model
 is then handed a view of its own half. Views share the cache's layers and copy nothing, and no model
-is changed, so both still work alone.
+is changed, so both still work alone. What has no source is ours.
 """
 
 from __future__ import annotations
@@ -27,22 +27,9 @@ def joint_config(
 ) -> PreTrainedConfig:
     """Return a config from which a cache for both models can be made.
 
-    layers = the expert's, then the amateur's;  vocabulary = ids 0 .. vocab_size - 1
-
-    Args:
-        expert: config of the expert; all else is copied from it.
-        amateur: config of the amateur.
-        vocab_size: number of ids that are tokens, at most the narrower model's logits. None: as
-            many as that.
-
-    Returns:
-        PreTrainedConfig: of the expert's class; of its text part where it reads images as well.
-
-    Raises:
-        ValueError: two architectures, layers that are no attention, two sliding windows,
-            or a vocabulary wider than a model's logits.
-
-    Source: ours.
+    Its layers are the expert's, then the amateur's; all else is the expert's (of a model that reads
+    images, its text part's). vocab_size: number of ids that are tokens, at most the narrower
+    model's logits (None: that). Models that cannot share a cache are refused.
     """
     if type(expert) is not type(amateur):
         raise ValueError(
@@ -56,47 +43,26 @@ def joint_config(
         types, arguments = get_layer_types_and_kwargs(half.get_text_config(decoder=True))
         kinds += types
         windows |= {values["sliding_window"] for values in arguments if "sliding_window" in values}
-    _check_layers(kinds, windows)
+    width = shared_width(expert, amateur)
+    vocab_size = width if vocab_size is None else vocab_size
+    _check(kinds, windows, vocab_size, width)
     joint = copy.deepcopy(expert.get_text_config(decoder=True))
     joint.name_or_path = expert.name_or_path
-    joint.vocab_size = _checked_vocabulary(expert, amateur, vocab_size)
-    joint.num_hidden_layers, joint.layer_types = len(kinds), kinds
+    joint.vocab_size, joint.num_hidden_layers = vocab_size, len(kinds)
+    joint.layer_types = kinds
     return joint
 
 
 def n_layers(config: PreTrainedConfig) -> int:
-    """Return the number of layers of the part of a model that writes text.
-
-    Args:
-        config: any causal LM's, also one that reads images as well.
-
-    Returns:
-        int: its decoder's layers.
-
-    Source: ours.
-    """
+    """Return the number of layers of the part of a model that writes text."""
     return config.get_text_config(decoder=True).num_hidden_layers
 
 
 def halves(cache: Cache, *, first: int, total: int, both: bool) -> tuple[Cache, Cache]:
     """Return the expert's and the amateur's view of a cache.
 
-    expert: layers 0 .. first - 1;  amateur: layers first .. total - 1, numbered from 0
-
-    Args:
-        cache: made for `total` layers, or one that grows as it is used.
-        first: number of the expert's layers.
-        total: number of both models' layers.
-        both: whether the amateur is about to be run as well.
-
-    Returns:
-        (Cache, Cache): views that share the cache's layers.
-
-    Raises:
-        ValueError: a cache of another number of layers, an offloaded cache, or one that the
-            expert alone has filled while `both` is True.
-
-    Source: ours.
+    The expert's are the `first` layers of `total`, the amateur's the rest, numbered from 0. `both`
+    says that the amateur is about to be run as well: then both must have read the same tokens.
     """
     if cache.layer_class_to_replicate is not None:  # DynamicCache() adds layers as it is used
         while len(cache.layers) < total:
@@ -124,15 +90,6 @@ def check_paged(expert: PreTrainedConfig, amateur: PreTrainedConfig) -> None:
     """Refuse two models whose keys differ in shape: one paged cache has pages of one shape.
 
     Dynamic and static caches hold such a pair, layer by layer.
-
-    Args:
-        expert: config of the expert.
-        amateur: config of the amateur.
-
-    Raises:
-        ValueError: another number of key heads, or another head size.
-
-    Source: ours.
     """
     shapes = [paged_shape(config) for config in (expert, amateur)]
     if shapes[0] != shapes[1]:
@@ -143,16 +100,7 @@ def check_paged(expert: PreTrainedConfig, amateur: PreTrainedConfig) -> None:
 
 
 def paged_shape(config: PreTrainedConfig) -> tuple[int, int]:
-    """Return the shape of a token's keys in one layer, which the pages of a cache share.
-
-    Args:
-        config: a causal LM's.
-
-    Returns:
-        (int, int): key heads and head size.
-
-    Source: ours.
-    """
+    """Return the shape (key heads, head size) of a token's keys in one layer."""
     text = config.get_text_config(decoder=True)
     return find_num_key_value_heads(text), find_head_dim(text)
 
@@ -160,11 +108,16 @@ def paged_shape(config: PreTrainedConfig) -> tuple[int, int]:
 def engines(device: torch.device, *configs: PreTrainedConfig) -> tuple[str, ...]:
     """Return the engines of `decode` for models in this process, the quicker one first.
 
-    On a GPU continuous batching, where all keys have one shape; static batches elsewhere: they were
+    Continuous batching on a GPU where all keys have one shape; elsewhere static batches, which were
     quicker on a CPU.
     """
     paged = device.type == "cuda" and len({paged_shape(config) for config in configs}) == 1
     return ("continuous", "static") if paged else ("static", "continuous")
+
+
+def shared_width(*configs: PreTrainedConfig) -> int:
+    """Return how many ids all of these models have logits for."""
+    return min(config.get_text_config(decoder=True).vocab_size for config in configs)
 
 
 def reach(*configs: PreTrainedConfig) -> int | None:
@@ -179,8 +132,6 @@ class GrowingLayer(DynamicLayer):
 
     The library's own layer copies all keys and values at each step. `keys` and `values` are views
     of a room, so whatever shortens or replaces them works as it does there.
-
-    Source: ours.
     """
 
     def __init__(self) -> None:
@@ -219,32 +170,16 @@ def _fits(held: Tensor, room: Tensor, tokens: int) -> bool:
 
 
 def growing_cache(config: PreTrainedConfig) -> DynamicCache:
-    """Return an empty cache whose layers of full attention make room ahead.
-
-    Args:
-        config: a causal LM's or a pair's.
-
-    Returns:
-        DynamicCache: the library's for this config, with `GrowingLayer`s.
-
-    Source: ours.
-    """
+    """Return the library's empty cache with `GrowingLayer`s as its layers of full attention."""
     cache = DynamicCache(config=config)
-    cache.layers = [
-        GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers
-    ]
+    for i, layer in enumerate(cache.layers):
+        if type(layer) is DynamicLayer:
+            cache.layers[i] = GrowingLayer()
     return cache
 
 
 class PagedHalf(PagedAttentionCache):
-    """The amateur's view of the paged cache of continuous batching.
-
-    Args:
-        whole: the cache of both models.
-        first: number of the expert's layers, which come before the amateur's.
-
-    Source: ours.
-    """
+    """The amateur's view of both models' paged cache: its layers come after the `first` ones."""
 
     def __init__(self, whole: PagedAttentionCache, *, first: int) -> None:
         self.whole, self.first = whole, first  # super().__init__ would allocate a second cache
@@ -262,8 +197,8 @@ def _length(view: Cache) -> int:
     return -1 if isinstance(length, Tensor) else length
 
 
-def _check_layers(kinds: list[str], windows: set[int]) -> None:
-    """Raise ValueError unless all layers can live in one cache."""
+def _check(kinds: list[str], windows: set[int], vocab_size: int, width: int) -> None:
+    """Raise ValueError unless all layers can live in one cache and all ids have logits."""
     if others := set(kinds) - {"full_attention", "sliding_attention"}:
         raise ValueError(
             "a pair shares a cache of full and sliding attention; got layers of kind "
@@ -275,17 +210,8 @@ def _check_layers(kinds: list[str], windows: set[int]) -> None:
             "configs the same sliding_window."
         )
 
-
-def _checked_vocabulary(
-    expert: PreTrainedConfig, amateur: PreTrainedConfig, vocab_size: int | None
-) -> int:
-    """Return the number of ids of a pair."""
-    width = min(c.get_text_config(decoder=True).vocab_size for c in (expert, amateur))
-    if vocab_size is None:
-        return width
     if not 0 < vocab_size <= width:
         raise ValueError(
             f"vocab_size must lie in 1..{width}, the narrower model's logits; got {vocab_size}. "
             "A tokenizer with more ids than a model has logits does not belong to it."
         )
-    return vocab_size

@@ -18,10 +18,8 @@ from codit.engine.cache import n_layers, paged_shape
 
 logger = logging.getLogger(__name__)
 
-USED = 0.8
-"""Share of the free memory that caches may take: activations and growth need the rest."""
-VECTORS = 4
-"""Float32 vectors of the vocabulary that a row needs at a step: logits, mask, copies."""
+USED = 0.8  # share of the free memory that caches may take: activations and growth need the rest
+VECTORS = 4  # of the vocabulary, float32, that a row needs at a step: logits, mask, copies
 PUBLISHED = {  # name: (bytes per second, bfloat16 operations per second without sparsity)
     "H100": (3.35e12, 989e12),  # NVIDIA H100 datasheet, SXM: 3.35 TB/s; 1,979 TFLOPS with sparsity
     "H200": (4.8e12, 989e12),  # NVIDIA H200 datasheet, SXM: 4.8 TB/s; the same compute
@@ -38,8 +36,7 @@ def n_weights(config: PreTrainedConfig) -> int:
 def n_read(config: PreTrainedConfig) -> int:
     """Return the weights that every token is multiplied with: all but the embedding, and the head.
 
-    Raises:
-        ValueError: a mixture of experts, of which a step reads what its tokens choose.
+    A mixture of experts is refused: a step reads what its tokens choose.
     """
     if getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None):
         raise ValueError(
@@ -80,10 +77,6 @@ def cache_bytes(config: PreTrainedConfig, itemsize: int) -> int:
     """Return the bytes that one token takes in a model's cache; sliding windows may need less.
 
     bytes = 2 · layers · key-value heads · head size · itemsize
-
-    Args:
-        config: of a causal LM; of a pair, whose layers are both models'.
-        itemsize: bytes of a number.
     """
     heads, size = paged_shape(config)
     return 2 * n_layers(config) * heads * size * itemsize
@@ -102,14 +95,8 @@ def rows_that_fit(model: PreTrainedModel, tokens: int, *, most: int) -> int:
 
     rows · (tokens · bytes of a token in all caches + vectors of the vocabulary) <= .8 · free
 
-    Args:
-        model: a pair, whose two caches count, or a causal LM.
-        tokens: of a row's prompt and response at their longest.
-        most: the answer where memory is plenty.
-
-    Returns:
-        int: at least 1, at most `most`. Coarse on purpose: a little more or less free memory
-        should not change which rows are computed together.
+    `tokens` are of a row's prompt and response at their longest. At least 1, and coarse on purpose:
+    a little more or less free memory should not change which rows are computed together.
     """
     width = model.config.get_text_config(decoder=True).vocab_size
     row = tokens * cache_bytes(model.config, model.dtype.itemsize) + VECTORS * width * 4

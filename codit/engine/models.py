@@ -1,8 +1,7 @@
-"""The two models of a pair on disk: loading them from names or from a saved pair, and saving.
+"""Models and tokenizers around the arithmetic: loaded, compared, saved, and asked in token ids.
 
-The tokenizer of a pair: loading it, agreement of two, ids that stop and ids that are special.
-
-From a conversation to the token ids of its prompt, and from an answer's ids to text.
+A pair on disk and its two models; do two tokenizers agree, which ids stop; from a conversation to
+the ids of its prompt, and from an answer's ids to text. What has no source is ours.
 """
 
 from __future__ import annotations
@@ -17,13 +16,15 @@ from typing import Any
 import jinja2
 import torch
 from safetensors import SafetensorError
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from codit.engine.cache import shared_width
+
+logger = logging.getLogger(__name__)
+
+Conversation = Sequence[Mapping[str, str]]
+PAIR_FILE = "pair.json"  # its presence marks the folder of a saved pair
 
 
 def read_pair(
@@ -34,25 +35,12 @@ def read_pair(
     allow_renamed: bool = False,
     **load: Any,
 ) -> tuple[PreTrainedModel, PreTrainedModel, dict[str, Any]]:
-    """Load expert and amateur, after comparing their tokenizers.
-
-    Args:
-        expert: Hub name or folder; or, without `amateur`, the folder of a saved pair.
-        amateur: Hub name or folder.
-        revisions: the expert's and the amateur's commit, tag or branch.
-        allow_renamed: see `codit.engine.models.check_tokenizers`.
-        **load: handed to both models' `from_pretrained`; trust_remote_code is False by default.
+    """Load expert and amateur, or without an amateur a saved pair: see `pair.from_pretrained`.
 
     Returns:
         (PreTrainedModel, PreTrainedModel, dict): the models, and what else the pair is made with:
         the saved pair's values, or vocab_size of the expert's tokenizer. The expert's generation
         config stops at its tokenizer's stop token too.
-
-    Raises:
-        ValueError: one revision for two models, no saved pair, tokenizers that disagree, or a model
-            that cannot be loaded.
-
-    Source: the authors' pairs share a tokenizer; the checks: ours.
     """
     if "revision" in load:
         raise ValueError(
@@ -61,112 +49,54 @@ def read_pair(
         )
     trust = load.setdefault("trust_remote_code", False)
     if amateur is None:
-        values = _saved_values(expert)
-        expert, amateur, tokenizer = Path(expert) / "expert", Path(expert) / "amateur", None
+        file, tokenizer = Path(expert) / PAIR_FILE, None
+        if not file.is_file():
+            raise ValueError(
+                f"one name loads a saved pair, a folder with {PAIR_FILE}; got {expert}. Name the "
+                "amateur too, or make the folder with ContrastivePair.save_pretrained."
+            )
+        values = json.loads(file.read_text(encoding="utf-8"))
+        expert, amateur = file.with_name("expert"), file.with_name("amateur")
     else:
         tokenizer, other = (
             load_tokenizer(name, revision=revision, trust_remote_code=trust)
             for name, revision in zip((expert, amateur), revisions, strict=True)
         )
         check_tokenizers(tokenizer, other, allow_renamed=allow_renamed)
-        values = {"vocab_size": len(tokenizer)}
     models = [
         read_model(name, revision=revision, **load)
         for name, revision in zip((expert, amateur), revisions, strict=True)
     ]
     if tokenizer is not None:
-        # Some tokenizers name an added token more than their text model has logits (Gemma 3 1B).
-        width = min(m.config.get_text_config(decoder=True).vocab_size for m in models)
-        if set(range(width, len(tokenizer))) <= set(tokenizer.added_tokens_decoder):
-            values["vocab_size"] = min(len(tokenizer), width)
+        values = {"vocab_size": n_ids(tokenizer, shared_width(*(m.config for m in models)))}
         config = models[0].generation_config
-        config.eos_token_id, config.pad_token_id = (
-            stop_ids(tokenizer, config),
-            tokenizer.pad_token_id,
-        )
+        config.eos_token_id = stop_ids(tokenizer, config)
+        config.pad_token_id = tokenizer.pad_token_id
     return models[0], models[1], values
 
 
 def read_model(name: str | Path, *, revision: str | None = None, **load: Any) -> PreTrainedModel:
-    """Load one causal language model.
-
-    Args:
-        name: Hub name or folder.
-        revision: commit, tag or branch.
-        **load: handed to `from_pretrained`.
-
-    Returns:
-        PreTrainedModel: as transformers loads it.
-
-    Raises:
-        ValueError: there is no such model, or its files are not whole.
-
-    Source: ours.
-    """
+    """Load one causal language model by Hub name or folder; ValueError where that fails."""
     with loading("weights", name):
         return AutoModelForCausalLM.from_pretrained(name, revision=revision, **load)
 
 
 def write_pair(
-    folder: str | Path,
-    models: tuple[PreTrainedModel, PreTrainedModel],
-    values: dict[str, Any],
-    *,
-    generation_config: GenerationConfig,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    **save: Any,
+    folder: str | Path, pair: Any, values: dict[str, Any], *, tokenizer: Any = None, **save: Any
 ) -> None:
-    """Write folder/expert, folder/amateur (safetensors) and, last, folder/pair.json.
-
-    Args:
-        folder: made if missing.
-        models: expert and amateur.
-        values: what `ContrastivePair` is made with besides, as JSON can hold it.
-        generation_config: the pair's, saved as the expert's.
-        tokenizer: the expert's, saved beside both models. None: models only.
-        **save: handed to both models' `save_pretrained`.
-
-    Source: ours.
-    """
+    """Write folder/expert, folder/amateur (safetensors) and, last, folder/pair.json with values."""
     folder = Path(folder)
-    for name, model in zip(("expert", "amateur"), models, strict=True):
-        model.save_pretrained(folder / name, **save)
+    for name in ("expert", "amateur"):
+        getattr(pair, name).save_pretrained(folder / name, **save)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder / name)
-    generation_config.save_pretrained(folder / "expert")
+    pair.generation_config.save_pretrained(folder / "expert")
     (folder / PAIR_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-def _saved_values(folder: str | Path) -> dict[str, Any]:
-    """Return what the file of a saved pair says."""
-    file = Path(folder) / PAIR_FILE
-    if not file.is_file():
-        raise ValueError(
-            f"one name loads a saved pair, a folder with {PAIR_FILE}; got {folder}. Name the "
-            "amateur too, or make the folder with ContrastivePair.save_pretrained."
-        )
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-PAIR_FILE = "pair.json"
-"""Its presence marks the folder of a saved pair."""
-
-log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
 def loading(part: str, name: str | Path) -> Iterator[None]:
-    """Say what could not be loaded from where, in place of what the libraries say.
-
-    Args:
-        part: "tokenizer" or "weights".
-        name: Hub name or folder.
-
-    Raises:
-        ValueError: in place of whatever a missing or broken file makes the libraries raise.
-
-    Source: ours.
-    """
+    """Say that the "tokenizer" or "weights" of a name could not be loaded, and why: ValueError."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -191,7 +121,7 @@ def _reason(part: str, name: str | Path, error: Exception) -> str:
 
 def load_tokenizer(
     name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
-) -> PreTrainedTokenizerBase:
+) -> Tokenizer:
     """Load a tokenizer that pads on the left, as generation in batches needs it.
 
     Args:
@@ -200,19 +130,19 @@ def load_tokenizer(
         trust_remote_code: run code that the repository brings.
 
     Returns:
-        PreTrainedTokenizerBase: with a padding token; the stop token where it had none.
+        Tokenizer: with a padding token; the stop token where it had none.
 
     Raises:
         ValueError: it cannot be loaded.
-
-    Source: ours. The side is given to `from_pretrained`, because a side that is set later is lost
-    when the tokenizer is saved.
     """
     if (Path(name) / PAIR_FILE).is_file():
         name = Path(name) / "expert"
     with loading("tokenizer", name):
         tokenizer = AutoTokenizer.from_pretrained(
-            name, revision=revision, padding_side="left", trust_remote_code=trust_remote_code
+            name,
+            revision=revision,
+            padding_side="left",  # set later it would be lost when the tokenizer is saved
+            trust_remote_code=trust_remote_code,
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -220,14 +150,9 @@ def load_tokenizer(
 
 
 def check_tokenizers(
-    expert_tokenizer: PreTrainedTokenizerBase,
-    amateur_tokenizer: PreTrainedTokenizerBase,
-    *,
-    allow_renamed: bool = False,
+    expert_tokenizer: Tokenizer, amateur_tokenizer: Tokenizer, *, allow_renamed: bool = False
 ) -> list[tuple[int, str | None, str | None]]:
-    """Refuse two tokenizers whose ids do not mean the same.
-
-    Only the expert's tokenizer is used, so its ids are what the amateur reads.
+    """Refuse two tokenizers whose ids do not mean the same: the amateur reads the expert's ids.
 
     Args:
         expert_tokenizer: the one that encodes and decodes.
@@ -241,18 +166,16 @@ def check_tokenizers(
 
     Raises:
         ValueError: an ordinary token differs, or an added one does and `allow_renamed` is False.
-
-    Source: the authors do not check. (ours)
     """
-    names = [_names_by_id(tokenizer) for tokenizer in (expert_tokenizer, amateur_tokenizer)]
-    ids = sorted(set(names[0]) | set(names[1]))
-    differences = [(i, names[0].get(i), names[1].get(i)) for i in ids]
-    differences = [(i, ours, theirs) for i, ours, theirs in differences if ours != theirs]
-    added = [set(t.added_tokens_decoder) for t in (expert_tokenizer, amateur_tokenizer)]
+    both = (expert_tokenizer, amateur_tokenizer)
+    names = [{i: token for token, i in tokenizer.get_vocab().items()} for tokenizer in both]
+    added = [tokenizer.added_tokens_decoder.keys() for tokenizer in both]
+    rows = [(i, names[0].get(i), names[1].get(i)) for i in sorted({*names[0], *names[1]})]
+    differences = [row for row in rows if row[1] != row[2]]
     ordinary = [
-        (i, *pair)
-        for i, *pair in differences
-        if any(name is not None and i not in a for name, a in zip(pair, added, strict=True))
+        row
+        for row in differences
+        if any(name and row[0] not in ids for name, ids in zip(row[1:], added, strict=True))
     ]
     if ordinary:
         raise ValueError(
@@ -267,54 +190,38 @@ def check_tokenizers(
             "allow_renamed=True."
         )
     if differences:
-        log.warning("added tokens that differ (id, expert, amateur): %s", differences)
+        logger.warning("added tokens that differ (id, expert, amateur): %s", differences)
     return differences
 
 
-def stop_ids(
-    tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig | None
-) -> list[int]:
-    """Return the ids that end a response: the tokenizer's stop token and the config's, united.
+def n_ids(tokenizer: Tokenizer, width: int) -> int:
+    """Return the number of ids that a pair can draw: the tokenizer's.
 
-    Args:
-        tokenizer: the expert's.
-        generation_config: the expert's. None: the tokenizer's stop token alone.
+    Some tokenizers name an added token more than their text model has logits (Gemma 3 1B): these
+    are left out. Ordinary tokens beyond the logits are left in, for the pair to refuse.
+    """
+    is_added = set(range(width, len(tokenizer))) <= set(tokenizer.added_tokens_decoder)
+    return min(len(tokenizer), width) if is_added else len(tokenizer)
 
-    Returns:
-        list[int]: sorted; empty if neither names one.
 
-    Source: ours. A base model's config often lacks the id that ends a chat turn, and two models
-    that stop on their own ids would part.
+def stop_ids(tokenizer: Tokenizer, generation_config: GenerationConfig | None) -> list[int]:
+    """Return the ids that end a response, sorted: the tokenizer's stop token and the config's.
+
+    A base model's config often lacks the id that ends a chat turn, and two models that stop on
+    their own ids would part. Empty if neither names one.
     """
     listed = getattr(generation_config, "eos_token_id", None)
     listed = listed if isinstance(listed, list) else [listed]
     return sorted({i for i in (*listed, tokenizer.eos_token_id) if i is not None})
 
 
-def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the ids of a tokenizer's special tokens, those that end and begin turns included.
-
-    Args:
-        tokenizer: any.
-
-    Returns:
-        list[int]: sorted ids.
-
-    Source: ours.
-    """
+def special_token_ids(tokenizer: Tokenizer) -> list[int]:
+    """Return the sorted ids of special tokens, those that end and begin turns included."""
     flagged = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     return sorted(flagged | set(tokenizer.all_special_ids))
 
 
-def _names_by_id(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """Return the token of every id."""
-    return {i: token for token, i in tokenizer.get_vocab().items()}
-
-
-Conversation = Sequence[Mapping[str, str]]
-
-
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[int]:
+def prompt_ids(tokenizer: Tokenizer, conversation: Conversation) -> list[int]:
     """Return the token ids of a templated conversation, ready for an answer.
 
     Ids, never text, go on to the model: text would be tokenised again, with a second BOS. Special
@@ -332,7 +239,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -
         ValueError: no conversation, or a template that begins with two BOS. Templates raise
             errors of their own for roles they do not know.
 
-    Source: the authors' scripts pass enable_thinking=False; one BOS and literal text: ours.
+    Source: enable_thinking=False: the authors' scripts.
     """
     if not conversation or not all(
         isinstance(message, Mapping)
@@ -363,23 +270,12 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -
 
 
 def prompt_or_error(
-    tokenizer: PreTrainedTokenizerBase,
-    conversation: Conversation,
-    context: int | None,
-    max_new_tokens: int,
+    tokenizer: Tokenizer, conversation: Conversation, context: int | None, max_new_tokens: int
 ) -> list[int] | str:
     """Return a conversation's `prompt_ids`, or the text that says why it has none.
 
-    Args:
-        tokenizer: the expert's.
-        conversation: {"role", "content"} of each message.
-        context: tokens a model can read. None: no limit.
-        max_new_tokens: tokens of the context that are kept for the answer.
-
-    Returns:
-        list[int] | str: the ids; or what was expected, what came, and what to do.
-
-    Source: ours.
+    `max_new_tokens` of the `context` (tokens a model can read; None: no limit) are kept for the
+    answer.
     """
     try:
         ids = prompt_ids(tokenizer, conversation)
@@ -395,12 +291,8 @@ def prompt_or_error(
     return ids
 
 
-def answer_ids(tokenizer: PreTrainedTokenizerBase, answer: str | Sequence[int]) -> list[int]:
-    """Return the token ids of an answer given as text, which gets no stop token, or as ids.
-
-    Raises:
-        ValueError: no token at all.
-    """
+def answer_ids(tokenizer: Tokenizer, answer: str | Sequence[int]) -> list[int]:
+    """Return the ids, at least one, of an answer given as ids or as text (without a stop token)."""
     if isinstance(answer, str):
         ids = tokenizer(answer, add_special_tokens=False).input_ids
     else:
@@ -413,6 +305,17 @@ def answer_ids(tokenizer: PreTrainedTokenizerBase, answer: str | Sequence[int]) 
     return ids
 
 
-def text_of(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+def text_of(tokenizer: Tokenizer, ids: list[int]) -> str:
     """Return the text of token ids, special tokens left out and spaces as they were drawn."""
     return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+@contextlib.contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Switch dropout off for a `with` block."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

@@ -30,16 +30,10 @@ MACHINES = ("x86_64", "AMD64")  # where it was measured
 
 
 def weights_to_pack(model: PreTrainedModel, *, rows: int, tokens: int) -> list[nn.Linear]:
-    """Return the linear layers of a model for which another layout is worth its copy.
+    """Return a model's linear layers for which another layout is worth its copy.
 
-    Args:
-        model: a pair, at the strength it is used with, or a causal LM.
-        rows: to be answered.
-        tokens: to be drawn for each.
-
-    Returns:
-        list[nn.Linear]: none on a GPU, for few rows or short responses, or where memory is short;
-        never a head whose rows `head_rows` gathers.
+    None on a GPU, for few rows, for few tokens to be drawn, or where memory is short; never a head
+    whose rows `head_rows` gathers.
     """
     if rows < LEAST_ROWS or tokens < LEAST_TOKENS or model.device.type != "cpu":
         return []
@@ -61,15 +55,8 @@ def weights_to_pack(model: PreTrainedModel, *, rows: int, tokens: int) -> list[n
 def packed_weights(model: PreTrainedModel, *, rows: int, tokens: int) -> Iterator[int]:
     """Compute a model's large linear layers from packed copies, for the length of a `with` block.
 
-    y = x Wᵀ + b: the same products, added in another order.
-
-    Args:
-        model: see `weights_to_pack`; its weights must not change meanwhile.
-        rows: to be answered.
-        tokens: to be drawn for each.
-
-    Yields:
-        int: layers that were packed; 0 also inside another block of the same model.
+    The same products, added in another order; weights must not change meanwhile. Yields the number
+    of layers packed; 0 also inside another block of the same model.
     """
     layers = weights_to_pack(model, rows=rows, tokens=tokens)
     try:

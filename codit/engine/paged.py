@@ -1,7 +1,7 @@
 """Continuous batching: rows that end make room for the next, over the library's paged cache.
 
 The loop is the library's. One logits processor of ours draws each row's token by inverting the
-distribution function at the row's uniform number, and forces it.
+distribution function at the row's uniform number, and forces it. What has no source is ours.
 """
 
 from __future__ import annotations
@@ -13,7 +13,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import ContinuousBatchingConfig, LogitsProcessorList, PreTrainedModel
+from transformers import (
+    ContinuousBatchingConfig,
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+)
 from transformers.generation.continuous_batching.cb_logits_processors import (
     ContinuousBatchingLogitsProcessor,
     ContinuousBatchingLogitsProcessorList,
@@ -24,9 +29,9 @@ from transformers.generation.continuous_batching.utils import WorkloadHints
 from codit.engine.memory import fewer_rows, is_exhausted
 from codit.engine.sampling import Batch, Drawn, Step, uniforms
 
-ROWS_ON_A_CPU = 64  # at once, unless the caller says otherwise (ours)
-MEMORY = 0.8  # share of a GPU's free memory that pages take (ours)
-MOST_ROWS = 256  # what is halved first where the library chose how many (ours)
+ROWS_ON_A_CPU = 64  # at once, unless the caller says otherwise
+MEMORY = 0.8  # share of a GPU's free memory that pages take
+MOST_ROWS = 256  # what is halved first where the library chose how many
 
 
 class PagedSampler(ContinuousBatchingLogitsProcessor):
@@ -84,17 +89,8 @@ class PagedSampler(ContinuousBatchingLogitsProcessor):
 def continuous(model: PreTrainedModel, batch: Batch) -> Drawn:
     """Yield what continuous batching draws, each row when it ends.
 
-    Where memory runs out, the rows that have not ended begin again, half as many at once.
-
-    Args:
-        model: a pair or a causal LM.
-        batch: what is asked for; size None: as many rows as fit.
-
-    Yields:
-        tuple: row, its tokens and log q of each.
-
-    Raises:
-        RuntimeError: the loop stopped for another reason, or one row alone does not fit.
+    A size of None is as many rows as fit. Where memory runs out, the rows that have not ended begin
+    again, half as many at once; RuntimeError if one row does not fit or the loop stopped otherwise.
     """
     waiting, at_once, share = dict(batch.rows), batch.size, MEMORY
     while waiting:
@@ -115,11 +111,11 @@ def continuous(model: PreTrainedModel, batch: Batch) -> Drawn:
 
 def _batched(model: PreTrainedModel, batch: Batch, share: float) -> Drawn:
     """Yield what one run of the library's loop draws."""
-    order, prompts = list(batch.rows), list(batch.rows.values())
-    keys = [batch.keys[i] for i in order]
-    sampler = PagedSampler(batch.step, [len(prompt) for prompt in prompts], keys, model.device)
-    with _manager(model, sampler, prompts, batch.size, share) as manager:
-        for row, prompt in enumerate(prompts):
+    order, keys = list(batch.rows), [batch.keys[i] for i in batch.rows]
+    lengths = [len(prompt) for prompt in batch.rows.values()]
+    sampler = PagedSampler(batch.step, lengths, keys, model.device)
+    with _manager(model, sampler, batch, share) as manager:
+        for row, prompt in enumerate(batch.rows.values()):
             manager.add_request(prompt, request_id=str(row))
         waiting = set(range(len(order)))
         while waiting:
@@ -139,18 +135,21 @@ def _batched(model: PreTrainedModel, batch: Batch, share: float) -> Drawn:
 
 @contextmanager
 def _manager(
-    model: PreTrainedModel,
-    sampler: PagedSampler,
-    prompts: list[list[int]],
-    rows: int | None,
-    share: float,
+    model: PreTrainedModel, sampler: PagedSampler, batch: Batch, share: float
 ) -> Iterator[Any]:
     """Run the library's continuous batching with one processor, and leave the model as it was."""
-    longest = max(len(prompt) for prompt in prompts)
-    hints = WorkloadHints(longest, sampler.size, len(prompts))
+    hints = WorkloadHints(max(sampler.lengths), sampler.size, len(sampler.lengths))
     attention = model.config._attn_implementation
     manager = model.init_continuous_batching(
-        continuous_batching_config=_paging(model, hints, rows, share), workload_hints=hints
+        # Not the model's own, which may hold penalties, temperatures and limits.
+        GenerationConfig(
+            max_new_tokens=sampler.size,
+            do_sample=False,  # the draw is ours, so its arg max is the token
+            eos_token_id=list(batch.stops),
+            pad_token_id=batch.pad,
+        ),
+        continuous_batching_config=_paging(model, hints, batch.size, share),
+        workload_hints=hints,
     )
     processors = ContinuousBatchingLogitsProcessorList(LogitsProcessorList([sampler]))
     processors.tensors_required = 1  # counted by the library for processors it converts itself

@@ -11,19 +11,17 @@ Notation
     B   rows      V   ids of the vocabulary      K   plausible ids of the row that has most
     z_E, z_A, alpha, beta, q   as in `codit.contrast`
 
-A model's output projection: for some ids only, and in float32 where its weights are half.
-
-A head is the last large product of a model, and for a small model with a large vocabulary a third
-of its work. What follows it in a model's own code, a soft cap or a scale say, acts on each logit
-alone, so the model may be run with a head of fewer rows and the rest of its code stays as it is.
+A head (a model's output projection) is its last large product, and for a small model with a large
+vocabulary a third of its work. What follows it in a model's own code, a soft cap or a scale say,
+acts on each logit alone, so the model may be run with a head of the rows of some ids only.
 
 A bfloat16 logit between 16 and 32 is rounded to a step of 1/8 nat, and a contrast is a difference
-of two. The factors of the product are kept as they are; their sum is not rounded.
+of two. So the factors of a head's product are kept as they are, and their sum is not rounded.
+What has no source is ours.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 import weakref
@@ -36,8 +34,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-SHARE = 0.25
-"""Of all entries: where more are plausible, full vectors are as quick. (ours)"""
+SHARE = 0.25  # of all entries: where more are plausible, full vectors are as quick
+TOLERANCE = 1e-4  # largest difference, in nats per unit of size, that rounding explains
+LEAST_NUMBERS = 2**19  # of a weight that a step waits for; a smaller one stays in the caches
+HALF = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,19 +69,12 @@ class Candidates:
 
 
 def candidates(logits: Tensor, *, plausibility: float) -> Candidates | None:
-    """Find the plausible ids of each row.
+    """Find the plausible ids of each row of z_E [B, V], with z_E as their scores.
 
     V_head = { v : z(v) >= max_u z(u) + log alpha }
 
-    Args:
-        logits: float [B, V], z_E.
-        plausibility: alpha in (0, 1].
-
-    Returns:
-        Candidates | None: scores are z_E. None where more than a quarter of all entries are
-        plausible, or where alpha is 0: `contrast.contrast` serves these.
-
-    Source: CoDIT (arXiv 2604.13538), the head set; keeping its ids instead of a mask: ours.
+    None where more than a quarter of all entries are plausible, or where alpha is 0:
+    `contrast.contrast` serves these.
     """
     if plausibility <= 0:
         return None
@@ -89,9 +82,7 @@ def candidates(logits: Tensor, *, plausibility: float) -> Candidates | None:
     rows, ids = _at_least(logits, best + math.log(plausibility))
     if len(ids) > SHARE * logits.numel():
         return None
-    counts = torch.zeros_like(best[:, 0], dtype=torch.long).index_add_(
-        0, rows, torch.ones_like(rows)
-    )
+    counts = rows.bincount(minlength=len(logits))
     places = torch.arange(len(ids), device=ids.device) - (counts.cumsum(0) - counts)[rows]
     width = max(1, int(counts.max())) if len(counts) else 1
     table = ids.new_zeros(len(logits), width)
@@ -120,18 +111,9 @@ def contrast_candidates(
 
     log q(v) = s(v) - logsumexp s,  s(v) = z_E(v) - beta z_A(v)
 
-    Args:
-        found: with z_E as scores.
-        amateur_logits: float [B, K], z_A at `found.ids`; what stands at other places is ignored.
-            None: strength 0, which does not read it.
-        strength: beta.
-
-    Returns:
-        Candidates: the same ids; scores are log q, nats, logsumexp 0 per row. A row in which a
-        model has no finite number is NaN. The floor of `contrast.contrast` is not applied: an
-        amateur's logit of -inf has to be sent there.
-
-    Source: CoDIT (arXiv 2604.13538), its equation without the normalisers: they cancel.
+    `found` has z_E as scores; `amateur_logits` [B, K] are z_A at its ids (None: strength 0). A row
+    in which a model has no finite number is NaN. The floor of `contrast.contrast` is not applied:
+    an amateur's logit of -inf has to be sent there.
     """
     scores = found.scores.double()  # few: digits cost nothing here
     if amateur_logits is not None:
@@ -141,60 +123,25 @@ def contrast_candidates(
     return replace(found, scores=scores.log_softmax(-1).float())
 
 
-TOLERANCE = 1e-4
-"""Largest difference, in nats per unit of size, that rounding explains. (ours)"""
-
-LEAST_NUMBERS = 2**19
-"""Of a weight that a step of a few rows waits for; a smaller one stays in the caches. (ours)"""
-
-HALF = (torch.bfloat16, torch.float16)
-
 _suffices: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
 
 
 def pays(model: PreTrainedModel) -> bool:
-    """Tell whether gathering is quicker: measured on a CPU, for all but small heads.
-
-    Args:
-        model: a causal LM.
-
-    Returns:
-        bool: whether to, where one can.
-
-    Source: ours.
-    """
+    """Tell whether gathering is quicker: measured on a CPU, for all but small heads."""
     head = model.get_output_embeddings()
     return is_plain(head) and head.weight.device.type == "cpu" and is_large(head.weight)
 
 
 def is_large(weight: Tensor) -> bool:
-    """Tell whether a weight is so large that a step of a few rows waits for it.
-
-    Args:
-        weight: of a linear layer.
-
-    Returns:
-        bool: at least 2 ** 19 numbers.
-
-    Source: ours; measured on a CPU.
-    """
+    """Tell whether a weight is so large that a step of a few rows waits for it, on a CPU."""
     return weight.numel() >= LEAST_NUMBERS
 
 
 def can_gather(model: PreTrainedModel) -> bool:
     """Tell whether some rows of a model's head give the same logits as all of them.
 
-    Tried once per model, on two positions of its own: logits[..., ids] of the whole head against
-    those of the gathered rows. So a model whose code does more than a linear head and functions of
-    one logit is found out, whatever its architecture.
-
-    Args:
-        model: a causal LM.
-
-    Returns:
-        bool: False also for a head that is quantised, split over devices, offloaded or hooked.
-
-    Source: ours.
+    Tried once per model, on two positions of its own: so a model whose code does more than a linear
+    head and functions of one logit is found out, whatever its architecture.
     """
     head = model.get_output_embeddings()
     if not is_plain(head):
@@ -206,16 +153,7 @@ def can_gather(model: PreTrainedModel) -> bool:
 
 @contextmanager
 def head_rows(model: PreTrainedModel, ids: Tensor) -> Iterator[None]:
-    """Make a model compute the logits of some ids only, for the length of a `with` block.
-
-    logits[..., j] = z(ids[j])
-
-    Args:
-        model: one that `can_gather`.
-        ids: int64 [U], on any device.
-
-    Source: ours.
-    """
+    """Make a model compute the logits of some ids [U] only: logits[..., j] = z(ids[j])."""
     head = model.get_output_embeddings()
     ids = ids.to(head.weight.device)
     weight = head.weight.index_select(0, ids)
@@ -224,17 +162,13 @@ def head_rows(model: PreTrainedModel, ids: Tensor) -> Iterator[None]:
         yield
 
 
-def logits_at(model: PreTrainedModel, found: Candidates, run: Callable[[], Tensor]) -> Tensor:
-    """Return z [B, K] at each row's plausible ids, from the rows of a head that some row needs.
-
-    Args:
-        model: one that `can_gather`.
-        found: the plausible ids.
-        run: computes the model's logits [..., ids of its head], B rows in all.
-    """
+def logits_at(
+    model: PreTrainedModel, found: Candidates, run: Callable[[PreTrainedModel], Tensor]
+) -> Tensor:
+    """Return z [B, K] at each row's plausible ids, from the rows of a head that some row needs."""
     some, place = found.at(found.ids).unique(return_inverse=True)
     with head_rows(model, some):
-        logits = run().flatten(0, -2).to(found.ids.device)
+        logits = run(model).flatten(0, -2).to(found.ids.device)
     at_ids = torch.zeros_like(found.scores)
     at_ids[found.rows, found.places] = logits[found.rows, place].float()
     return at_ids
@@ -244,40 +178,25 @@ def logits_at(model: PreTrainedModel, found: Candidates, run: Callable[[], Tenso
 def float32_logits(model: PreTrainedModel) -> Iterator[None]:
     """Make a model of half precision sum its logits in float32, for the length of a `with` block.
 
-    logits = hidden W^T + b, factors in half precision, products and sums in float32
-
-    Left as it is: a head that is quantised, hooked, offloaded or none of its own; any head while a
-    graph is compiled or gradients are wanted; and on a device without a product that sums and
-    returns in float32, as a CPU, where turning the whole weight would cost twelvefold.
-
-    Args:
-        model: a causal LM.
-
-    Source: ours; vLLM has it as `head_dtype`. The authors' scripts round to bfloat16.
+    Left as it is: a head that is not plain; any head while a graph is compiled or gradients are
+    wanted; and on a device without a product that sums and returns in float32, as a CPU, where
+    turning the whole weight would cost twelvefold. The authors' scripts round to bfloat16.
     """
-    with contextlib.ExitStack() as stack:
-        if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            head = model.get_output_embeddings()
-            if isinstance(head, nn.Linear) and is_plain(head) and _is_widened(head.weight):
-                stack.enter_context(_replaced(head, head.weight, head.bias))
+    free = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    head = model.get_output_embeddings() if free else None
+    if is_plain(head) and head.weight.dtype in HALF and _widens(*_kind(head.weight)):
+        with _replaced(head, head.weight, head.bias):
+            yield
+    else:
         yield
 
 
 def linear_float32(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return a linear layer's output in float32, whatever its factors are.
+    """Return a linear layer's output in float32: hidden [..., D], weight [U, D], bias [U].
 
-    Args:
-        hidden: [..., D].
-        weight: [U, D].
-        bias: [U], or None.
-
-    Returns:
-        Tensor: float32 [..., U]. On a GPU by a product that sums and returns in float32; elsewhere
-        the weight, of few rows say, is turned to float32.
-
-    Source: ours.
+    On a GPU by a product that sums and returns in float32; elsewhere the weight is turned to it.
     """
-    if _widens(hidden.device, hidden.dtype):
+    if _widens(*_kind(hidden)):
         flat = hidden.reshape(-1, hidden.shape[-1])
         wide = torch.mm(flat, weight.t(), out_dtype=torch.float32)
         out = wide.view(*hidden.shape[:-1], weight.shape[0])
@@ -286,8 +205,8 @@ def linear_float32(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
     return out if bias is None else out + bias.float()
 
 
-def _is_widened(weight: Tensor) -> bool:
-    return weight.dtype in HALF and _widens(weight.device, weight.dtype)
+def _kind(tensor: Tensor) -> tuple[torch.device, torch.dtype]:
+    return tensor.device, tensor.dtype
 
 
 @functools.cache
@@ -315,20 +234,10 @@ def _replaced(head: nn.Linear, weight: Tensor, bias: Tensor | None) -> Iterator[
 
 
 def is_plain(head: nn.Module | None) -> bool:
-    """Tell whether a module is a linear layer and nothing else has been done to it.
-
-    Args:
-        head: a module; None is none.
-
-    Returns:
-        bool: False for one that is quantised, hooked, offloaded or of a class of its own.
-
-    Source: ours.
-    """
-    if head is None or type(head) is not nn.Linear:
-        return False
+    """Tell whether a module is a linear layer: not quantised, hooked, offloaded or replaced."""
     return (
-        "forward" not in vars(head)
+        type(head) is nn.Linear
+        and "forward" not in vars(head)
         and not head._forward_hooks
         and not head._forward_pre_hooks
         and type(head.weight) is nn.Parameter

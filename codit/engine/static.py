@@ -2,6 +2,7 @@
 
 Rows that have ended are taken out once they are a share of the batch (compaction), so the longest
 responses are computed among few. The plan is a pure function of the rows, unless memory is short.
+What has no source is ours.
 """
 
 from __future__ import annotations
@@ -16,28 +17,19 @@ from transformers import Cache, PreTrainedModel
 from codit.engine.cache import growing_cache
 from codit.engine.memory import fewer_rows, is_exhausted, rows_that_fit
 from codit.engine.packed import packed_weights
-from codit.engine.sampling import Batch, Drawn, Meter, Step, uniforms
+from codit.engine.sampling import Batch, Drawn, uniforms
 from codit.engine.sparse import Candidates
 
-ROWS = 64  # of a batch unless the caller says otherwise (ours)
-PREFILL_TOKENS = 16_384  # of a batch's prompts, read at once: bounds the activations (ours)
-ENDED = 0.125  # share of a batch's rows: that many have ended, and they are taken out (ours)
+ROWS = 64  # of a batch unless the caller says otherwise
+PREFILL_TOKENS = 16_384  # of a batch's prompts, read at once: bounds the activations
+ENDED = 0.125  # share of a batch's rows: that many have ended, and they are taken out
 
 
 def static(model: PreTrainedModel, batch: Batch) -> Drawn:
     """Yield what is drawn for each row, batch by batch, shortest prompts first.
 
-    Where memory runs out, the batch is halved and computed again, and so are those that follow.
-
-    Args:
-        model: a pair or a causal LM; its generation config names stop ids and padding.
-        batch: what is asked for; size None: 64 rows, or fewer where memory is short.
-
-    Yields:
-        tuple: row, its tokens and log q of each. What follows a stop token is left out.
-
-    Raises:
-        RuntimeError: one row alone does not fit into memory.
+    A size of None is 64 rows, or fewer where memory is short. Where it runs out, the batch is
+    halved and computed again, and so are those that follow; RuntimeError if one row does not fit.
     """
     rows, longest = batch.rows, int(batch.step.decoding.max_new_tokens)
     order = sorted(rows, key=lambda i: len(rows[i]))
@@ -47,17 +39,16 @@ def static(model: PreTrainedModel, batch: Batch) -> Drawn:
             some = order[start : start + most]
             if batch.size is None:
                 some = some[: rows_that_fit(model, len(rows[some[-1]]) + longest, most=most)]
-            prompts, keys = [rows[i] for i in some], [batch.keys[i] for i in some]
             try:
-                drawn = _decode(model, batch.step, prompts, keys, batch.meter)
+                drawn = _decode(model, batch, some)
             except (RuntimeError, MemoryError) as error:
                 if not is_exhausted(error):
                     raise
                 drawn = None
                 if len(some) == 1:
                     raise RuntimeError(
-                        f"expected room for one row of {len(prompts[0])} prompt tokens and up to "
-                        f"{longest} new ones; the memory of {model.device} ran out. Lower "
+                        f"expected room for one row of {len(rows[some[0]])} prompt tokens and up "
+                        f"to {longest} new ones; the memory of {model.device} ran out. Lower "
                         "max_new_tokens, leave the row out, or take a larger device."
                     ) from error
             if drawn is None:  # here, for the error holds on to what failed
@@ -69,18 +60,19 @@ def static(model: PreTrainedModel, batch: Batch) -> Drawn:
 
 @torch.inference_mode()
 def _decode(
-    model: PreTrainedModel, step: Step, prompts: list[list[int]], keys: list[int], meter: Meter
+    model: PreTrainedModel, batch: Batch, rows: list[int]
 ) -> list[tuple[list[int], list[float]]]:
-    """Decode one batch to the end of its longest row."""
-    key = torch.tensor(keys, device=model.device)
-    stops = torch.tensor(model.generation_config.eos_token_id, device=model.device)
-    runner = _Runner(model, step)
-    scores = runner.prompts(prompts)
-    drawn: list[tuple[list[int], list[float]]] = [([], []) for _ in prompts]
-    places = list(range(len(prompts)))  # of the batch's present rows among `prompts`
-    going = [True] * len(prompts)
-    for t in range(int(step.decoding.max_new_tokens)):
-        meter.show(f"step {t + 1} of {step.decoding.max_new_tokens}, {sum(going)} rows")
+    """Decode some rows of a batch to the end of the longest."""
+    step, most = batch.step, int(batch.step.decoding.max_new_tokens)
+    key = torch.tensor([batch.keys[i] for i in rows], device=model.device)
+    stops = torch.tensor(batch.stops, device=model.device)
+    runner = _Runner(model, batch)
+    scores = runner.prompts([batch.rows[i] for i in rows])
+    drawn: list[tuple[list[int], list[float]]] = [([], []) for _ in rows]
+    places = list(range(len(rows)))  # of those still computed among `rows`
+    going = [True] * len(rows)
+    for t in range(most):
+        batch.meter.show(f"step {t + 1} of {most}, {sum(going)} rows")
         noise = uniforms(key, torch.full_like(key, t))
         tokens, logprobs = step.draw(scores, noise.to(_device(scores)))
         ended = (torch.isin(tokens, stops.to(tokens.device)) | logprobs.isnan()).tolist()
@@ -91,7 +83,7 @@ def _decode(
                 drawn[places[row]][0].append(token)
                 drawn[places[row]][1].append(logprob)
                 going[row] = not ended[row]
-        if not any(going) or t + 1 == step.decoding.max_new_tokens:
+        if not any(going) or t + 1 == most:
             break
         tokens = tokens.to(model.device)
         if sum(going) <= (1 - ENDED) * len(going):
@@ -105,15 +97,10 @@ def _decode(
 
 
 class _Runner:
-    """A model, its cache and its mask, fed the prompts once and then a token of each row.
+    """A model, its cache and its mask, fed the prompts once and then a token of each row."""
 
-    Args:
-        model: a pair or a causal LM.
-        step: tells whether it is a pair, and what is plausible in a single model.
-    """
-
-    def __init__(self, model: PreTrainedModel, step: Step) -> None:
-        self.model, self.step = model, step
+    def __init__(self, model: PreTrainedModel, batch: Batch) -> None:
+        self.model, self.step, self.pad = model, batch.step, batch.pad
         self.cache: Cache = growing_cache(model.config)
         self.mask: Tensor | None = None
         self.position = torch.empty(0, dtype=torch.long)
@@ -121,8 +108,7 @@ class _Runner:
 
     def prompts(self, prompts: list[list[int]]) -> Tensor | Candidates:
         """Read left-padded prompts in chunks, and return what `Step.draw` takes."""
-        device, width = self.model.device, max(map(len, prompts))
-        pad = self.model.generation_config.pad_token_id
+        device, width, pad = self.model.device, max(map(len, prompts)), self.pad
         ids = torch.tensor([[pad] * (width - len(row)) + row for row in prompts], device=device)
         lengths = torch.tensor([len(row) for row in prompts], device=device)
         place = torch.arange(width, device=device)

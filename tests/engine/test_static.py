@@ -37,9 +37,8 @@ def test_rows_that_ended_are_taken_out_and_the_others_go_on_as_they_would(monkey
     model, how = model_and_step()
     expected = drawn_by(static)
     stops = [expected[4][0][3], expected[9][0][6]]  # ids that end two of the rows early
-    model.generation_config.eos_token_id = stops
     seen = watched(monkeypatch)
-    made = static(model, batch(how))
+    made = static(model, batch(how, stops=stops))
     for row, tokens, logprobs in made:
         whole = expected[row][0]
         end = next((t for t, token in enumerate(whole) if token in stops), len(whole))
@@ -53,8 +52,6 @@ def test_rows_that_ended_are_taken_out_and_the_others_go_on_as_they_would(monkey
 @pytest.mark.parametrize("tokens", [1, 12])
 def test_prompts_read_in_chunks_give_the_same_responses(architecture, tokens, monkeypatch):
     pair = tiny.pair(architecture, plausibility=0.1)
-    pair.generation_config.eos_token_id = [-1]
-    pair.generation_config.pad_token_id = 0
     how = Step(Decoding(plausibility=0.1, max_new_tokens=5), 280, is_pair=True)
 
     def drawn():
@@ -72,11 +69,11 @@ def test_prompts_read_in_chunks_give_the_same_responses(architecture, tokens, mo
 def test_where_memory_runs_out_the_batch_is_halved_and_nothing_is_lost(error, monkeypatch, caplog):
     expected, decode, seen = drawn_by(static), static_batches._decode, []
 
-    def cramped(model, how, prompts, keys, meter):
-        seen.append(len(prompts))
-        if len(prompts) > 1:
+    def cramped(model, batch, rows):
+        seen.append(len(rows))
+        if len(rows) > 1:
             raise error
-        return decode(model, how, prompts, keys, meter)
+        return decode(model, batch, rows)
 
     monkeypatch.setattr(static_batches, "_decode", cramped)
     with caplog.at_level(logging.WARNING):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import shlex
@@ -83,6 +84,20 @@ def test_the_shorter_context_of_both_counts(folders, tmp_path) -> None:
         json.dumps(config | {"max_position_embeddings": 100})
     )
     assert engine.context(*folders, engine.overrides(*folders)) == 100
+
+
+def test_a_sampling_rule_that_vllm_has_not_is_refused() -> None:
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Wider(Decoding):
+        top_n_sigma: float = 0.0
+
+    pair = object.__new__(engine.VllmPair)
+    pair.held = {"strength": 1.0, "plausibility": 0.01}
+    with pair.deciding(Wider(temperature=0.5, top_k=3, seed=1)) as ready:
+        assert ready is pair
+    asked = pair.deciding(Wider(top_n_sigma=1.0))
+    with pytest.raises(ValueError, match=r"got top_n_sigma=1\.0, which it has not\."), asked:
+        pass
 
 
 def test_a_pair_that_does_not_fit_is_refused(folders, tmp_path) -> None:

@@ -1,7 +1,8 @@
 """A pair behind vLLM's engine: checked, started, and fed token ids; nothing but ids comes back.
 
 `overrides` needs no vLLM: it writes what `vllm serve --hf-overrides` takes. `VllmPair` starts the
-engine in this process and is what `decode.generate(..., engine="vllm")` decodes with.
+engine in this process and is what `decode.generate(..., engine="vllm")` decodes with. What has no
+source is ours.
 """
 
 from __future__ import annotations
@@ -12,16 +13,16 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
-from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 
-from codit.engine.cache import joint_config, reach
-from codit.engine.models import check_tokenizers, load_tokenizer, loading
+from codit.engine.cache import joint_config, reach, shared_width
+from codit.engine.models import check_tokenizers, load_tokenizer, loading, n_ids
 from codit.engine.sampling import GREEDY, Batch, Drawn
 from codit.engine.vllm.plugin import ARCHITECTURE, Settings
 from codit.recipes import Decoding
 
-HELD = ("strength", "plausibility")
-"""What of a `Decoding` an engine is started with and keeps."""
+HELD = ("strength", "plausibility")  # of a `Decoding`: an engine is started with them
+ASKED = ("temperature", "top_k", "top_p", "max_new_tokens", "seed", "sample")  # by each request
 
 
 def overrides(
@@ -37,26 +38,13 @@ def overrides(
 ) -> dict[str, Any]:
     """Return the `hf_overrides` that make vLLM load a pair, after checking both models.
 
-    Args:
-        expert: Hub name or folder of the post-trained model, the one that vLLM is given.
-        amateur: Hub name or folder of its pre-trained counterpart; not looked at where no strength
-            reads it.
-        strength: beta, at least 0.
-        plausibility: alpha in [0, 1].
-        expert_revision: commit, tag or branch.
-        amateur_revision: likewise.
-        allow_renamed: see `codit.engine.models.check_tokenizers`.
-        trust_remote_code: run code that the repositories bring.
-
-    Returns:
-        dict: architectures, codit, and head_dtype: logits in float32, because the difference of
-        two bfloat16 logits keeps one digit.
+    The arguments are those of `ContrastivePair.from_pretrained`; an amateur that no strength reads
+    is not looked at. Logits are float32, because the difference of two bfloat16 logits keeps one
+    digit.
 
     Raises:
         ValueError: tokenizers, vocabularies or configs that do not fit, a number out of range, or
             a model that cannot be loaded.
-
-    Source: CoDIT (arXiv 2604.13538) for the distribution; checks and the head's dtype: ours.
     """
     settings = Settings(
         amateur=str(amateur),
@@ -71,12 +59,9 @@ def overrides(
         other = load_tokenizer(amateur, revision=amateur_revision, **trust)
         check_tokenizers(tokenizer, other, allow_renamed=allow_renamed)
         configs.append(_config(amateur, revision=amateur_revision, **trust))
-    width = min(config.get_text_config(decoder=True).vocab_size for config in configs)
-    named = len(tokenizer)
-    if set(range(width, named)) <= set(tokenizer.added_tokens_decoder):
-        named = min(named, width)  # a tokenizer may name an added token more than there are logits
-    joint_config(configs[0], configs[-1], vocab_size=named)
-    made = settings.as_dict() | {"vocab_size": named}
+    vocab_size = n_ids(tokenizer, shared_width(*configs))
+    joint_config(configs[0], configs[-1], vocab_size=vocab_size)
+    made = settings.as_dict() | {"vocab_size": vocab_size}
     return {"architectures": [ARCHITECTURE], "head_dtype": "float32", "codit": made}
 
 
@@ -90,17 +75,7 @@ def context(
 ) -> int | None:
     """Return how many tokens both models can read; vLLM looks at the expert alone.
 
-    Args:
-        expert: Hub name or folder.
-        amateur: likewise.
-        made: of `overrides`: whether the amateur counts.
-        revisions: of both.
-        trust_remote_code: run code that the repositories bring.
-
-    Returns:
-        int | None: tokens; None where no config names a limit.
-
-    Source: ours.
+    `made` by `overrides` tells whether the amateur counts. None: no config names a limit.
     """
     names = (expert, amateur) if Settings.of(made["codit"]).needs_amateur else (expert,)
     configs = [
@@ -126,8 +101,6 @@ class VllmPair:
 
     Raises:
         ValueError: see `overrides`; also where vLLM is not installed.
-
-    Source: ours.
     """
 
     is_contrast = True
@@ -147,15 +120,9 @@ class VllmPair:
     ) -> None:
         self.held = {name: getattr(decoding, name) for name in HELD}
         trust = {"trust_remote_code": trust_remote_code}
-        made = overrides(
-            expert,
-            amateur,
-            expert_revision=expert_revision,
-            amateur_revision=amateur_revision,
-            allow_renamed=allow_renamed,
-            **trust,
-            **self.held,
-        )
+        how: dict[str, Any] = trust | self.held | {"allow_renamed": allow_renamed}
+        how |= {"expert_revision": expert_revision, "amateur_revision": amateur_revision}
+        made = overrides(expert, amateur, **how)
         revisions = (expert_revision, amateur_revision)
         longest = context(expert, amateur, made, revisions=revisions, **trust)
         self.name_or_path = str(expert)
@@ -175,17 +142,24 @@ class VllmPair:
         self.numbers = itertools.count()
 
     @contextmanager
-    def deciding(
-        self, decoding: Decoding, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int]
-    ) -> Iterator[VllmPair]:
-        """Yield the pair, or refuse a decoding that contrasts otherwise than the engine does."""
+    def deciding(self, decoding: Decoding) -> Iterator[VllmPair]:
+        """Yield the pair, or refuse a decoding that this engine cannot follow."""
         asked = {name: getattr(decoding, name) for name in HELD}
         if asked != self.held:
             raise ValueError(
                 f"an engine contrasts as it was started, with {self.held}; got {asked}. Start "
                 "another VllmPair, or decode with these."
             )
-        self.stops = list(stops)  # each request says the rest
+        known = {*HELD, *ASKED}
+        if unknown := ", ".join(
+            f"{field.name}={getattr(decoding, field.name)!r}"
+            for field in fields(decoding)
+            if field.name not in known and getattr(decoding, field.name) != field.default
+        ):
+            raise ValueError(
+                f"vLLM samples by its own rules; got {unknown}, which it has not. Leave it out, or "
+                "use another engine."
+            )
         yield self
 
     def close(self) -> None:
@@ -194,18 +168,10 @@ class VllmPair:
 
 
 def vllm_batches(model: VllmPair, batch: Batch) -> Drawn:
-    """Yield what vLLM draws for each row, as rows end.
+    """Yield what vLLM draws for each row, as rows end; RuntimeError if it loses a request.
 
-    Args:
-        model: a started engine, which schedules all rows itself.
-        batch: what is asked for; `max_num_seqs` of the engine stands in place of its size, and each
-            request gets a seed of its own from the rows' keys.
-
-    Yields:
-        tuple: row, its tokens, the stop token included, and log q of each at temperature 1.
-
-    Raises:
-        RuntimeError: the engine lost a request.
+    The engine schedules all rows itself: its `max_num_seqs` stands in place of the batch's size.
+    Each request gets a seed of its own from the rows' keys.
     """
     from vllm import TokensPrompt
 
@@ -216,7 +182,7 @@ def vllm_batches(model: VllmPair, batch: Batch) -> Drawn:
     try:
         for name, row in open_rows.items():
             prompt = TokensPrompt(prompt_token_ids=batch.rows[row])
-            asked = _sampling(batch.step.decoding, batch.keys[row], model.stops)
+            asked = _sampling(batch.step.decoding, batch.keys[row], batch.stops)
             internal[name] = engine.add_request(name, prompt, asked)
         while open_rows and engine.has_unfinished_requests():
             batch.meter.show(f"{len(open_rows)} rows in the engine")
@@ -238,7 +204,7 @@ def vllm_batches(model: VllmPair, batch: Batch) -> Drawn:
             engine.abort_request([internal.get(name, name) for name in open_rows])
 
 
-def _sampling(how: Decoding, key: int, stops: list[int]) -> Any:
+def _sampling(how: Decoding, key: int, stops: Sequence[int]) -> Any:
     """Return vLLM's parameters of one request."""
     from vllm import SamplingParams
 
@@ -250,7 +216,7 @@ def _sampling(how: Decoding, key: int, stops: list[int]) -> Any:
         max_tokens=int(how.max_new_tokens),
         logprobs=0,  # of the token drawn, before temperature: log q
         ignore_eos=True,  # the stop set is the expert's, and named here
-        stop_token_ids=stops,
+        stop_token_ids=list(stops),
         detokenize=False,
     )
 

@@ -7,7 +7,8 @@ scheduler, paged cache, sampler and server serve a pair as they serve any model,
     vllm serve EXPERT --hf-overrides '{"architectures": ["ContrastivePairForCausalLM"],
         "codit": {"amateur": AMATEUR, "strength": 1.0, "plausibility": 0.01}}'
 
-`codit.engine.vllm.engine.overrides` writes that JSON and checks the two models first.
+`codit.engine.vllm.engine.overrides` writes that JSON and checks the two models first. What has no
+source is ours.
 """
 
 from __future__ import annotations
@@ -30,19 +31,16 @@ from vllm.transformers_utils.config import get_config
 from codit.contrast import contrast
 from codit.engine.vllm.plugin import Settings
 
+# Nats between the best id and the implausible ones, which keep the expert's order; probability 0 in
+# float32. They are not -inf, because a grammar or a list of forbidden ids may leave none of the
+# plausible ones: then the expert's best of the rest is taken, not NaN.
 BELOW = 1e4
-"""Nats between the best id and the implausible ones, which keep the expert's order. (ours)
-
-Their probability is 0 in float32. They are not -inf, because a grammar or a list of forbidden ids
-may leave none of the plausible ones: then the expert's best of the rest is taken, not NaN."""
 TAG = "codit_amateur"  # of the amateur's compiled code
 AMATEUR = "amateur."  # before the names of the amateur's weights
 
 
 class ContrastivePairForCausalLM(nn.Module):
     """Expert and amateur of vLLM's own classes; logits are log q of `contrast.contrast`.
-
-    log q(v) = log p_E(v) - beta log p_A(v) + const for plausible v
 
     Args:
         vllm_config: of the expert, with `codit` among its `hf_overrides`: see `Settings`.
@@ -51,8 +49,6 @@ class ContrastivePairForCausalLM(nn.Module):
     Raises:
         ValueError: settings that are missing or out of range, an expert that is no text model,
             two classes of models, or features that a pair has not: see README.
-
-    Source: CoDIT (arXiv 2604.13538) for the distribution; the one model around it: ours.
     """
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
@@ -96,32 +92,17 @@ class ContrastivePairForCausalLM(nn.Module):
         intermediate_tensors: Any = None,
         inputs_embeds: Tensor | None = None,
     ) -> Tensor:
-        """Run both models on the same ids.
-
-        Args:
-            input_ids: int [T], tokens of all requests of a step.
-            positions: int [T].
-            intermediate_tensors: of pipeline stages; a pair has none.
-            inputs_embeds: not used: each model embeds ids its own way.
-
-        Returns:
-            Tensor: [T, expert's width + amateur's width].
-        """
+        """Return both models' hidden states side by side, [T, both widths], for T tokens."""
         hidden: Tensor = self.expert(input_ids, positions)
         if self.amateur is None:
             return hidden
         return torch.cat([hidden, self.amateur(input_ids, positions)], dim=-1)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
-        """Return log q of the next token.
+        """Return log q, float32 [N, V], of the next token of the N positions that are asked for.
 
-        Args:
-            hidden_states: [N, both widths], of the positions that are asked for.
-
-        Returns:
-            Tensor | None: float32 [N, V], nats: log q where an id is plausible, BELOW and less
-            elsewhere, -inf where an id is no token, NaN in a row without finite numbers. None on
-            the ranks of tensor parallelism that gather no logits.
+        BELOW and less where an id is not plausible, -inf where it is no token, NaN in a row without
+        finite numbers. None on the ranks of tensor parallelism that gather no logits.
         """
         expert = self.expert.compute_logits(hidden_states[:, : self.width])
         amateur = None
@@ -139,15 +120,7 @@ class ContrastivePairForCausalLM(nn.Module):
         return made
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-        """Give each model its own weights.
-
-        Args:
-            weights: names and tensors, the expert's as its files name them, the amateur's behind
-                "amateur.".
-
-        Returns:
-            set[str]: names of the parameters that were loaded.
-        """
+        """Give each model its own weights, the amateur's named "amateur. ...", and name them."""
         loaded: set[str] = set()
         for theirs, group in itertools.groupby(weights, lambda one: one[0].startswith(AMATEUR)):
             half, start = (self.amateur, len(AMATEUR)) if theirs else (self.expert, 0)

@@ -1,6 +1,6 @@
-"""What vLLM runs in each of its processes: it tells the engine of the pair, and imports nothing.
+"""What vLLM runs in each of its processes, and what it reads there; it imports no library.
 
-What a pair inside vLLM is made with: the field `codit` of the expert's config.
+`register` names the pair to vLLM; `Settings` is the field `codit` of the expert's config.
 """
 
 from __future__ import annotations
@@ -9,15 +9,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-ARCHITECTURE = "ContrastivePairForCausalLM"
-"""What `architectures` of `--hf-overrides` names."""
+ARCHITECTURE = "ContrastivePairForCausalLM"  # what `architectures` of `--hf-overrides` names
 
 
 def register() -> None:
-    """Enter the pair into vLLM's registry of models, by name: it is imported when it is used.
-
-    Source: vLLM's entry point `vllm.general_plugins`.
-    """
+    """Enter the pair into vLLM's registry of models, by name: vLLM's `vllm.general_plugins`."""
     from vllm import ModelRegistry
 
     if ARCHITECTURE not in ModelRegistry.get_supported_archs():
@@ -39,8 +35,6 @@ class Settings:
 
     Raises:
         ValueError: a number out of range, or no amateur where one is read.
-
-    Source: CoDIT (arXiv 2604.13538) for strength and plausibility; the rest: ours.
     """
 
     amateur: str = ""
@@ -70,19 +64,7 @@ class Settings:
 
     @classmethod
     def of(cls, values: Mapping[str, Any] | None) -> Settings:
-        """Read the field `codit` of a config.
-
-        Args:
-            values: the field.
-
-        Returns:
-            Settings: checked.
-
-        Raises:
-            ValueError: no such field, an unknown name in it, or a value that cannot be used.
-
-        Source: ours.
-        """
+        """Read the field `codit` of a config; ValueError for none, or what cannot be used."""
         if not isinstance(values, Mapping):
             raise ValueError(
                 'expected hf_overrides with {"codit": {"amateur": ...}}; got '
