@@ -1,21 +1,20 @@
 """What a dataset shares with benchmarks, and its rows with each other; no model, no server.
 
 A text is compared by its words: Unicode compatibility forms, case folded, punctuation left out, and
-each Chinese or Japanese character a word of its own. What has no source here is ours.
+each Chinese or Japanese character a word of its own. Values and choices without a source are ours.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from codit.files import record_of
+from codit.files import read_lines
 
 LEAST, USUAL = 8, 13  # words in a run: the range and the default
 SHINGLE = 3  # words in a shingle, of which near-duplicates share most
@@ -40,29 +39,20 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Hit:
-    """One text of the dataset that shares a run of words with a benchmark.
+    """One text of the dataset that shares a run of words with a benchmark."""
 
-    Args:
-        line: number of the row, from 1.
-        row: the row's id, or its number where it has none.
-        field: one of `FIELDS`.
-        benchmark: its name.
-        prompt: id of the prompt whose run stands first in the text; of equals the first.
-        text: the words they share.
-    """
-
-    line: int
-    row: str
-    field: str
+    line: int  # number of the row, from 1
+    row: str  # the row's id, or its number where it has none
+    field: str  # one of `FIELDS`
     benchmark: str
-    prompt: str
-    text: str
+    prompt: str  # whose run stands first in the text; of equals the first
+    text: str  # the words they share
 
 
 def contaminated(
     rows: Iterable[Mapping[str, Any]], benchmarks: Sequence[Benchmark], *, n: int = USUAL
 ) -> Iterator[Hit]:
-    """Yield the texts that share n words in a row with a benchmark's prompt.
+    """Yield the texts that share n words in a row with a benchmark's prompt, once a benchmark.
 
     Benchmarks' answers are not known here; a response is checked for prompts. Paraphrases and
     translations share no n-gram and are not found.
@@ -73,9 +63,6 @@ def contaminated(
         n: words in a run, 8 to 13. Less finds phrases that everybody uses. A prompt of fewer than
             n but at least 8 words matches where all of it stands in a text; one of fewer than 8
             only where it is all of the text.
-
-    Yields:
-        Hit: at most one for each text and benchmark; instructions and responses apart.
 
     Raises:
         ValueError: n outside its range, benchmarks of one name, or a row without a text.
@@ -124,10 +111,8 @@ def tally(
 ) -> dict[str, Any]:
     """Return what a card says of the overlap with benchmarks, hit or not, as JSON values.
 
-    Returns:
-        dict: `rows`, `n`, `rows_hit`, `share` (of rows with any hit) and `benchmarks`, for each
-        `name`, `prompts`, `left_out`, `prompts_hit` (ids named in hits), `rows_hit`, `share`, and
-        hits by field: `instruction`, `response`, `earlier turns`.
+    Sums over all rows, and for each benchmark its prompts, those named in hits (`prompts_hit`),
+    rows and their share, and hits by field.
     """
     hits = list(hits)
 
@@ -135,13 +120,19 @@ def tally(
         n_rows = len({hit.line for hit in some})
         return {"rows_hit": n_rows, "share": n_rows / rows if rows else 0.0}
 
-    tables = []
-    for one in benchmarks:
+    def about(one: Benchmark) -> dict[str, Any]:
         own = [hit for hit in hits if hit.benchmark == one.name]
-        table = {"name": one.name, "prompts": len(one.prompts), "left_out": one.left_out}
-        table |= {"prompts_hit": len({hit.prompt for hit in own})} | shared(own)
-        tables.append(table | {where: sum(hit.field == where for hit in own) for where in FIELDS})
-    return {"rows": rows, "n": n, **shared(hits), "benchmarks": tables}
+        counts = Counter(hit.field for hit in own)
+        return {
+            "name": one.name,
+            "prompts": len(one.prompts),
+            "left_out": one.left_out,
+            "prompts_hit": len({hit.prompt for hit in own}),
+            **shared(own),
+            **{where: counts[where] for where in FIELDS},
+        }
+
+    return {"rows": rows, "n": n, **shared(hits), "benchmarks": [*map(about, benchmarks)]}
 
 
 def near_duplicates(texts: Iterable[str], *, threshold: float = 0.8) -> dict[int, int]:
@@ -150,15 +141,7 @@ def near_duplicates(texts: Iterable[str], *, threshold: float = 0.8) -> dict[int
     J(A, B) = |A and B| / |A or B| of the sets of three-word shingles. MinHash proposes, and what is
     reported has J >= threshold. A text is compared with those that repeat none, so that these are
     what is left. Equal sets are never missed; of pairs just at .8 one in twenty is, of those at .85
-    one in 150.
-
-    Args:
-        texts: any texts. One of fewer than three words is one shingle; one without words repeats
-            nothing.
-        threshold: least J, in (0, 1]; 1: equal sets.
-
-    Raises:
-        ValueError: threshold outside its range.
+    one in 150. A text of fewer than three words is one shingle; one without words repeats nothing.
 
     Source: Broder 1997; computed by datasketch.
     """
@@ -200,14 +183,9 @@ def words(text: str) -> Words:
 def read_benchmark(path: str | Path) -> Benchmark:
     """Read a benchmark's prompts from JSON lines; its name is the file's without the ending.
 
-    Args:
-        path: rows with `instruction`, `prompt`, `messages` (role and content; the user's turns
-            count) or `turns` (texts), and `id`, `question_id` or `key` where there is one. The
-            turns after the first are named ID#2, ID#3, ...
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line is no JSON object, ids repeat, or no row has a usable prompt.
+    Rows have `instruction`, `prompt`, `messages` (role and content; the user's turns count) or
+    `turns` (texts), and perhaps `id`, `question_id` or `key`. The turns after the first are named
+    ID#2, ID#3, ... ValueError: a line is no JSON object, ids repeat, or no row has a usable prompt.
     """
     asked: list[tuple[str, Any]] = []
     for number, row in enumerate(read_rows(path), start=1):
@@ -236,43 +214,17 @@ def _turns(row: Mapping[str, Any]) -> list[Any]:
 
 
 def read_rows(path: str | Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a file of JSON lines, without the numbers of `score`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line is no JSON object.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"expected a file of JSON lines at {path}; there is none.")
-    with Path(path).open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-            if not line.strip():
-                continue
-            try:
-                row = record_of(line) or json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(
-                    f"expected a JSON object in line {number} of {path}; {error}."
-                ) from error
-            if not isinstance(row, dict):
-                raise ValueError(f"expected an object in line {number} of {path}; got {row!r:.60}.")
-            yield row
+    """Yield the objects of a file of JSON lines, without `score`, most of a dataset's memory."""
+    for _, row in read_lines(path):
+        row.pop("score", None)
+        yield row
 
 
 def texts_of(row: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return the texts of a dataset's row by field.
+    """Return the texts of a dataset's row by field: instruction, response, earlier turns.
 
-    Args:
-        row: `instruction` and `response`, or `messages`, whose last user turn is the instruction
-            and whose last turn, an assistant's, is the response; or both.
-
-    Returns:
-        dict: "instruction" and "response", each one text or none, and "earlier turns", all that
-        `messages` holds before the last user turn.
-
-    Raises:
-        ValueError: the row has none of these, or a text is none.
+    The last user turn of `messages` is the instruction and what follows is the response, unless the
+    row has `instruction` and `response`. ValueError: it has none of these, or a text is none.
     """
     turns = row.get("messages") or []
     if not all(isinstance(turn, Mapping) and {"role", "content"} <= turn.keys() for turn in turns):
