@@ -1,8 +1,8 @@
 """Whether two judges agree, and what moves a judge besides quality: order and length.
 
 Judgements that failed (NaN, None) are left out and counted. What is resampled is always the prompt:
-several responses or draws of one prompt are not independent. Intervals: 95 %. What has no source is
-ours.
+several responses or draws of one prompt are not independent. Intervals: 95 %. Values and choices
+without a source are ours.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FIRST = {"first": 1.0, "second": 0.0, "tie": 0.5}  # preference for what stands 
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """How far two judges agree on the same rows.
+    """How far two judges agree on the same rows; all intervals are over prompts.
 
     Args:
         spearman: rank correlation, in [-1, 1]; NaN where a judge says the same of every row.
@@ -37,10 +37,6 @@ class Agreement:
         weighted_kappa: Cohen's by squared distance; of preferences: of loss, tie and win.
         kappa: the usual one: weighted for scores, plain for preferences.
         equal: share of rows with the same score or the same winner.
-        n_both: rows that both judged.
-        n_first: rows that only the first judged.
-        n_second: rows that only the second judged.
-        n_neither: rows that neither judged.
         share_both: n_both of all rows.
     """
 
@@ -49,8 +45,8 @@ class Agreement:
     weighted_kappa: Interval
     kappa: Interval
     equal: float
-    n_both: int
-    n_first: int
+    n_both: int  # rows that both judged
+    n_first: int  # rows that only the first judged
     n_second: int
     n_neither: int
     share_both: float
@@ -58,44 +54,26 @@ class Agreement:
 
 @dataclass(frozen=True, kw_only=True)
 class PositionBias:
-    """How much the order of two responses decides.
+    """How much the order of two responses decides."""
 
-    Args:
-        flip_rate: share of pairs whose two orders disagree, a tie against a winner included.
-        reversed_rate: share of pairs whose two orders name different winners.
-        first_share: mean preference for what stands first, ties half: .5 without a bias.
-        n: pairs judged in both orders.
-        one_order: pairs left out, judged in one order only.
-        failed: pairs left out, judged in neither.
-    """
-
-    flip_rate: Interval
-    reversed_rate: Interval
-    first_share: Interval
-    n: int
-    one_order: int
-    failed: int
+    flip_rate: Interval  # share of pairs whose orders disagree, a tie against a winner included
+    reversed_rate: Interval  # share of pairs whose two orders name different winners
+    first_share: Interval  # mean preference for what stands first, ties half: .5 without a bias
+    n: int  # pairs judged in both orders
+    one_order: int  # pairs left out, judged in one order only
+    failed: int  # pairs left out, judged in neither
 
 
 @dataclass(frozen=True, kw_only=True)
 class LengthBias:
-    """How scores go with the length of responses to the same prompt.
+    """How scores go with the length of responses to the same prompt."""
 
-    Args:
-        spearman: mean over prompts of the rank correlation of score and length.
-        slope: points of score for each doubling of the length, within prompts.
-        n: prompts in `spearman`.
-        n_slope: prompts in `slope`; a prompt scored alike throughout has a slope but no ranks.
-        left_out: prompts without two judged responses of different length.
-        failed: responses without a score.
-    """
-
-    spearman: Interval
-    slope: Interval
-    n: int
-    n_slope: int
-    left_out: int
-    failed: int
+    spearman: Interval  # mean over prompts of the rank correlation of score and length
+    slope: Interval  # points of score for each doubling of the length, within prompts
+    n: int  # prompts in `spearman`
+    n_slope: int  # prompts in `slope`; one scored alike throughout has a slope but no ranks
+    left_out: int  # prompts without two judged responses of different length
+    failed: int  # responses without a score
 
 
 def agreement(
@@ -116,9 +94,6 @@ def agreement(
             (above .5), loses or ties.
         column: of the judgement. Default: `score`, or `preference`.
         resamples: bootstrap samples of ids, at least 100.
-
-    Returns:
-        Agreement: intervals by percentile bootstrap over ids.
 
     Raises:
         ValueError: a column is missing, rows repeat, preferences outside [0, 1], or fewer than
@@ -162,11 +137,7 @@ def agreement(
 
 
 def spearman(x: Numbers, y: Numbers) -> float:
-    """Return Spearman's rank correlation, in [-1, 1]; NaN where x or y is constant.
-
-    rho = Pearson correlation of the ranks; equal values share the mean of their ranks.
-    Source: Spearman 1904.
-    """
+    """Return Spearman's rank correlation, in [-1, 1]; NaN where x or y is constant."""
     ranks = [stats.rankdata(values) - (len(values) + 1) / 2 for values in (x, y)]
     size = float(np.sqrt((ranks[0] ** 2).sum() * (ranks[1] ** 2).sum()))
     return float(np.clip(ranks[0] @ ranks[1] / size, -1, 1)) if size else float("nan")
@@ -197,9 +168,6 @@ def position_bias(judgements: pd.DataFrame) -> PositionBias:
         judgements: a row for each judgement: `id`, `order` ("forward" or "swapped"), `value`
             ("first", "second" or "tie": what stands first or second in that order; anything else,
             as None, has failed); and `sample`, `draw` where a prompt has several pairs.
-
-    Returns:
-        PositionBias: shares, means over ids of their pairs, BCa intervals over ids.
 
     Raises:
         ValueError: a column is missing, an order is unknown or stands there twice, or fewer than
@@ -246,21 +214,18 @@ def position_bias(judgements: pd.DataFrame) -> PositionBias:
 def length_bias(judgements: pd.DataFrame, *, resamples: int = intervals.RESAMPLES) -> LengthBias:
     """Return how scores go with the length of responses, between responses to one prompt.
 
-    Within prompts, because long answers to hard prompts say nothing of a judge. Slope: with s the
-    score, l = log2 of the length and both taken minus their prompt's mean,
-    slope = sum s l / sum l^2 over all responses. Neither measure says why: longer may be better.
+    Within prompts, because long answers to hard prompts say nothing of a judge. With s the score
+    and l = log2 of the length, both minus their prompt's mean, slope = sum s l / sum l^2 over all
+    responses. Neither measure says why: longer may be better.
 
     Args:
         judgements: a row for each response: `id` of the prompt, `score` (NaN where it failed),
             `length` (characters or tokens; below 1 counts as 1). At least two rows for a prompt.
         resamples: bootstrap samples of prompts, at least 100.
 
-    Returns:
-        LengthBias: intervals by percentile bootstrap over prompts.
-
     Raises:
-        ValueError: a column is missing, a length is no length, fewer than two prompts have two
-            judged responses of different length, or too few resamples.
+        ValueError: a column is missing, a length is no length, or fewer than two prompts have two
+            judged responses of different length.
     """
     _columns(judgements, ("id", "score", "length"))
     usable = np.isfinite(judgements["score"].astype("float64"))

@@ -70,14 +70,8 @@ class PairLM(HFLM):
 def punkt(folder: str | Path, texts: Iterable[str]) -> None:
     """Train a stand-in for NLTK's sentence model, which IFEval needs, where none can be fetched.
 
-    It counts sentences a little otherwise: numbers made with it compare with nothing published.
-
-    Args:
-        folder: new, or without a model. Other processes find it by NLTK_DATA=folder, this one too.
-        texts: English prose to learn abbreviations from.
-
-    Raises:
-        FileExistsError: there is a model in the folder.
+    It counts sentences a little otherwise: numbers made with it compare with nothing published. It
+    learns from English prose. Other processes find it by NLTK_DATA=folder, this one too.
     """
     import nltk
     from nltk.tokenize.punkt import PunktTrainer, save_punkt_params

@@ -4,7 +4,7 @@ Two arms answer the same prompts, so everything that compares them is paired: `a
 belong to one prompt. Several samples or seeds of one prompt are not independent prompts: average
 them first, or name their prompt (`statistic_interval`). Scores that do not exist (unparsable,
 failed) are dropped first, from both arms, and counted by the caller; a NaN here is an error.
-Values without a source are ours. Seeds and prompts at once: `codit.paper.seeds`.
+Values and choices without a source are ours. Seeds and prompts at once: `codit.paper.seeds`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ Ends: TypeAlias = Annotated[Any, "an Interval, a Difference, a row: estimate, lo
 
 LEVEL = 0.95
 RESAMPLES = 1_000  # of any statistic: each may be a fit or a ranking
-EXACT = (
-    5_000  # prompts; BCa's work grows with their square, and the normal interval is then as good
-)
+EXACT = 5_000  # prompts: BCa's work grows with their square, and the normal one is then as good
 NORMAL = 1.959964  # standard errors to either end
 
 
@@ -55,9 +53,6 @@ def mean_interval(values: Scores, *, resamples: int = 10_000, seed: int = 0) -> 
         values: one score per prompt, at least two.
         resamples: bootstrap samples, at least 100; more make the ends steadier, not nearer.
         seed: of the resampling.
-
-    Raises:
-        ValueError: fewer than two values, a value that is no number, or too few resamples.
 
     Source: BCa: Efron 1987.
     """
@@ -90,15 +85,8 @@ def mean_interval(values: Scores, *, resamples: int = 10_000, seed: int = 0) -> 
 def difference_interval(a: Scores, b: Scores, *, resamples: int = 10_000) -> Interval:
     """Return the mean paired difference a - b with its interval: above 0 where `a` is better.
 
-    Whole prompts are resampled, so what makes a prompt hard for both arms cancels.
-
-    Args:
-        a: one score per prompt, at least two.
-        b: the other arm's, in the same order.
-        resamples: see `mean_interval`.
-
-    Raises:
-        ValueError: as `mean_interval`, or arms of different length.
+    Whole prompts are resampled, so what makes a prompt hard for both arms cancels. Arms of
+    different length are a ValueError; otherwise as `mean_interval`.
     """
     first, second = _checked("a", a), _checked("b", b)
     if len(first) != len(second):
@@ -125,12 +113,6 @@ def statistic_interval(
         estimate: the value for all rows where it is known. Default: the statistic of all.
         resamples: bootstrap samples, at least 100.
         seed: of the resampling.
-
-    Returns:
-        Interval: over prompts; estimate and ends NaN where the statistic is undefined.
-
-    Raises:
-        ValueError: too few resamples.
 
     Source: Efron 1979.
     """
@@ -162,15 +144,7 @@ def holm(p_values: Scores) -> np.ndarray[Any, Any]:
 
     With p_(1) <= ... <= p_(m): adjusted p_(k) = min(1, max_{j <= k} (m - j + 1) p_(j)). Rejecting
     adjusted values below a level keeps the chance of any false rejection below it, whatever the
-    dependence between the tests.
-
-    Args:
-        p_values: in [0, 1], of all tests of one question.
-
-    Raises:
-        ValueError: none, or one outside [0, 1].
-
-    Source: Holm 1979.
+    dependence between the tests. Source: Holm 1979.
     """
     p = _checked("p_values", p_values, least=1)
     if p.min() < 0 or p.max() > 1:

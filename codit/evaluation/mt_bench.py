@@ -75,10 +75,7 @@ def answer(
     Returns:
         tuple: the questions that got both answers, in their order, with `responses` (two texts) and
         `is_completed` (two truth values); and for each of the others `question_id`, `turn` (1 or
-        2), `error` and `reason`, as `codit synthesize` tells them.
-
-    Raises:
-        ValueError: see `decode.generate`.
+        2), `error` and `reason`.
 
     Source: two turns, temperatures by category: MT-Bench (arXiv 2306.05685) and FastChat.
     """

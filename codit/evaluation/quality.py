@@ -1,7 +1,6 @@
 """What can be said of a dataset of responses without a judge: repetition, length, diversity.
 
-Everything here is a pure function of texts and rows; nothing is downloaded or tokenised unless the
-caller passes a tokeniser. What has no source here is ours.
+Nothing is downloaded or tokenised. Values and choices without a source are ours.
 """
 
 from __future__ import annotations
@@ -22,12 +21,8 @@ def is_repetitive(text: str) -> bool:
     """Return whether a text repeats itself, by the CoDIT authors' rule.
 
     With f_n the share of the most frequent of the overlapping character n-grams:
-    f_2 >= .16 or f_3 >= .18 or f_4 >= .20 or one 100-gram occurs at least 10 times.
-
-    The n-grams are of code points, white space included. Fewer than 100 characters without
-    surrounding white space are never repetitive.
-
-    Source: the paper's code, repetition detector.
+    f_2 >= .16 or f_3 >= .18 or f_4 >= .20 or one 100-gram occurs at least 10 times. Fewer than 100
+    characters without surrounding white space are never repetitive. Source: the paper's code.
     """
     if len(text.strip()) < SHORTEST:
         return False
@@ -39,9 +34,7 @@ def is_repetitive(text: str) -> bool:
 def distinct(texts: Iterable[Sequence[Hashable]], *, n: int) -> float:
     """Return the share of different n-grams among all n-grams of a set of texts (of words, of ids).
 
-    distinct-n = |{n-grams}| / #n-grams, counted over the whole set: in (0, 1], NaN where no text
-    has n words. It falls as a set grows: compare sets of equal size. n < 1 is a ValueError.
-
+    In (0, 1], NaN where no text has n words. It falls as a set grows: compare sets of equal size.
     Source: Li et al. 2016 (arXiv 1510.03055), who count it in each text.
     """
     if n < 1:
@@ -53,8 +46,7 @@ def distinct(texts: Iterable[Sequence[Hashable]], *, n: int) -> float:
 def compression_ratio(texts: Iterable[str]) -> float:
     """Return how many times smaller the texts become under zlib: high means repetitive.
 
-    ratio = bytes / compressed bytes, of the texts in UTF-8 joined by newlines, at level 9; about 2
-    to 3 for varied English, NaN without any text. zlib sees repetition within 32 kB only.
+    About 2 to 3 for varied English, NaN without any text. zlib sees repetition within 32 kB only.
     """
     data = "\n".join(texts).encode("utf-8", "surrogatepass")
     return len(data) / len(zlib.compress(data, 9)) if data else math.nan
@@ -87,12 +79,10 @@ def summarise(
             pass a tokenizer's `encode` for its tokens.
 
     Returns:
-        dict: `rows`; `completion_rate`, `repetition_rate`, `empty_rate` (shares); `characters`,
-        `words`, `tokens` (means per response, `tokens` from `score`) and their medians
-        `..._median`; `distinct_1`, `distinct_2`, `distinct_3` (shares); `compression_ratio`;
-        `first_token_entropy` (nats, of non-empty responses). NaN where nothing is known.
-
-    Source: repetition: the paper's code.
+        dict: `rows`; `completion_rate`, `repetition_rate`, `empty_rate` (shares); means and medians
+        per response of `characters`, `words`, `tokens` (from `score`); `distinct_1` to `_3`;
+        `compression_ratio`; `first_token_entropy` (nats, of non-empty responses). NaN where
+        nothing is known.
     """
     rows = list(rows)
     texts = [row["response"] for row in rows]
