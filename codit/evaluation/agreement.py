@@ -77,29 +77,23 @@ class LengthBias:
 
 
 def agreement(
-    first: pd.DataFrame,
-    second: pd.DataFrame,
-    *,
-    kind: Kind,
-    column: str | None = None,
-    resamples: int = intervals.RESAMPLES,
+    first: pd.DataFrame, second: pd.DataFrame, *, kind: Kind, resamples: int = intervals.RESAMPLES
 ) -> Agreement:
     """Return how far two judges agree on the rows that both could judge.
 
     Args:
         first: a judge's table: `id`, `sample` where there are several responses to a prompt, and
-            the judgement, NaN where it failed.
+            `score` or `preference`, NaN where it failed.
         second: the other judge's, in any order.
         kind: "scores": numbers, as 1 to 10. "preferences": in [0, 1], of which kappa sees who wins
             (above .5), loses or ties.
-        column: of the judgement. Default: `score`, or `preference`.
         resamples: bootstrap samples of ids, at least 100.
 
     Raises:
         ValueError: a column is missing, rows repeat, preferences outside [0, 1], or fewer than
             two rows that both judged.
     """
-    column = column or ("score" if kind == "scores" else "preference")
+    column = "score" if kind == "scores" else "preference"
     keys = ["id", "sample"] if "sample" in first and "sample" in second else ["id"]
     said = [_said(table, keys, column, kind) for table in (first, second)]
     both = pd.concat(said, axis=1, keys=["first", "second"])
@@ -236,10 +230,9 @@ def length_bias(judgements: pd.DataFrame, *, resamples: int = intervals.RESAMPLE
     s = _centred(rows["score"].astype("float64"), groups)
     l2 = _centred(np.log2(rows["length"].astype("float64").clip(lower=1)), groups)
     ranks = [_centred(rows.groupby("id")[name].rank(), groups) for name in ("score", "length")]
-    sums = pd.DataFrame({"sl": s * l2, "ll": l2 * l2, "rr": ranks[0] * ranks[1]})
-    sums["sizes"] = ranks[0] ** 2
-    sums["lengths"] = ranks[1] ** 2
-    by_id = sums.groupby(groups).sum()
+    sums = {"sl": s * l2, "ll": l2 * l2, "rr": ranks[0] * ranks[1]}
+    sums |= {"sizes": ranks[0] ** 2, "lengths": ranks[1] ** 2}
+    by_id = pd.DataFrame(sums).groupby(groups).sum()
     sloped = by_id[by_id["ll"] > 1e-12]
     if len(sloped) < 2:
         raise ValueError(

@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
@@ -153,31 +153,19 @@ class Judgement(Attempt):
 
 @dataclass(kw_only=True)
 class Tally:
-    """Counts of one run, and what it used; what the cache gave costs nothing again.
+    """Counts of one run, and what it used; what the cache gave costs nothing again."""
 
-    Args:
-        questions: judgements wanted; equal ones count each.
-        cached: those that were known before.
-        calls: requests sent, those without a reply included.
-        replies: replies that came and were paid for.
-        unmetered: replies without token counts: with any, tokens and cost are lower bounds.
-        completion_tokens: thoughts included.
-        cost: None without prices.
-        states: judgements by state.
-        schema: judgements by what became of the schema: honoured, ignored, rejected.
-    """
-
-    questions: int = 0
-    cached: int = 0
-    calls: int = 0
-    replies: int = 0
-    unmetered: int = 0
+    questions: int = 0  # judgements wanted; equal ones count each
+    cached: int = 0  # those that were known before
+    calls: int = 0  # requests sent, those without a reply included
+    replies: int = 0  # that came and were paid for
+    unmetered: int = 0  # replies without token counts: with any, tokens and cost are lower bounds
     prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cost: float | None = None
+    completion_tokens: int = 0  # thoughts included
+    cost: float | None = None  # None without prices
     seconds: float = 0.0
-    states: dict[str, int] = field(default_factory=dict)
-    schema: dict[str, int] = field(default_factory=dict)
+    states: dict[str, int] = field(default_factory=dict)  # judgements by state
+    schema: dict[str, int] = field(default_factory=dict)  # honoured, ignored, rejected
 
 
 def ask(
@@ -275,12 +263,10 @@ class _Run:
         """Ask once, store the reply, and add it to what was used."""
         start = time.monotonic()
         seed = int(attempt_key(item, number)[:8], 16) >> 1  # 31 bits: what every server takes
-        reading, with_schema = await self.server.reply(question, seed=seed)
+        reading = await self.server.reply(question, seed=seed)
         self.silent = 0
-        said, seconds = asdict(reading), round(time.monotonic() - start, 3)
-        kept = "honoured" if said.pop("is_pure") else "ignored"
-        schema = kept if with_schema else "rejected"
-        self.cache.store(item, Attempt(attempt=number, schema=schema, seconds=seconds, **said))
+        seconds = round(time.monotonic() - start, 3)
+        self.cache.store(item, Attempt(attempt=number, seconds=seconds, **asdict(reading)))
         prompt, completion = reading.prompt_tokens, reading.completion_tokens
         self.tally.replies += 1
         self.tally.unmetered += prompt is None or completion is None
@@ -332,11 +318,8 @@ class _Server:
         )
         self.lacks: frozenset[str] = frozenset()  # fields of a request that the server refuses
 
-    async def reply(self, question: Question, *, seed: int) -> tuple[Reading, bool]:
-        """Ask once; return what the reply says, and whether a schema was asked for.
-
-        Trouble: no reply after `tries` requests. ValueError: no question can succeed.
-        """
+    async def reply(self, question: Question, *, seed: int) -> Reading:
+        """Ask once. Trouble: no reply after `tries` requests; ValueError: none to any question."""
         lacks = self.lacks
         while True:
             budget = "max_completion_tokens" if "max_tokens" in lacks else "max_tokens"
@@ -355,7 +338,9 @@ class _Server:
             else:
                 # Only now is it known that the request failed for these and not for its prompt.
                 self.lacks |= lacks
-                return reading, "response_format" in request
+                return (
+                    reading if "response_format" in request else replace(reading, schema="rejected")
+                )
 
     async def send(self, question: Question, request: dict[str, Any]) -> Reading:
         """Send a request, as often as the client tries, and read the reply."""

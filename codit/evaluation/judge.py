@@ -264,24 +264,23 @@ def outcomes(judgements: pd.DataFrame) -> pd.DataFrame:
     rows = []
     by = ["id", "sample", "length", "length_baseline"]
     for name, pair in judgements.groupby(by, sort=False):
-        wins, flips, state = [], 0, "ok"
-        draws = pair.groupby("draw", sort=False)
-        for _, draw in draws:
-            if (draw["state"] != "ok").any():
-                state = draw.loc[draw["state"] != "ok", "state"].iloc[-1]
-                continue
-            one, other = (
+        draws = [draw for _, draw in pair.groupby("draw", sort=False)]
+        both = [
+            [
                 WIN[order].get(value, 0.5)
                 for order, value in zip(draw["order"], draw["value"], strict=True)
-            )
-            flips += one != other
-            wins.append(one if one == other else 0.5)
+            ]
+            for draw in draws
+            if (draw["state"] == "ok").all()
+        ]
+        wins = [one if one == other else 0.5 for one, other in both]
+        last = draws[-1]["state"]
         told = {
             "preference": math.fsum(wins) / len(wins) if wins else math.nan,
-            "flips": flips,
+            "flips": sum(one != other for one, other in both),
             "n_ok": len(wins),
-            "n": draws.ngroups,
-            "state": "ok" if wins else state,
+            "n": len(draws),
+            "state": "ok" if wins else last[last != "ok"].iloc[-1],
         }
         rows.append(dict(zip(by, name, strict=True)) | told)
     return pd.DataFrame(rows)
@@ -372,17 +371,18 @@ def _ask(
 
 def _means(judgements: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Return the mean score of each thing judged, in the order of first occurrence."""
-    rows = []
-    for name, group in judgements.groupby(by, sort=False):
-        values = [float(value) for value in group.loc[group["state"] == "ok", "value"]]
-        told = {
-            "score": math.fsum(values) / len(values) if values else math.nan,
-            "n_ok": len(values),
-            "n": len(group),
-            "state": "ok" if values else group["state"].iloc[-1],
-        }
-        rows.append(dict(zip(by, name, strict=True)) | told)
-    return pd.DataFrame(rows)
+    is_ok = judgements["state"] == "ok"
+    scored = judgements.assign(score=judgements["value"].where(is_ok).astype("float64"))
+    return (
+        scored.groupby(by, sort=False)
+        .agg(
+            score=("score", "mean"),
+            n_ok=("score", "count"),
+            n=("score", "size"),
+            state=("state", lambda said: "ok" if (said == "ok").any() else said.iloc[-1]),
+        )
+        .reset_index()
+    )
 
 
 def _best(
@@ -413,17 +413,14 @@ def _summary(
     if len(known) > 1:
         interval = intervals.mean_interval(known)
         low, high = interval.low, interval.high
+    failed = float((judgements["state"] != "ok").mean()) if len(judgements) else 0.0
     counts = {"n": len(values), "n_ok": len(left)}
-    return counts | {"mean": mean, "low": low, "high": high, "failed": _failed(judgements)}
-
-
-def _failed(judgements: pd.DataFrame) -> float:
-    return float((judgements["state"] != "ok").mean()) if len(judgements) else 0.0
+    return counts | {"mean": mean, "low": low, "high": high, "failed": failed}
 
 
 def _checked(judged: Judged, cache: str | Path, asking: Asking) -> Judged:
     """Return what was judged, unless too much of it has no value."""
-    share = _failed(judged.judgements)
+    share = judged.summary["failed"]
     if share > asking.max_failures:
         bad = judged.judgements[judged.judgements["state"] != "ok"]
         counted = ", ".join(f"{n} {state}" for state, n in Counter(bad["state"]).most_common())

@@ -124,22 +124,16 @@ def _check(row: dict[str, Any], where: str) -> None:
     """Raise ValueError where a row is no question, saying what it lacks."""
     turns, category, reference = map(row.get, ("turns", "category", "reference"))
     # An empty text stands where a turn has no reference, as in MT-Bench's own file.
-    for is_right, expected in (
-        (
-            _are_texts(turns) and all(map(str.strip, turns or ())),
-            "an object with `turns`, two texts",
+    wanted = {
+        "an object with `turns`, two texts": _are_texts(turns) and all(map(str.strip, turns)),
+        "a question_id, a whole number or a text": name_of({"id": row.get("question_id")}),
+        "a text as category, or none": category is None or isinstance(category, str),
+        "two texts as reference, one for each turn, or none": (
+            reference is None or _are_texts(reference)
         ),
-        (
-            name_of({"id": row.get("question_id")}) is not None,
-            "a question_id, a whole number or a text",
-        ),
-        (category is None or isinstance(category, str), "a text as category, or none"),
-        (
-            reference is None or _are_texts(reference),
-            "two texts as reference, one for each turn, or none",
-        ),
-        (_is_writable(row), "only what JSON in UTF-8 can hold"),
-    ):
+        "only what JSON in UTF-8 can hold": _is_writable(row),
+    }
+    for expected, is_right in wanted.items():
         if not is_right:
             raise ValueError(
                 f"{where}: expected {expected}; got {row!r:.60}. Write it as FastChat's "

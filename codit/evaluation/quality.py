@@ -65,32 +65,24 @@ def entropy(values: Iterable[Hashable]) -> float:
     return max(0.0, -math.fsum(share * math.log(share) for share in shares))
 
 
-def summarise(
-    rows: Iterable[Mapping[str, Any]],
-    *,
-    tokenise: Callable[[str], Sequence[Hashable]] = str.split,
-) -> dict[str, float]:
-    """Return the quality measures of a dataset of responses.
+def summarise(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the quality measures of a dataset of responses; NaN where nothing is known.
 
     Args:
-        rows: rows with `response` and, where known, `is_completed` and `score` (one number per
-            token), as `codit synthesize` writes them.
-        tokenise: splits a response for the first token and the n-grams. Default: at white space;
-            pass a tokenizer's `encode` for its tokens.
+        rows: with `response` and, where known, `is_completed` and `score` (one number per token).
 
     Returns:
         dict: `rows`; `completion_rate`, `repetition_rate`, `empty_rate` (shares); means and medians
-        per response of `characters`, `words`, `tokens` (from `score`); `distinct_1` to `_3`;
-        `compression_ratio`; `first_token_entropy` (nats, of non-empty responses). NaN where
-        nothing is known.
+        per response of `characters`, `words` (split at white space), `tokens` (from `score`);
+        `distinct_1` to `_3` and `first_token_entropy` (nats), of words; `compression_ratio`.
     """
     rows = list(rows)
     texts = [row["response"] for row in rows]
-    split = [tokenise(text) for text in texts]
+    split = [text.split() for text in texts]
     completed = [bool(row["is_completed"]) for row in rows if row.get("is_completed") is not None]
     lengths = {
         "characters": [len(text) for text in texts],
-        "words": [len(text.split()) for text in texts],
+        "words": [*map(len, split)],
         "tokens": [len(row["score"]) for row in rows if row.get("score") is not None],
     }
     mean = statistics.fmean
@@ -103,7 +95,7 @@ def summarise(
         **{f"{k}_median": _average(statistics.median, values) for k, values in lengths.items()},
         **{f"distinct_{n}": distinct(split, n=n) for n in (1, 2, 3)},
         "compression_ratio": compression_ratio(texts),
-        "first_token_entropy": entropy(tokens[0] for tokens in split if len(tokens)),
+        "first_token_entropy": entropy(tokens[0] for tokens in split if tokens),
     }
 
 

@@ -22,6 +22,7 @@ from codit import files
 from codit.evaluation.rubric import HIGHEST, LOWEST, VERDICTS, Template, fields
 
 State: TypeAlias = Literal["ok", "parse_error", "empty", "truncated", "refused", "api_error"]
+Schema: TypeAlias = Literal["honoured", "ignored", "rejected"]
 QUOTED = re.compile(r"[0-9]{1,2}(\.[0-9]+)?")  # not \d: other scripts have digits too
 DECODER = json.JSONDecoder(
     parse_constant=files.no_constant, object_pairs_hook=files.once, strict=False
@@ -36,13 +37,17 @@ class NotACompletion(ValueError):  # noqa: N818  (what it is, not that it is an 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What a chat completion says; token counts are the server's, None where it gave none."""
+    """What a chat completion says; token counts are the server's, None where it gave none.
+
+    Of the schema asked for: "honoured": the whole reply is that object; "ignored": it is not;
+    "rejected": the server takes no schema, so none was asked for.
+    """
 
     state: State
     value: float | str | None = None  # score or verdict; None unless the state is "ok"
     note: str = ""  # why there is no value
     reply: str = ""  # the text as it came
-    is_pure: bool = False  # the whole reply is the JSON object that was asked for
+    schema: Schema = "ignored"
     model: str = ""  # as the server calls it
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -78,7 +83,8 @@ def read(body: Any, template: Template) -> Reading:
     if value is None and note == "":
         return Reading(state="empty", note="thoughts without an answer", **known)
     state: State = "parse_error" if value is None else "ok"
-    return Reading(state=state, value=value, note=note, is_pure=is_pure, **known)
+    schema: Schema = "honoured" if is_pure else "ignored"
+    return Reading(state=state, value=value, note=note, schema=schema, **known)
 
 
 def message_of(body: Any) -> tuple[dict[str, Any], dict[str, Any]]:

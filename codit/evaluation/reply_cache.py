@@ -42,22 +42,10 @@ COMMIT;
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One reply that came, good or not; it was paid for.
+    """One reply that came, good or not; it was paid for. Its fields: see `Reading`."""
 
-    Args:
-        attempt: its number, from 0; the next one asks with another seed.
-        state: see `replies`; never "api_error", which is not paid and not kept.
-        value: score or verdict; None unless the state is "ok".
-        note: why there is no value.
-        reply: the text as it came.
-        schema: "honoured": the whole reply is the object asked for; "ignored": it is not;
-            "rejected": the server takes no schema, so none was asked for.
-        model: what the server calls the model.
-        seconds: from the request to the whole reply.
-    """
-
-    attempt: int
-    state: State
+    attempt: int  # from 0; the next one asks with another seed
+    state: State  # never "api_error", which is not paid and not kept
     value: float | str | None = None
     note: str = ""
     reply: str = ""
@@ -65,7 +53,7 @@ class Attempt:
     model: str = ""
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
-    seconds: float = 0.0
+    seconds: float = 0.0  # from the request to the whole reply
 
 
 NAMES = tuple(field.name for field in fields(Attempt))
