@@ -28,28 +28,18 @@ FIRST = {"first": 1.0, "second": 0.0, "tie": 0.5}  # preference for what stands 
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """How far two judges agree on the same rows; all intervals are over prompts.
+    """How far two judges agree on the same rows; all intervals are over prompts."""
 
-    Args:
-        spearman: rank correlation, in [-1, 1]; NaN where a judge says the same of every row.
-        plain_kappa: Cohen's of equal judgements, at most 1; 0: as by chance. Means of several draws
-            are seldom equal: read the other then.
-        weighted_kappa: Cohen's by squared distance; of preferences: of loss, tie and win.
-        kappa: the usual one: weighted for scores, plain for preferences.
-        equal: share of rows with the same score or the same winner.
-        share_both: n_both of all rows.
-    """
-
-    spearman: Interval
-    plain_kappa: Interval
-    weighted_kappa: Interval
-    kappa: Interval
-    equal: float
+    spearman: Interval  # rank correlation; NaN where a judge says the same of every row
+    plain_kappa: Interval  # of equal judgements; means of several draws are seldom equal
+    weighted_kappa: Interval  # by squared distance; of preferences: of loss, tie and win
+    kappa: Interval  # the usual one: weighted for scores, plain for preferences
+    equal: float  # share of rows with the same score or the same winner
     n_both: int  # rows that both judged
     n_first: int  # rows that only the first judged
     n_second: int
     n_neither: int
-    share_both: float
+    share_both: float  # n_both of all rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,17 +71,10 @@ def agreement(
 ) -> Agreement:
     """Return how far two judges agree on the rows that both could judge.
 
-    Args:
-        first: a judge's table: `id`, `sample` where there are several responses to a prompt, and
-            `score` or `preference`, NaN where it failed.
-        second: the other judge's, in any order.
-        kind: "scores": numbers, as 1 to 10. "preferences": in [0, 1], of which kappa sees who wins
-            (above .5), loses or ties.
-        resamples: bootstrap samples of ids, at least 100.
-
-    Raises:
-        ValueError: a column is missing, rows repeat, preferences outside [0, 1], or fewer than
-            two rows that both judged.
+    A table has `id`, `sample` where there are several responses to a prompt, and `score` or
+    `preference`, NaN where it failed; in any order. Preferences lie in [0, 1]; of them kappa sees
+    who wins (above .5), loses or ties. ValueError: a column is missing, rows repeat, preferences
+    outside [0, 1], or fewer than two rows that both judged.
     """
     column = "score" if kind == "scores" else "preference"
     keys = ["id", "sample"] if "sample" in first and "sample" in second else ["id"]
@@ -141,10 +124,8 @@ def cohens_kappa(x: Numbers, y: Numbers, *, weighted: bool) -> float:
     """Return Cohen's kappa: agreement beyond what the two judges' own frequencies give by chance.
 
     kappa = 1 - observed / expected disagreement; expected over all pairs (x_i, y_j). The
-    disagreement of two judgements is 1 where they differ or, weighted, (x - y)^2, so that
-    kappa = 1 - mean (x_i - y_i)^2 / (var x + var y + (mean x - mean y)^2), variances with n.
-    Half points need no rounding. At most 1; 0: as by chance; NaN where both always say the same one
-    thing. Source: Cohen 1960; weighted: Cohen 1968.
+    disagreement of two judgements is 1 where they differ or, weighted, (x - y)^2. At most 1; 0: as
+    by chance; NaN where both always say the same one thing. Source: Cohen 1960, 1968.
     """
     if weighted:
         observed = ((x - y) ** 2).mean()
@@ -158,14 +139,10 @@ def cohens_kappa(x: Numbers, y: Numbers, *, weighted: bool) -> float:
 def position_bias(judgements: pd.DataFrame) -> PositionBias:
     """Return how much the order of two responses decides, from pairs judged in both orders.
 
-    Args:
-        judgements: a row for each judgement: `id`, `order` ("forward" or "swapped"), `value`
-            ("first", "second" or "tie": what stands first or second in that order; anything else,
-            as None, has failed); and `sample`, `draw` where a prompt has several pairs.
-
-    Raises:
-        ValueError: a column is missing, an order is unknown or stands there twice, or fewer than
-            two ids were judged in both orders.
+    A judgement has `id`, `order` ("forward" or "swapped"), `value` ("first", "second" or "tie":
+    what stands first or second in that order; anything else, as None, has failed), and `sample`,
+    `draw` where a prompt has several pairs. ValueError: a column is missing, an order is unknown or
+    stands there twice, or fewer than two ids were judged in both orders.
 
     Source: both orders: MT-Bench (arXiv 2306.05685).
     """
@@ -209,17 +186,11 @@ def length_bias(judgements: pd.DataFrame, *, resamples: int = intervals.RESAMPLE
     """Return how scores go with the length of responses, between responses to one prompt.
 
     Within prompts, because long answers to hard prompts say nothing of a judge. With s the score
-    and l = log2 of the length, both minus their prompt's mean, slope = sum s l / sum l^2 over all
-    responses. Neither measure says why: longer may be better.
-
-    Args:
-        judgements: a row for each response: `id` of the prompt, `score` (NaN where it failed),
-            `length` (characters or tokens; below 1 counts as 1). At least two rows for a prompt.
-        resamples: bootstrap samples of prompts, at least 100.
-
-    Raises:
-        ValueError: a column is missing, a length is no length, or fewer than two prompts have two
-            judged responses of different length.
+    and l = log2 of the length (below 1: 1), both minus their prompt's mean, slope = sum s l / sum
+    l^2 over all responses. Neither measure says why: longer may be better. A response has `id` (of
+    the prompt), `score` (NaN where it failed), `length` (characters or tokens). ValueError: a
+    column is missing, a length is no length, or fewer than two prompts have two judged responses of
+    different length.
     """
     _columns(judgements, ("id", "score", "length"))
     usable = np.isfinite(judgements["score"].astype("float64"))

@@ -47,14 +47,8 @@ def mean_interval(values: Scores, *, resamples: int = 10_000, seed: int = 0) -> 
     """Return the mean over prompts with its bootstrap interval, in the unit of the scores.
 
     The interval comes from means of n prompts drawn with replacement: bias-corrected and
-    accelerated (BCa), or percentile where BCa is undefined; of more than 5,000 the normal one.
-
-    Args:
-        values: one score per prompt, at least two.
-        resamples: bootstrap samples, at least 100; more make the ends steadier, not nearer.
-        seed: of the resampling.
-
-    Source: BCa: Efron 1987.
+    accelerated (BCa, Efron 1987), or percentile where BCa is undefined; of more than 5,000 the
+    normal one. At least two values, all numbers, and 100 resamples, or a ValueError.
     """
     x = _checked("values", values)
     _check_resamples(resamples)
@@ -107,14 +101,8 @@ def statistic_interval(
 ) -> Interval:
     """Return any statistic of all rows and the 2.5 and 97.5 % quantiles of its resamples.
 
-    Args:
-        statistic: of the rows with these numbers; NaN where it is undefined.
-        ids: the prompt of each row; rows of one prompt are drawn together.
-        estimate: the value for all rows where it is known. Default: the statistic of all.
-        resamples: bootstrap samples, at least 100.
-        seed: of the resampling.
-
-    Source: Efron 1979.
+    The statistic takes numbers of rows and is NaN where it is undefined; rows with equal `ids` (of
+    prompts) are drawn together. `estimate`: the value for all rows where it is known.
     """
     _check_resamples(resamples)
     if estimate is None:

@@ -27,14 +27,9 @@ TURNS = 2
 def read(path: str | Path) -> list[dict[str, Any]]:
     """Return the questions of a file as they stand there.
 
-    Args:
-        path: JSON lines with `question_id`, `category` and `turns` (two texts), and for categories
-            judged with one a `reference` (two texts): as FastChat's `question.jsonl`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line is no such question or could not be written again, an id repeats, or
-            there is none.
+    A line has `question_id`, `category` and `turns` (two texts), and for categories judged with one
+    a `reference` (two texts), as FastChat's `question.jsonl`. ValueError: a line is no such
+    question or could not be written again, an id repeats, or there is none.
     """
     rows: dict[str, dict[str, Any]] = {}
     for number, row in files.read_lines(path):
@@ -73,11 +68,10 @@ def answer(
         progress: show bars.
 
     Returns:
-        tuple: the questions that got both answers, in their order, with `responses` (two texts) and
-        `is_completed` (two truth values); and for each of the others `question_id`, `turn` (1 or
-        2), `error` and `reason`.
+        tuple: the questions that got both answers, with `responses` and `is_completed`; and for
+        each of the others `question_id`, `turn` (1 or 2), `error` and `reason`.
 
-    Source: two turns, temperatures by category: MT-Bench (arXiv 2306.05685) and FastChat.
+    Source: MT-Bench (arXiv 2306.05685) and FastChat.
     """
     heats = map(temperature, questions) if by_category else [decoding.temperature] * len(questions)
     how = [replace(decoding, temperature=heat) for heat in heats]

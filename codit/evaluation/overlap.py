@@ -55,17 +55,10 @@ def contaminated(
     """Yield the texts that share n words in a row with a benchmark's prompt, once a benchmark.
 
     Benchmarks' answers are not known here; a response is checked for prompts. Paraphrases and
-    translations share no n-gram and are not found.
-
-    Args:
-        rows: see `texts_of`; read once, in order.
-        benchmarks: what must not be in the dataset.
-        n: words in a run, 8 to 13. Less finds phrases that everybody uses. A prompt of fewer than
-            n but at least 8 words matches where all of it stands in a text; one of fewer than 8
-            only where it is all of the text.
-
-    Raises:
-        ValueError: n outside its range, benchmarks of one name, or a row without a text.
+    translations share no n-gram and are not found. n is 8 to 13: less finds phrases that everybody
+    uses. A prompt of fewer than n but at least 8 words matches where all of it stands in a text;
+    one of fewer than 8 only where it is all of the text. ValueError: n outside its range,
+    benchmarks of one name, or a row without a text.
 
     Source: n-grams of 8 to 13 words: Brown et al. 2020 (arXiv 2005.14165), Appendix C.
     """
@@ -90,10 +83,7 @@ def contaminated(
 def _runs(
     benchmarks: Sequence[Benchmark], n: int
 ) -> dict[Words, list[tuple[Words, tuple[str, str]]]]:
-    """Return all runs, each once a benchmark with its first prompt, by their first words.
-
-    A text's first words are shorter than `LEAST` only where they are all of it, as are a prompt's.
-    """
+    """Return all runs, each once a benchmark with its first prompt, by their first words."""
     first: dict[tuple[Words, str], str] = {}
     for benchmark in benchmarks:
         for key, text in benchmark.prompts.items():
@@ -109,11 +99,7 @@ def _runs(
 def tally(
     hits: Iterable[Hit], benchmarks: Sequence[Benchmark], *, rows: int, n: int
 ) -> dict[str, Any]:
-    """Return what a card says of the overlap with benchmarks, hit or not, as JSON values.
-
-    Sums over all rows, and for each benchmark its prompts, those named in hits (`prompts_hit`),
-    rows and their share, and hits by field.
-    """
+    """Return what a card says of the overlap with benchmarks, hit or not, as JSON values."""
     hits = list(hits)
 
     def shared(some: Sequence[Hit]) -> dict[str, Any]:

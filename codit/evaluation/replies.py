@@ -57,8 +57,7 @@ def read(body: Any, template: Template) -> Reading:
     """Read the JSON value that a server sent as a chat completion; NotACompletion where it is none.
 
     A refusal counts before anything else, then a spent token budget, then missing text: a value in
-    a cut reply is not the judge's last word. (The paper's code gives 0 to a missing text and -1 to
-    most other failures.)
+    a cut reply is not the judge's last word.
     """
     choice, message = message_of(body)
     usage = body.get("usage") if isinstance(body.get("usage"), dict) else {}
@@ -101,9 +100,8 @@ def value_in(text: str, template: Template) -> tuple[float | str | None, bool, s
     """Return a text's score or verdict, whether it is nothing else, and why there is no value.
 
     The whole text is read as one JSON object; where it is none, the last valid object in it counts:
-    after prose, in a code fence, after an earlier draft, and only after a model's marked thoughts.
-    (The paper's code takes the first match of "score".) The reason is "" where nothing stands after
-    the thoughts.
+    after prose, in a code fence, after an earlier draft, and only after a model's marked thoughts:
+    where nothing stands after these, the reason is "".
     """
     whole = _object(text)
     if whole is not None:
@@ -125,11 +123,7 @@ def value_in(text: str, template: Template) -> tuple[float | str | None, bool, s
 
 
 def score_of(value: Any) -> float | None:
-    """Return a score as a number in [1, 10], or None where it is none: nothing is clipped.
-
-    A fraction and a number in quotes count as they stand; booleans, NaN, "7/10" and lists do not.
-    The range is the paper's.
-    """
+    """Return a number in [1, 10], in quotes too, or None: nothing is clipped, "7/10" is none."""
     if isinstance(value, str) and QUOTED.fullmatch(value.strip()):
         value = float(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):

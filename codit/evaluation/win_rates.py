@@ -64,15 +64,9 @@ def win_rates(
     minimal. A resample is fitted with C as chosen, or 1 where less was chosen: with little to be
     learned cross-validation shrinks all coefficients to 0, and every resample's LC would be .5.
 
-    Args:
-        judgements: the table described at the top of this module.
-        resamples: bootstrap samples of the length-controlled rate, at least 100.
-        seed: of the resampling.
-
-    Raises:
-        ValueError: a column is missing, ids repeat, a preference lies outside [0, 1], a length is
-            no length, fewer than five judgements succeeded, or all d are equal and not 0 (then
-            length cannot be told from the model).
+    ValueError: a column is missing, ids repeat, a preference lies outside [0, 1], a length is no
+    length, fewer than five judgements succeeded, or all d are equal and not 0: then length cannot
+    be told from the model.
 
     Source: Dubois et al. 2024 (arXiv 2404.04475) and alpaca_eval 0.6.6.
     """
