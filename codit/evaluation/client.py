@@ -128,15 +128,12 @@ class Asking:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """One thing to ask: the prompt, and which of the k judgements of it.
-
-    Its label (id, order, lengths) is known neither to the judge nor to the cache.
-    """
+    """One thing to ask."""
 
     template: Template
     prompt: str
-    sample: int = 0
-    label: dict[str, Any] = field(default_factory=dict)
+    sample: int = 0  # which of the k judgements of this prompt
+    label: dict[str, Any] = field(default_factory=dict)  # id, order, ...: for the table alone
 
     @classmethod
     def of(cls, template: Template, values: dict[str, str], label: dict[str, Any]) -> Question:
@@ -173,10 +170,9 @@ def ask(
 ) -> tuple[list[Judgement], Tally]:
     """Ask what the cache does not know; return a judgement for every question, and the counts.
 
-    Equal questions are asked once. A failed reply is asked again with a new seed until `attempts`
-    of them are stored, those of earlier runs counted. Works inside a notebook's event loop too.
-    ValueError: openai is missing, the server refuses the key or does not know the model, or the
-    cache is another file. OSError: the cache cannot be read or written.
+    Equal questions are asked once. Works inside a notebook's event loop too. ValueError: openai is
+    missing, the server refuses the key or does not know the model, or the cache is another file.
+    OSError: the cache cannot be read or written.
     """
     start = time.monotonic()
     items = [item_of(judge, question) for question in questions]
@@ -276,14 +272,11 @@ class _Run:
 
 
 class Trouble(Exception):  # noqa: N818  (the server's, mostly not an error of ours)
-    """No reply: what the server said instead, in one line.
-
-    `refusal` is all it says where it is the request that it does not take (400, 422).
-    """
+    """No reply: what the server said instead, in one line."""
 
     def __init__(self, note: str, *, refusal: str | None = None) -> None:
         super().__init__(note)
-        self.refusal = refusal
+        self.refusal = refusal  # all it says where it does not take the request (400, 422)
 
 
 class _Server:

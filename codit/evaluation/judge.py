@@ -33,23 +33,17 @@ WIN = {"forward": {"first": 1.0, "second": 0.0}, "swapped": {"first": 0.0, "seco
 
 @dataclass(frozen=True)
 class Judged:
-    """What a judge said.
+    """What a judge said; `table` is that of the function that made it."""
 
-    Args:
-        table: one row for each thing judged; see the function that made it.
-        judgements: one row for each judgement: what was judged, `draw` (which of k), `template`,
-            `state`, `value`, `note`, `reply`, `schema`, tokens, seconds, `is_cached`.
-        summary: `n` and `n_ok` (rows of the table, and those with a value), `mean`, `low`, `high`
-            (95 % over prompts), `failed` (share of judgements).
-        tally: what this run asked and used.
-        rows: of Best-of-N, the rows that were kept.
-    """
-
-    table: pd.DataFrame
+    table: pd.DataFrame  # a row for each thing judged
+    # A row for each judgement: what was judged, `draw` (which of k), `template`, `state`, `value`,
+    # `note`, `reply`, `schema`, tokens, seconds, `is_cached`.
     judgements: pd.DataFrame
+    # `n` and `n_ok` (rows of the table, and those with a value), `mean`, `low`, `high` (95 % over
+    # prompts), `failed` (share of judgements), and more.
     summary: dict[str, Any]
     tally: Tally
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)  # those that Best-of-N kept
 
 
 class TooManyFailures(ValueError):  # noqa: N818
@@ -229,8 +223,7 @@ def plan(
 ) -> Plan:
     """Return what a run would ask, and what it would cost with one full reply to each question.
 
-    `asked` comes from `questions`; a cache that is not there is not made. ValueError: samples do
-    not fit, or the cache is another file. OSError: the cache cannot be read.
+    `asked` comes from `questions`; a cache that is not there is not made.
     """
     drawn = _drawn(asked, judge, samples)
     left = {client.item_of(judge, one): len(one.prompt) for one in drawn}

@@ -53,10 +53,9 @@ def compression_ratio(texts: Iterable[str]) -> float:
 
 
 def entropy(values: Iterable[Hashable]) -> float:
-    """Return the entropy of the values' frequencies in nats: -sum_v f_v ln f_v; NaN without values.
+    """Return the entropy of the values' frequencies in nats; NaN without values.
 
-    Applied to the first token of every response it shows shared noise: responses drawn with one
-    seed for all rows begin alike.
+    Of first tokens it shows shared noise: responses drawn with one seed for all rows begin alike.
     """
     counts = Counter(values)
     if not counts:
@@ -68,13 +67,10 @@ def entropy(values: Iterable[Hashable]) -> float:
 def summarise(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     """Return the quality measures of a dataset of responses; NaN where nothing is known.
 
-    Args:
-        rows: with `response` and, where known, `is_completed` and `score` (one number per token).
-
-    Returns:
-        dict: `rows`; `completion_rate`, `repetition_rate`, `empty_rate` (shares); means and medians
-        per response of `characters`, `words` (split at white space), `tokens` (from `score`);
-        `distinct_1` to `_3` and `first_token_entropy` (nats), of words; `compression_ratio`.
+    Rows have `response` and, where known, `is_completed` and `score` (a number per token). Returned
+    are `rows`; `completion_rate`, `repetition_rate`, `empty_rate` (shares); means and medians per
+    response of `characters`, `words` (split at white space), `tokens`; `distinct_1` to `_3` and
+    `first_token_entropy` (nats), of words; `compression_ratio`.
     """
     rows = list(rows)
     texts = [row["response"] for row in rows]

@@ -61,8 +61,7 @@ def win_rates(
     so: failed judgements take no part in sd(d) and in the mean over x; the fit is exact where
     theirs stops at a tolerance of 1e-4; rows are put in the order of their ids before folds are
     made; the interval is a percentile bootstrap, theirs a standard error of the predictions, 0 when
-    minimal. A resample is fitted with C as chosen, or 1 where less was chosen: with little to be
-    learned cross-validation shrinks all coefficients to 0, and every resample's LC would be .5.
+    minimal. A resample is fitted with C as chosen, at least 1: below, every LC may be .5.
 
     ValueError: a column is missing, ids repeat, a preference lies outside [0, 1], a length is no
     length, fewer than five judgements succeeded, or all d are equal and not 0: then length cannot
