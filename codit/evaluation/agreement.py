@@ -8,7 +8,7 @@ without a source are ours.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal, TypeAlias
@@ -88,19 +88,13 @@ def agreement(
             f"{len(both)}. Do the ids belong to one dataset?"
         )
     x, y = (judged[name].to_numpy(dtype="float64") for name in ("first", "second"))
-    over = judged.index.get_level_values("id")
     a, b = (np.sign(v - 0.5) for v in (x, y)) if kind == "preferences" else (x, y)
-
-    def interval(statistic: Callable[..., float], one: Numbers, two: Numbers) -> Interval:
-        return intervals.statistic_interval(
-            lambda i: statistic(one[i], two[i]), over, resamples=resamples
-        )
-
-    plain, by_distance = (
-        interval(partial(cohens_kappa, weighted=weighted), a, b) for weighted in (False, True)
-    )
+    ids = judged.index.get_level_values("id")
+    over = partial(intervals.statistic_interval, ids=ids, resamples=resamples)
+    plain = over(lambda i: cohens_kappa(a[i], b[i], weighted=False))
+    by_distance = over(lambda i: cohens_kappa(a[i], b[i], weighted=True))
     return Agreement(
-        spearman=interval(spearman, x, y),
+        spearman=over(lambda i: spearman(x[i], y[i])),
         plain_kappa=plain,
         weighted_kappa=by_distance,
         kappa=by_distance if kind == "scores" else plain,
@@ -159,23 +153,16 @@ def position_bias(judgements: pd.DataFrame) -> PositionBias:
     pairs = wide[known == 2]
     # One response wins both orders where it stands first in one and second in the other.
     total = pairs["forward"] + pairs["swapped"]
-    measures = pd.DataFrame(
-        {
-            "flip": (total != 1).astype("float64"),
-            "reversed": total.isin([0.0, 2.0]).astype("float64"),
-            "first": total / 2,
-        }
-    )
-    by_id = measures.groupby(level="id").mean()
+    flips, is_reversed = total != 1, total.isin([0.0, 2.0])
+    measures = {"flip_rate": flips, "reversed_rate": is_reversed, "first_share": total / 2}
+    by_id = pd.DataFrame(measures, dtype="float64").groupby(level="id").mean()
     if len(by_id) < 2:
         raise ValueError(
             f"expected at least two ids judged in both orders; got {len(by_id)}. Judge both orders."
         )
-    flip, reverse, share = (intervals.mean_interval(by_id[name]) for name in measures)
+    found: dict[str, Any] = {name: intervals.mean_interval(by_id[name]) for name in measures}
     return PositionBias(
-        flip_rate=flip,
-        reversed_rate=reverse,
-        first_share=share,
+        **found,
         n=len(pairs),
         one_order=int((known == 1).sum()),
         failed=int((known == 0).sum()),
@@ -214,9 +201,7 @@ def length_bias(judgements: pd.DataFrame, *, resamples: int = intervals.RESAMPLE
     rho = (ranked["rr"] / np.sqrt(ranked["sizes"] * ranked["lengths"])).to_numpy()
     sl, ll = sloped["sl"].to_numpy(), sloped["ll"].to_numpy()
 
-    def over(statistic: Callable[[Numbers], float], prompts: pd.Index[Any]) -> Interval:
-        return intervals.statistic_interval(statistic, prompts, resamples=resamples)
-
+    over = partial(intervals.statistic_interval, resamples=resamples)
     return LengthBias(
         spearman=over(lambda i: float(rho[i].mean()) if len(i) else math.nan, ranked.index),
         slope=over(lambda i: float(sl[i].sum() / ll[i].sum()), sloped.index),
