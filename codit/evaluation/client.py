@@ -210,6 +210,14 @@ def item_of(judge: Judge, question: Question) -> str:
     )
 
 
+class Trouble(Exception):  # noqa: N818  (the server's, mostly not an error of ours)
+    """No reply: what the server said instead, in one line."""
+
+    def __init__(self, note: str, *, refusal: str | None = None) -> None:
+        super().__init__(note)
+        self.refusal = refusal  # all it says where it does not take the request (400, 422)
+
+
 class _Run:
     """Questions that are left, asked by `concurrency` workers."""
 
@@ -269,14 +277,6 @@ class _Run:
         self.tally.prompt_tokens += prompt or 0
         self.tally.completion_tokens += completion or 0
         self.tally.cost = self.asking.cost(self.tally.prompt_tokens, self.tally.completion_tokens)
-
-
-class Trouble(Exception):  # noqa: N818  (the server's, mostly not an error of ours)
-    """No reply: what the server said instead, in one line."""
-
-    def __init__(self, note: str, *, refusal: str | None = None) -> None:
-        super().__init__(note)
-        self.refusal = refusal  # all it says where it does not take the request (400, 422)
 
 
 class _Server:

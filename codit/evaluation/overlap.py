@@ -80,22 +80,6 @@ def contaminated(
             yield from (Hit(line, name, where, one, *shared) for one, shared in found.items())
 
 
-def _runs(
-    benchmarks: Sequence[Benchmark], n: int
-) -> dict[Words, list[tuple[Words, tuple[str, str]]]]:
-    """Return all runs, each once a benchmark with its first prompt, by their first words."""
-    first: dict[tuple[Words, str], str] = {}
-    for benchmark in benchmarks:
-        for key, text in benchmark.prompts.items():
-            split = words(text)
-            for start in range(max(1, len(split) - n + 1)):
-                first.setdefault((split[start : start + n], benchmark.name), key)
-    runs = defaultdict(list)
-    for (run, name), key in first.items():
-        runs[run[:LEAST]].append((run, (name, key)))
-    return runs
-
-
 def tally(
     hits: Iterable[Hit], benchmarks: Sequence[Benchmark], *, rows: int, n: int
 ) -> dict[str, Any]:
@@ -154,13 +138,6 @@ def near_duplicates(texts: Iterable[str], *, threshold: float = 0.8) -> dict[int
     return found
 
 
-def _shingles(text: str) -> set[bytes]:
-    split = words(text)
-    starts = range(max(1, len(split) - SHINGLE + 1)) if split else ()
-    joined = (" ".join(split[start : start + SHINGLE]) for start in starts)
-    return {shingle.encode("utf-8", "surrogatepass") for shingle in joined}
-
-
 def words(text: str) -> Words:
     """Return a text's words as they are compared: letters and digits only."""
     return tuple(WORD.findall(unicodedata.normalize("NFKC", text).casefold()))
@@ -187,16 +164,6 @@ def read_benchmark(path: str | Path) -> Benchmark:
     if len(dict(asked)) < len(asked):
         raise ValueError(f"expected every id once in {path}; got some again. Number the rows.")
     return Benchmark(Path(path).stem, texts, len(asked) - len(texts))
-
-
-def _turns(row: Mapping[str, Any]) -> list[Any]:
-    """Return the prompts of a benchmark's row, unchecked."""
-    if isinstance(row.get("turns"), list):
-        return list(row["turns"])
-    if isinstance(row.get("messages"), list):
-        turns = [turn for turn in row["messages"] if isinstance(turn, Mapping)]
-        return [turn.get("content") for turn in turns if turn.get("role") == "user"]
-    return [row[key] for key in ("instruction", "prompt") if row.get(key) is not None][:1]
 
 
 def read_rows(path: str | Path) -> Iterator[dict[str, Any]]:
@@ -231,3 +198,36 @@ def texts_of(row: Mapping[str, Any]) -> dict[str, list[str]]:
     if any(not isinstance(text, str) for texts in found.values() for text in texts):
         raise ValueError(f"expected texts in row {row.get('id')!r:.60}; got something else.")
     return found
+
+
+def _runs(
+    benchmarks: Sequence[Benchmark], n: int
+) -> dict[Words, list[tuple[Words, tuple[str, str]]]]:
+    """Return all runs, each once a benchmark with its first prompt, by their first words."""
+    first: dict[tuple[Words, str], str] = {}
+    for benchmark in benchmarks:
+        for key, text in benchmark.prompts.items():
+            split = words(text)
+            for start in range(max(1, len(split) - n + 1)):
+                first.setdefault((split[start : start + n], benchmark.name), key)
+    runs = defaultdict(list)
+    for (run, name), key in first.items():
+        runs[run[:LEAST]].append((run, (name, key)))
+    return runs
+
+
+def _shingles(text: str) -> set[bytes]:
+    split = words(text)
+    starts = range(max(1, len(split) - SHINGLE + 1)) if split else ()
+    joined = (" ".join(split[start : start + SHINGLE]) for start in starts)
+    return {shingle.encode("utf-8", "surrogatepass") for shingle in joined}
+
+
+def _turns(row: Mapping[str, Any]) -> list[Any]:
+    """Return the prompts of a benchmark's row, unchecked."""
+    if isinstance(row.get("turns"), list):
+        return list(row["turns"])
+    if isinstance(row.get("messages"), list):
+        turns = [turn for turn in row["messages"] if isinstance(turn, Mapping)]
+        return [turn.get("content") for turn in turns if turn.get("role") == "user"]
+    return [row[key] for key in ("instruction", "prompt") if row.get(key) is not None][:1]
