@@ -175,9 +175,8 @@ def length_bias(judgements: pd.DataFrame, *, resamples: int = intervals.RESAMPLE
     Within prompts, because long answers to hard prompts say nothing of a judge. With s the score
     and l = log2 of the length (below 1: 1), both minus their prompt's mean, slope = sum s l / sum
     l^2 over all responses. Neither measure says why: longer may be better. A response has `id` (of
-    the prompt), `score` (NaN where it failed), `length` (characters or tokens). ValueError: a
-    column is missing, a length is no length, or fewer than two prompts have two judged responses of
-    different length.
+    the prompt), `score` (NaN where it failed), `length` (characters or tokens). ValueError: no such
+    table, or fewer than two prompts have two judged responses of different length.
     """
     _columns(judgements, ("id", "score", "length"))
     usable = np.isfinite(judgements["score"].astype("float64"))

@@ -49,8 +49,8 @@ class Judge:
         model: as the server calls it.
         base_url: of an OpenAI-compatible server, such as http://localhost:8000/v1. None: the
             openai client's default. It is no part of the cache's key: a model may move.
-        revision: of the judge's weights, in words of one's own; part of the key. Give one where
-            servers use one name for different models.
+        revision: of the judge's weights, in words of one's own, where servers use one name for
+            different models; part of the key.
         temperature: of the judge, at least 0. 0: greedy, one sample says all. 1: the paper's.
         max_tokens: budget of a reply, a reasoning model's thoughts included. 8192: the paper's.
         reasoning_effort: low, medium, high, or what the server knows. None: not sent.
@@ -386,8 +386,7 @@ def _refused(request: Mapping[str, Any], refusal: str | None) -> str | None:
 def _http(timeout: float) -> Any:
     """Return a client to which a reply that drips past the timeout, or is no completion, is none.
 
-    The openai client asks again then. Its own timeout counts from byte to byte, and to it every
-    reply with status 200 is one.
+    Openai's own timeout counts from byte to byte, and to it every reply with status 200 is one.
     """
     import httpx2
     import openai

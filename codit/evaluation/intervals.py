@@ -130,9 +130,7 @@ def draws(ids: Sequence[Any], *, resamples: int, seed: int) -> Iterator[Places]:
 def holm(p_values: Scores) -> np.ndarray[Any, Any]:
     """Return p-values corrected for their number by Holm's step-down method, in the order given.
 
-    With p_(1) <= ... <= p_(m): adjusted p_(k) = min(1, max_{j <= k} (m - j + 1) p_(j)). Rejecting
-    adjusted values below a level keeps the chance of any false rejection below it, whatever the
-    dependence between the tests. Source: Holm 1979.
+    With p_(1) <= ... <= p_(m): adjusted p_(k) = min(1, max_{j <= k} (m - j + 1) p_(j)), Holm 1979.
     """
     p = _checked("p_values", p_values, least=1)
     if p.min() < 0 or p.max() > 1:

@@ -74,7 +74,7 @@ def score(
         ValueError: a row cannot be judged, samples do not fit, or as `client.ask`.
         OSError: the cache cannot be read or written.
 
-    Source: prompt, range, one judgement at temperature 1: the paper's code.
+    Source: range, one judgement at temperature 1: the paper's code.
     """
     asked = _of_rows(judged_rows.answered(rows))
     judgements, tally = _ask(asked, judge, cache, samples, asking)
@@ -317,11 +317,11 @@ def _of_arms(first: Rows, second: Rows) -> tuple[list[Question], int]:
     pairs, left_out = judged_rows.pairs(judged_rows.answered(first), judged_rows.answered(second))
     asked = []
     for one, other in pairs:
+        label = {"id": one.id, "sample": one.sample, "length": len(one.response)}
+        label["length_baseline"] = len(other.response)
         for order, (a, b) in (("forward", (one, other)), ("swapped", (other, one))):
             values = {"instruction": a.instruction, "first": a.response, "second": b.response}
-            lengths = {"length": len(one.response), "length_baseline": len(other.response)}
-            label = {"id": one.id, "sample": one.sample, **lengths, "order": order}
-            asked.append(Question.of(rubric.PAIRWISE, values, label))
+            asked.append(Question.of(rubric.PAIRWISE, values, {**label, "order": order}))
     return asked, left_out
 
 
@@ -366,16 +366,10 @@ def _means(judgements: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Return the mean score of each thing judged, in the order of first occurrence."""
     is_ok = judgements["state"] == "ok"
     scored = judgements.assign(score=judgements["value"].where(is_ok).astype("float64"))
-    return (
-        scored.groupby(by, sort=False)
-        .agg(
-            score=("score", "mean"),
-            n_ok=("score", "count"),
-            n=("score", "size"),
-            state=("state", lambda said: "ok" if (said == "ok").any() else said.iloc[-1]),
-        )
-        .reset_index()
-    )
+    groups = scored.groupby(by, sort=False)
+    table = groups["score"].agg(score="mean", n_ok="count", n="size")
+    table["state"] = groups["state"].agg(lambda s: "ok" if (s == "ok").any() else s.iloc[-1])
+    return table.reset_index()
 
 
 def _best(

@@ -1,6 +1,6 @@
-"""Questions of two turns, as MT-Bench asks them: the second turn sees the first answer.
+"""Questions of two turns, as MT-Bench (arXiv 2306.05685) and FastChat ask them.
 
-`codit judge --conversations` scores what comes out.
+The second turn sees the first answer. `codit judge --conversations` scores what comes out.
 """
 
 from __future__ import annotations
@@ -70,8 +70,6 @@ def answer(
     Returns:
         tuple: the questions that got both answers, with `responses` and `is_completed`; and for
         each of the others `question_id`, `turn` (1 or 2), `error` and `reason`.
-
-    Source: MT-Bench (arXiv 2306.05685) and FastChat.
     """
     heats = map(temperature, questions) if by_category else [decoding.temperature] * len(questions)
     how = [replace(decoding, temperature=heat) for heat in heats]

@@ -108,12 +108,10 @@ def tally(
 def near_duplicates(texts: Iterable[str], *, threshold: float = 0.8) -> dict[int, int]:
     """Return the texts that nearly repeat an earlier one: their places, and the earlier one's.
 
-    J(A, B) = |A and B| / |A or B| of the sets of three-word shingles. MinHash proposes, and what is
-    reported has J >= threshold. A text is compared with those that repeat none, so that these are
-    what is left. Equal sets are never missed; of pairs just at .8 one in twenty is, of those at .85
-    one in 150. A text of fewer than three words is one shingle; one without words repeats nothing.
-
-    Source: Broder 1997; computed by datasketch.
+    J(A, B) = |A and B| / |A or B| of the sets of three-word shingles. MinHash (Broder 1997)
+    proposes, and what is reported has J >= threshold. A text is compared with those that repeat
+    none. Equal sets are never missed; of pairs just at .8 one in twenty is, of those at .85 one in
+    150. A text of fewer than three words is one shingle; one without words repeats nothing.
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold must lie in (0, 1]; got {threshold}. Usual is .8.")

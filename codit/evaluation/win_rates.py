@@ -63,9 +63,8 @@ def win_rates(
     made; the interval is a percentile bootstrap, theirs a standard error of the predictions, 0 when
     minimal. A resample is fitted with C as chosen, at least 1: below, every LC may be .5.
 
-    ValueError: a column is missing, ids repeat, a preference lies outside [0, 1], a length is no
-    length, fewer than five judgements succeeded, or all d are equal and not 0: then length cannot
-    be told from the model.
+    ValueError: the table is not of this form, has fewer than five judgements, or all d are equal
+    and not 0: then length cannot be told from the model.
 
     Source: Dubois et al. 2024 (arXiv 2404.04475) and alpaca_eval 0.6.6.
     """
@@ -101,10 +100,7 @@ def win_rates(
 
 
 def is_extreme(raw: float, length_controlled: float) -> bool:
-    """Return whether the two rates differ so much that the fit may have failed (published rule).
-
-    LC < min(raw - raw/4, raw - .1) or LC > max(raw + (1 - raw)/4, raw + .1).
-    """
+    """Return whether the two rates differ so much that the fit may have failed (published rule)."""
     low = min(raw - raw / 4, raw - 0.1)
     return length_controlled < low or length_controlled > max(raw + (1 - raw) / 4, raw + 0.1)
 
