@@ -33,7 +33,7 @@ MANY = [{"id": n, "instruction": f"Say {n}.", "response": f"{n}!"} for n in rang
 AT_ONCE, KEPT = 2, 5  # of the run that is killed: questions at a time, replies before the kill
 KILLED = """
 import json, sys
-from codit import judge
+from codit.evaluation import judge
 url, cache, rows, at_once = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), int(sys.argv[4])
 asking = judge.Asking(concurrency=at_once, progress=False)
 judge.score(rows, judge.Judge(model="a-judge", base_url=url), cache=cache, asking=asking)

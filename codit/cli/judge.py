@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 JudgeFlags = Annotated[Judge, tyro.conf.arg(name="")]
 AskingFlags = Annotated[Asking, tyro.conf.arg(name="")]
 USUAL = Asking()
-COLUMNS = {"score": "scores", "preference": "preferences"}  # what a file holds, by its column
 
 # pandas and the client are imported by the command that needs them: help takes no seconds.
 
@@ -67,19 +65,16 @@ def judge(
 
     Returns:
         int: exit status, 1 where too many judgements have no value.
-
-    Source: scores and their defaults: the paper's script.
     """
-    modes = (against is not None, best_of is not None, conversations)
-    if sum(modes) > 1:
+    if (against is not None) + (best_of is not None) + conversations > 1:
         raise ValueError("expected one of --against, --best-of and --conversations; got more.")
     if not conversations and reference_categories != REFERENCE_CATEGORIES:
         raise ValueError("--reference-categories are those of --conversations. Add it.")
-    from codit.dataset import output
+    from codit.dataset.output import Files
     from codit.evaluation import judge as judging
-    from codit.files import replacing, write_json
+    from codit.files import line_of, replacing, write_json
 
-    files = output.Files(out)
+    files = Files(out)
     read = [data, *([] if against is None else [against])]
     cache = files.beside(".cache.sqlite") if cache is None else cache
     _check_files(read, files, cache)
@@ -109,8 +104,9 @@ def judge(
         print(tally_line(error.judged.tally))
         print(f"codit: {error}", file=sys.stderr)
         return 1
+    rows = judged.rows or judged.table.to_dict("records")
     with replacing(out) as stream:
-        stream.writelines(_lines(judged))
+        stream.writelines(line_of(_plain(row)).encode() for row in rows)
     manifest = _manifest(judge, judged, read, samples=samples, **what)
     write_json(files.beside(".manifest.json"), manifest)
     print(f"{out}: {summary_line(judged.summary)}\n{tally_line(judged.tally)}")
@@ -131,7 +127,7 @@ def judge_agreement(*, first: Path, second: Path) -> int:
     Returns:
         int: exit status.
     """
-    from codit.evaluation import agreement as agreeing
+    from codit.evaluation.agreement import agreement
 
     (one, kind), (other, another) = _said(first), _said(second)
     if kind != another:
@@ -139,48 +135,119 @@ def judge_agreement(*, first: Path, second: Path) -> int:
             f"expected two files of one kind; {first} holds {kind}, {second} {another}. "
             "Judge both in the same way."
         )
-    found = agreeing.agreement(one, other, kind=kind)
-    print(agreement_lines(found, kind))
+    print(agreement_lines(agreement(one, other, kind=kind), kind))
     return 0
 
 
+def plan_lines(found: Plan, attempts: int) -> str:
+    """Return what a run would ask, and what it would use at most, as lines for people."""
+    lines = {
+        "judgements": f"{found.questions:,}",
+        "to ask": f"{found.to_ask:,} (what is equal or in the cache is asked once)",
+        "prompts": f"about {found.prompt_tokens:,} tokens (estimate: 4 characters a token)",
+        "replies": f"at most {found.reply_tokens:,} tokens",
+    }
+    if found.cost is not None:
+        lines["cost"] = f"at most {found.cost:.4g} with one reply each"
+    if attempts > 1:
+        lines["failures"] = f"at most {attempts} times that, where all but the last reply fail"
+    return "\n".join(f"{name:<11} {text}" for name, text in lines.items())
+
+
+def summary_line(summary: dict[str, Any]) -> str:
+    """Return a judge's summary in one line; where there is no length-controlled rate, why."""
+    n, known, said = summary["n"], summary["n_ok"], _interval(summary, "mean", "low", "high")
+    if "flip_rate" in summary:
+        controlled = f"undefined ({summary['lc_note'].rstrip('.')})"
+        if not math.isnan(summary["length_controlled"]):
+            controlled = _interval(summary, "length_controlled", "lc_low", "lc_high")
+        flips, places = (
+            "undefined" if math.isnan(share) else f"{share:.1%}"
+            for share in (summary["flip_rate"], summary["first_place_rate"])
+        )
+        said = (
+            f"{known} of {n} pairs decided: {summary['first']} for the first, {summary['tie']} "
+            f"ties, {summary['second']} for the second, {summary['left_out']} rows without a "
+            f"partner; win rate {said}, length-controlled {controlled}; "
+            f"flip rate {flips}, first-place rate {places}"
+        )
+    else:
+        said = f"{known} of {n} scored, mean {said}"
+    if "turn_1" in summary:
+        said += f", turn 1 {summary['turn_1']:.2f}, turn 2 {summary['turn_2']:.2f}"
+    if "first_mean" in summary:
+        said += f", first responses {summary['first_mean']:.2f}, {summary['ties']} ties"
+    return f"{said}; {summary['failed']:.1%} of the judgements failed"
+
+
+def tally_line(tally: Tally) -> str:
+    """Return what a run asked and used in one line."""
+    line = f"{tally.questions} judgements: {tally.cached} from the cache, {tally.calls} calls"
+    if not tally.calls:
+        return line
+    speed = (tally.questions - tally.cached) / tally.seconds if tally.seconds else math.nan
+    least = "at least " if tally.unmetered else ""
+    cost = "" if tally.cost is None else f", cost {least}{tally.cost:.4g}"
+    schema = ", ".join(f"{n} {name}" for name, n in sorted(tally.schema.items()))
+    return (
+        f"{line} in {tally.seconds:.1f} s, {speed:.3g} judged/s, {least}{tally.prompt_tokens} + "
+        f"{tally.completion_tokens} tokens{cost}; schema: {schema or 'no reply'}"
+    )
+
+
+def agreement_lines(found: Agreement, kind: Kind) -> str:
+    """Return an agreement as lines for people."""
+    from codit.evaluation import intervals
+
+    equal = "the same score" if kind == "scores" else "the same winner, or a tie for both"
+    spearman, plain, weighted = (
+        "undefined: a judge says the same of every row"
+        if math.isnan(value.estimate)
+        else intervals.text(value.estimate, value.low, value.high, ".3f")
+        for value in (found.spearman, found.plain_kappa, found.weighted_kappa)
+    )
+    lines = {
+        "rows": f"{found.n_both:,} judged by both, {found.n_first:,} by the first alone, "
+        f"{found.n_second:,} by the second alone, {found.n_neither:,} by neither",
+        "Spearman": spearman,
+        "kappa": plain,
+        "weighted": f"{weighted} (kappa, by squared distance)",
+        "equal": f"{found.equal:.1%}: {equal}",
+    }
+    return "\n".join(f"{name:<9} {text}" for name, text in lines.items())
+
+
+def _interval(summary: dict[str, Any], *names: str) -> str:
+    from codit.evaluation import intervals
+
+    value, low, high = (summary[name] for name in names)
+    return f"{value:.3g}" if math.isnan(low) else intervals.text(value, low, high, ".3g")
+
+
 def _check_files(read: list[Path], files: Files, cache: Path) -> None:
-    """Check that there is something to read, and that no file would take another's place."""
+    """Check that no file would take another's place."""
     written = [path.resolve() for path in (files.out, files.beside(".manifest.json"))]
     for path in read:
-        if not path.is_file():
-            raise FileNotFoundError(f"expected a file of JSON lines at {path}; there is none.")
         if path.resolve() in written:
-            raise ValueError(
-                f"expected an out that is none of the datasets; got {path}. Rename it."
-            )
+            raise ValueError(f"expected an out that is no dataset; got {path}. Rename it.")
     if cache.resolve() in written:
         raise ValueError(f"expected a cache that is no file of the result; got {cache}. Rename it.")
-
-
-def _lines(judged: Judged) -> Iterable[bytes]:
-    """Return the result line by line: the rows that were kept, or the table."""
-    from codit.files import line_of
-
-    rows = judged.rows or judged.table.to_dict("records")
-    return (line_of(_plain(row)).encode() for row in rows)
 
 
 def _manifest(judge: Judge, judged: Judged, read: list[Path], **asked: Any) -> dict[str, Any]:
     """Return what made a result: judge, prompts, files by content, counts and versions."""
     import hashlib
 
-    from codit.evaluation import rubric
+    from codit.evaluation.rubric import TEMPLATES, template_hash
     from codit.files import versions
 
-    used = set(judged.judgements["template"]) if len(judged.judgements) else set()
-    known = vars(rubric).values()
-    templates = [value for value in known if isinstance(value, rubric.Template)]
+    said = judged.judgements
+    used = {name: set(said[name]) if len(said) else set() for name in ("model", "template")}
     return {
         "judge": {k: v for k, v in asdict(judge).items() if k != "base_url"},
-        "model": sorted(set(judged.judgements["model"]) - {""}) if used else [],
+        "model": sorted(used["model"] - {""}),
         **asked,
-        "templates": {t.name: rubric.template_hash(t) for t in templates if t.name in used},
+        "templates": {t.name: template_hash(t) for t in TEMPLATES if t.name in used["template"]},
         "data": [hashlib.sha256(path.read_bytes()).hexdigest() for path in read],
         "summary": _plain(judged.summary),
         "tally": asdict(judged.tally),
@@ -207,13 +274,13 @@ def _said(path: Path) -> tuple[pd.DataFrame, Kind]:
     from codit.evaluation import judged_rows
 
     rows = judged_rows.read(path)
-    kinds = {tuple(name for name in COLUMNS if name in row) for row in rows}
-    if kinds not in ({("score",)}, {("preference",)}) or not all("id" in row for row in rows):
+    kinds = {("score" in row, "preference" in row) for row in rows}
+    if kinds not in ({(True, False)}, {(False, True)}) or not all("id" in row for row in rows):
         raise ValueError(
             f"expected `id` and one of `score` and `preference` in every row of {path}; got others."
             " Name a file that `codit judge` wrote, not --best-of's dataset."
         )
-    ((column,),) = kinds
+    column = "score" if "score" in rows[0] else "preference"
     values = [row[column] for row in rows]
     if not all(value is None or type(value) in (int, float) for value in values):
         raise ValueError(
@@ -227,87 +294,3 @@ def _said(path: Path) -> tuple[pd.DataFrame, Kind]:
             found["sample"] = [row[name] for row in rows]
     found[column] = pd.Series(values, dtype="float64")
     return found, "scores" if column == "score" else "preferences"
-
-
-def plan_lines(found: Plan, attempts: int) -> str:
-    """Return what a run would ask, and what it would use at most, as lines for people."""
-    lines = {
-        "judgements": f"{found.questions:,}",
-        "to ask": f"{found.to_ask:,} (what is equal or in the cache is asked once)",
-        "prompts": f"about {found.prompt_tokens:,} tokens (estimate: 4 characters a token)",
-        "replies": f"at most {found.reply_tokens:,} tokens",
-    }
-    if found.cost is not None:
-        lines["cost"] = f"at most {found.cost:.4g} with one reply each"
-    if attempts > 1:
-        lines["failures"] = f"at most {attempts} times that, where all but the last reply fail"
-    return "\n".join(f"{name:<11} {text}" for name, text in lines.items())
-
-
-def summary_line(summary: dict[str, Any]) -> str:
-    """Return a judge's summary in one line; where there is no length-controlled rate, why."""
-    n, known, said = summary["n"], summary["n_ok"], _interval(summary, "mean", "low", "high")
-    if "flip_rate" in summary:
-        controlled = f"undefined ({summary['lc_note'].rstrip('.')})"
-        if not math.isnan(summary["length_controlled"]):
-            controlled = _interval(summary, "length_controlled", "lc_low", "lc_high")
-        said = (
-            f"{known} of {n} pairs decided: {summary['first']} for the first, {summary['tie']} "
-            f"ties, {summary['second']} for the second, {summary['left_out']} rows without a "
-            f"partner; win rate {said}, length-controlled {controlled}; "
-            f"flip rate {_share(summary['flip_rate'])}, "
-            f"first-place rate {_share(summary['first_place_rate'])}"
-        )
-    else:
-        said = f"{known} of {n} scored, mean {said}"
-    if "turn_1" in summary:
-        said += f", turn 1 {summary['turn_1']:.2f}, turn 2 {summary['turn_2']:.2f}"
-    if "first_mean" in summary:
-        said += f", first responses {summary['first_mean']:.2f}, {summary['ties']} ties"
-    return f"{said}; {summary['failed']:.1%} of the judgements failed"
-
-
-def tally_line(tally: Tally) -> str:
-    """Return what a run asked and used in one line."""
-    line = f"{tally.questions} judgements: {tally.cached} from the cache, {tally.calls} calls"
-    if not tally.calls:
-        return line
-    speed = (tally.questions - tally.cached) / tally.seconds if tally.seconds else math.nan
-    least = "at least " if tally.unmetered else ""
-    line += (
-        f" in {tally.seconds:.1f} s, {speed:.3g} judged/s, "
-        f"{least}{tally.prompt_tokens} + {tally.completion_tokens} tokens"
-    )
-    if tally.cost is not None:
-        line += f", cost {least}{tally.cost:.4g}"
-    schema = ", ".join(f"{n} {name}" for name, n in sorted(tally.schema.items()))
-    return f"{line}; schema: {schema or 'no reply'}"
-
-
-def agreement_lines(found: Agreement, kind: Kind) -> str:
-    """Return an agreement as lines for people."""
-    equal = "the same score" if kind == "scores" else "the same winner, or a tie for both"
-    spearman, plain, weighted = (
-        "undefined: a judge says the same of every row"
-        if math.isnan(value.estimate)
-        else f"{value.estimate:.3f} [{value.low:.3f}, {value.high:.3f}]"
-        for value in (found.spearman, found.plain_kappa, found.weighted_kappa)
-    )
-    lines = {
-        "rows": f"{found.n_both:,} judged by both, {found.n_first:,} by the first alone, "
-        f"{found.n_second:,} by the second alone, {found.n_neither:,} by neither",
-        "Spearman": spearman,
-        "kappa": plain,
-        "weighted": f"{weighted} (kappa, by squared distance)",
-        "equal": f"{found.equal:.1%}: {equal}",
-    }
-    return "\n".join(f"{name:<9} {text}" for name, text in lines.items())
-
-
-def _share(value: float) -> str:
-    return "undefined" if math.isnan(value) else f"{value:.1%}"
-
-
-def _interval(summary: dict[str, Any], *names: str) -> str:
-    value, low, high = (summary[name] for name in names)
-    return f"{value:.3g}" if math.isnan(low) else f"{value:.3g} [{low:.3g}, {high:.3g}]"

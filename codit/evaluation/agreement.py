@@ -1,14 +1,14 @@
 """Whether two judges agree, and what moves a judge besides quality: order and length.
 
 Judgements that failed (NaN, None) are left out and counted. What is resampled is always the prompt:
-several responses or draws of one prompt are not independent. Intervals: 95 %. What has no source is
-ours.
+several responses or draws of one prompt are not independent. Intervals: 95 %. Values and choices
+without a source are ours.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal, TypeAlias
@@ -28,103 +28,55 @@ FIRST = {"first": 1.0, "second": 0.0, "tie": 0.5}  # preference for what stands 
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """How far two judges agree on the same rows.
+    """How far two judges agree on the same rows; all intervals are over prompts."""
 
-    Args:
-        spearman: rank correlation, in [-1, 1]; NaN where a judge says the same of every row.
-        plain_kappa: Cohen's of equal judgements, at most 1; 0: as by chance. Means of several draws
-            are seldom equal: read the other then.
-        weighted_kappa: Cohen's by squared distance; of preferences: of loss, tie and win.
-        kappa: the usual one: weighted for scores, plain for preferences.
-        equal: share of rows with the same score or the same winner.
-        n_both: rows that both judged.
-        n_first: rows that only the first judged.
-        n_second: rows that only the second judged.
-        n_neither: rows that neither judged.
-        share_both: n_both of all rows.
-    """
-
-    spearman: Interval
-    plain_kappa: Interval
-    weighted_kappa: Interval
-    kappa: Interval
-    equal: float
-    n_both: int
-    n_first: int
+    spearman: Interval  # rank correlation; NaN where a judge says the same of every row
+    plain_kappa: Interval  # of equal judgements; means of several draws are seldom equal
+    weighted_kappa: Interval  # by squared distance; of preferences: of loss, tie and win
+    kappa: Interval  # the usual one: weighted for scores, plain for preferences
+    equal: float  # share of rows with the same score or the same winner
+    n_both: int  # rows that both judged
+    n_first: int  # rows that only the first judged
     n_second: int
     n_neither: int
-    share_both: float
+    share_both: float  # n_both of all rows
 
 
 @dataclass(frozen=True, kw_only=True)
 class PositionBias:
-    """How much the order of two responses decides.
+    """How much the order of two responses decides."""
 
-    Args:
-        flip_rate: share of pairs whose two orders disagree, a tie against a winner included.
-        reversed_rate: share of pairs whose two orders name different winners.
-        first_share: mean preference for what stands first, ties half: .5 without a bias.
-        n: pairs judged in both orders.
-        one_order: pairs left out, judged in one order only.
-        failed: pairs left out, judged in neither.
-    """
-
-    flip_rate: Interval
-    reversed_rate: Interval
-    first_share: Interval
-    n: int
-    one_order: int
-    failed: int
+    flip_rate: Interval  # share of pairs whose orders disagree, a tie against a winner included
+    reversed_rate: Interval  # share of pairs whose two orders name different winners
+    first_share: Interval  # mean preference for what stands first, ties half: .5 without a bias
+    n: int  # pairs judged in both orders
+    one_order: int  # pairs left out, judged in one order only
+    failed: int  # pairs left out, judged in neither
 
 
 @dataclass(frozen=True, kw_only=True)
 class LengthBias:
-    """How scores go with the length of responses to the same prompt.
+    """How scores go with the length of responses to the same prompt."""
 
-    Args:
-        spearman: mean over prompts of the rank correlation of score and length.
-        slope: points of score for each doubling of the length, within prompts.
-        n: prompts in `spearman`.
-        n_slope: prompts in `slope`; a prompt scored alike throughout has a slope but no ranks.
-        left_out: prompts without two judged responses of different length.
-        failed: responses without a score.
-    """
-
-    spearman: Interval
-    slope: Interval
-    n: int
-    n_slope: int
-    left_out: int
-    failed: int
+    spearman: Interval  # mean over prompts of the rank correlation of score and length
+    slope: Interval  # points of score for each doubling of the length, within prompts
+    n: int  # prompts in `spearman`
+    n_slope: int  # prompts in `slope`; one scored alike throughout has a slope but no ranks
+    left_out: int  # prompts without two judged responses of different length
+    failed: int  # responses without a score
 
 
 def agreement(
-    first: pd.DataFrame,
-    second: pd.DataFrame,
-    *,
-    kind: Kind,
-    column: str | None = None,
-    resamples: int = intervals.RESAMPLES,
+    first: pd.DataFrame, second: pd.DataFrame, *, kind: Kind, resamples: int = intervals.RESAMPLES
 ) -> Agreement:
     """Return how far two judges agree on the rows that both could judge.
 
-    Args:
-        first: a judge's table: `id`, `sample` where there are several responses to a prompt, and
-            the judgement, NaN where it failed.
-        second: the other judge's, in any order.
-        kind: "scores": numbers, as 1 to 10. "preferences": in [0, 1], of which kappa sees who wins
-            (above .5), loses or ties.
-        column: of the judgement. Default: `score`, or `preference`.
-        resamples: bootstrap samples of ids, at least 100.
-
-    Returns:
-        Agreement: intervals by percentile bootstrap over ids.
-
-    Raises:
-        ValueError: a column is missing, rows repeat, preferences outside [0, 1], or fewer than
-            two rows that both judged.
+    A table has `id`, `sample` where there are several responses to a prompt, and `score` or
+    `preference`, NaN where it failed; in any order. Preferences lie in [0, 1]; of them kappa sees
+    who wins (above .5), loses or ties. ValueError: a column is missing, rows repeat, preferences
+    outside [0, 1], or fewer than two rows that both judged.
     """
-    column = column or ("score" if kind == "scores" else "preference")
+    column = "score" if kind == "scores" else "preference"
     keys = ["id", "sample"] if "sample" in first and "sample" in second else ["id"]
     said = [_said(table, keys, column, kind) for table in (first, second)]
     both = pd.concat(said, axis=1, keys=["first", "second"])
@@ -136,19 +88,13 @@ def agreement(
             f"{len(both)}. Do the ids belong to one dataset?"
         )
     x, y = (judged[name].to_numpy(dtype="float64") for name in ("first", "second"))
-    over = judged.index.get_level_values("id")
     a, b = (np.sign(v - 0.5) for v in (x, y)) if kind == "preferences" else (x, y)
-
-    def interval(statistic: Callable[..., float], one: Numbers, two: Numbers) -> Interval:
-        return intervals.statistic_interval(
-            lambda i: statistic(one[i], two[i]), over, resamples=resamples
-        )
-
-    plain, by_distance = (
-        interval(partial(cohens_kappa, weighted=weighted), a, b) for weighted in (False, True)
-    )
+    ids = judged.index.get_level_values("id")
+    over = partial(intervals.statistic_interval, ids=ids, resamples=resamples)
+    plain = over(lambda i: cohens_kappa(a[i], b[i], weighted=False))
+    by_distance = over(lambda i: cohens_kappa(a[i], b[i], weighted=True))
     return Agreement(
-        spearman=interval(spearman, x, y),
+        spearman=over(lambda i: spearman(x[i], y[i])),
         plain_kappa=plain,
         weighted_kappa=by_distance,
         kappa=by_distance if kind == "scores" else plain,
@@ -162,11 +108,7 @@ def agreement(
 
 
 def spearman(x: Numbers, y: Numbers) -> float:
-    """Return Spearman's rank correlation, in [-1, 1]; NaN where x or y is constant.
-
-    rho = Pearson correlation of the ranks; equal values share the mean of their ranks.
-    Source: Spearman 1904.
-    """
+    """Return Spearman's rank correlation, in [-1, 1]; NaN where x or y is constant."""
     ranks = [stats.rankdata(values) - (len(values) + 1) / 2 for values in (x, y)]
     size = float(np.sqrt((ranks[0] ** 2).sum() * (ranks[1] ** 2).sum()))
     return float(np.clip(ranks[0] @ ranks[1] / size, -1, 1)) if size else float("nan")
@@ -176,10 +118,8 @@ def cohens_kappa(x: Numbers, y: Numbers, *, weighted: bool) -> float:
     """Return Cohen's kappa: agreement beyond what the two judges' own frequencies give by chance.
 
     kappa = 1 - observed / expected disagreement; expected over all pairs (x_i, y_j). The
-    disagreement of two judgements is 1 where they differ or, weighted, (x - y)^2, so that
-    kappa = 1 - mean (x_i - y_i)^2 / (var x + var y + (mean x - mean y)^2), variances with n.
-    Half points need no rounding. At most 1; 0: as by chance; NaN where both always say the same one
-    thing. Source: Cohen 1960; weighted: Cohen 1968.
+    disagreement of two judgements is 1 where they differ or, weighted, (x - y)^2. At most 1; 0: as
+    by chance; NaN where both always say the same one thing. Source: Cohen 1960, 1968.
     """
     if weighted:
         observed = ((x - y) ** 2).mean()
@@ -193,17 +133,10 @@ def cohens_kappa(x: Numbers, y: Numbers, *, weighted: bool) -> float:
 def position_bias(judgements: pd.DataFrame) -> PositionBias:
     """Return how much the order of two responses decides, from pairs judged in both orders.
 
-    Args:
-        judgements: a row for each judgement: `id`, `order` ("forward" or "swapped"), `value`
-            ("first", "second" or "tie": what stands first or second in that order; anything else,
-            as None, has failed); and `sample`, `draw` where a prompt has several pairs.
-
-    Returns:
-        PositionBias: shares, means over ids of their pairs, BCa intervals over ids.
-
-    Raises:
-        ValueError: a column is missing, an order is unknown or stands there twice, or fewer than
-            two ids were judged in both orders.
+    A judgement has `id`, `order` ("forward" or "swapped"), `value` ("first", "second" or "tie":
+    what stands first or second in that order; anything else, as None, has failed), and `sample`,
+    `draw` where a prompt has several pairs. ValueError: a column is missing, an order is unknown or
+    stands there twice, or fewer than two ids were judged in both orders.
 
     Source: both orders: MT-Bench (arXiv 2306.05685).
     """
@@ -220,23 +153,16 @@ def position_bias(judgements: pd.DataFrame) -> PositionBias:
     pairs = wide[known == 2]
     # One response wins both orders where it stands first in one and second in the other.
     total = pairs["forward"] + pairs["swapped"]
-    measures = pd.DataFrame(
-        {
-            "flip": (total != 1).astype("float64"),
-            "reversed": total.isin([0.0, 2.0]).astype("float64"),
-            "first": total / 2,
-        }
-    )
-    by_id = measures.groupby(level="id").mean()
+    flips, is_reversed = total != 1, total.isin([0.0, 2.0])
+    measures = {"flip_rate": flips, "reversed_rate": is_reversed, "first_share": total / 2}
+    by_id = pd.DataFrame(measures, dtype="float64").groupby(level="id").mean()
     if len(by_id) < 2:
         raise ValueError(
             f"expected at least two ids judged in both orders; got {len(by_id)}. Judge both orders."
         )
-    flip, reverse, share = (intervals.mean_interval(by_id[name]) for name in measures)
+    found: dict[str, Any] = {name: intervals.mean_interval(by_id[name]) for name in measures}
     return PositionBias(
-        flip_rate=flip,
-        reversed_rate=reverse,
-        first_share=share,
+        **found,
         n=len(pairs),
         one_order=int((known == 1).sum()),
         failed=int((known == 0).sum()),
@@ -246,21 +172,11 @@ def position_bias(judgements: pd.DataFrame) -> PositionBias:
 def length_bias(judgements: pd.DataFrame, *, resamples: int = intervals.RESAMPLES) -> LengthBias:
     """Return how scores go with the length of responses, between responses to one prompt.
 
-    Within prompts, because long answers to hard prompts say nothing of a judge. Slope: with s the
-    score, l = log2 of the length and both taken minus their prompt's mean,
-    slope = sum s l / sum l^2 over all responses. Neither measure says why: longer may be better.
-
-    Args:
-        judgements: a row for each response: `id` of the prompt, `score` (NaN where it failed),
-            `length` (characters or tokens; below 1 counts as 1). At least two rows for a prompt.
-        resamples: bootstrap samples of prompts, at least 100.
-
-    Returns:
-        LengthBias: intervals by percentile bootstrap over prompts.
-
-    Raises:
-        ValueError: a column is missing, a length is no length, fewer than two prompts have two
-            judged responses of different length, or too few resamples.
+    Within prompts, because long answers to hard prompts say nothing of a judge. With s the score
+    and l = log2 of the length (below 1: 1), both minus their prompt's mean, slope = sum s l / sum
+    l^2 over all responses. Neither measure says why: longer may be better. A response has `id` (of
+    the prompt), `score` (NaN where it failed), `length` (characters or tokens). ValueError: no such
+    table, or fewer than two prompts have two judged responses of different length.
     """
     _columns(judgements, ("id", "score", "length"))
     usable = np.isfinite(judgements["score"].astype("float64"))
@@ -271,10 +187,9 @@ def length_bias(judgements: pd.DataFrame, *, resamples: int = intervals.RESAMPLE
     s = _centred(rows["score"].astype("float64"), groups)
     l2 = _centred(np.log2(rows["length"].astype("float64").clip(lower=1)), groups)
     ranks = [_centred(rows.groupby("id")[name].rank(), groups) for name in ("score", "length")]
-    sums = pd.DataFrame({"sl": s * l2, "ll": l2 * l2, "rr": ranks[0] * ranks[1]})
-    sums["sizes"] = ranks[0] ** 2
-    sums["lengths"] = ranks[1] ** 2
-    by_id = sums.groupby(groups).sum()
+    sums = {"sl": s * l2, "ll": l2 * l2, "rr": ranks[0] * ranks[1]}
+    sums |= {"sizes": ranks[0] ** 2, "lengths": ranks[1] ** 2}
+    by_id = pd.DataFrame(sums).groupby(groups).sum()
     sloped = by_id[by_id["ll"] > 1e-12]
     if len(sloped) < 2:
         raise ValueError(
@@ -285,9 +200,7 @@ def length_bias(judgements: pd.DataFrame, *, resamples: int = intervals.RESAMPLE
     rho = (ranked["rr"] / np.sqrt(ranked["sizes"] * ranked["lengths"])).to_numpy()
     sl, ll = sloped["sl"].to_numpy(), sloped["ll"].to_numpy()
 
-    def over(statistic: Callable[[Numbers], float], prompts: pd.Index[Any]) -> Interval:
-        return intervals.statistic_interval(statistic, prompts, resamples=resamples)
-
+    over = partial(intervals.statistic_interval, resamples=resamples)
     return LengthBias(
         spearman=over(lambda i: float(rho[i].mean()) if len(i) else math.nan, ranked.index),
         slope=over(lambda i: float(sl[i].sum() / ll[i].sum()), sloped.index),

@@ -2,7 +2,7 @@
 
 A question is known by everything that may change the reply. What the cache knows is not asked; a
 failed reply is asked again with another seed; what gets no reply is "api_error", which is not
-stored, so that the next run asks it. Values without a source are ours.
+stored, so that the next run asks it. Values and choices without a source are ours.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
@@ -49,8 +49,8 @@ class Judge:
         model: as the server calls it.
         base_url: of an OpenAI-compatible server, such as http://localhost:8000/v1. None: the
             openai client's default. It is no part of the cache's key: a model may move.
-        revision: of the judge's weights, in words of one's own; part of the key. Give one where
-            servers use one name for different models.
+        revision: of the judge's weights, in words of one's own, where servers use one name for
+            different models; part of the key.
         temperature: of the judge, at least 0. 0: greedy, one sample says all. 1: the paper's.
         max_tokens: budget of a reply, a reasoning model's thoughts included. 8192: the paper's.
         reasoning_effort: low, medium, high, or what the server knows. None: not sent.
@@ -128,19 +128,12 @@ class Asking:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """One thing to ask.
-
-    Args:
-        template: what the prompt was made from.
-        prompt: the user's turn.
-        sample: which of the k judgements of this prompt, from 0.
-        label: what it is about: id, order, lengths. The judge and the cache do not know it.
-    """
+    """One thing to ask."""
 
     template: Template
     prompt: str
-    sample: int = 0
-    label: dict[str, Any] = field(default_factory=dict)
+    sample: int = 0  # which of the k judgements of this prompt
+    label: dict[str, Any] = field(default_factory=dict)  # id, order, ...: for the table alone
 
     @classmethod
     def of(cls, template: Template, values: dict[str, str], label: dict[str, Any]) -> Question:
@@ -150,68 +143,36 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement(Attempt):
-    """What became of a question: the attempt that decided, or "api_error".
+    """What became of a question: the attempt that decided, or "api_error"."""
 
-    Args:
-        is_cached: whether this run found it and did not ask.
-    """
-
-    is_cached: bool = False
+    is_cached: bool = False  # this run found it and did not ask
 
 
 @dataclass(kw_only=True)
 class Tally:
-    """Counts of one run, and what it used; what the cache gave costs nothing again.
+    """Counts of one run, and what it used; what the cache gave costs nothing again."""
 
-    Args:
-        questions: judgements wanted; equal ones count each.
-        cached: those that were known before.
-        calls: requests sent, those without a reply included.
-        replies: replies that came and were paid for.
-        unmetered: replies without token counts: with any, tokens and cost are lower bounds.
-        prompt_tokens: of the replies of this run.
-        completion_tokens: of the replies of this run, thoughts included.
-        cost: of the replies of this run; None without prices.
-        seconds: of the run.
-        states: judgements by state.
-        schema: judgements by what became of the schema: honoured, ignored, rejected.
-    """
-
-    questions: int = 0
-    cached: int = 0
-    calls: int = 0
-    replies: int = 0
-    unmetered: int = 0
+    questions: int = 0  # judgements wanted; equal ones count each
+    cached: int = 0  # those that were known before
+    calls: int = 0  # requests sent, those without a reply included
+    replies: int = 0  # that came and were paid for
+    unmetered: int = 0  # replies without token counts: with any, tokens and cost are lower bounds
     prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cost: float | None = None
+    completion_tokens: int = 0  # thoughts included
+    cost: float | None = None  # None without prices
     seconds: float = 0.0
-    states: dict[str, int] = field(default_factory=dict)
-    schema: dict[str, int] = field(default_factory=dict)
+    states: dict[str, int] = field(default_factory=dict)  # judgements by state
+    schema: dict[str, int] = field(default_factory=dict)  # honoured, ignored, rejected
 
 
 def ask(
     questions: Sequence[Question], judge: Judge, *, cache: str | Path, asking: Asking
 ) -> tuple[list[Judgement], Tally]:
-    """Ask what the cache does not know, and return a judgement for every question.
+    """Ask what the cache does not know; return a judgement for every question, and the counts.
 
-    Equal questions are asked once. A failed reply is asked again with a new seed until `attempts`
-    of them are stored, those of earlier runs counted. Works inside a notebook's event loop too.
-
-    Args:
-        questions: in any order.
-        judge: whom to ask.
-        cache: SQLite file of all replies; made where there is none. Another process that asks into
-            it is waited for.
-        asking: concurrency, prices.
-
-    Returns:
-        tuple: a judgement for each question in the given order, and the run's counts.
-
-    Raises:
-        ValueError: the package openai is missing, the server refuses the key or does not know
-            the model, or the cache is another file.
-        OSError: the cache cannot be read or written.
+    Equal questions are asked once. Works inside a notebook's event loop too. ValueError: openai is
+    missing, the server refuses the key or does not know the model, or the cache is another file.
+    OSError: the cache cannot be read or written.
     """
     start = time.monotonic()
     items = [item_of(judge, question) for question in questions]
@@ -249,46 +210,46 @@ def item_of(judge: Judge, question: Question) -> str:
     )
 
 
+class Trouble(Exception):  # noqa: N818  (the server's, mostly not an error of ours)
+    """No reply: what the server said instead, in one line."""
+
+    def __init__(self, note: str, *, refusal: str | None = None) -> None:
+        super().__init__(note)
+        self.refusal = refusal  # all it says where it does not take the request (400, 422)
+
+
 class _Run:
     """Questions that are left, asked by `concurrency` workers."""
 
     def __init__(
         self, cache: Cache, judge: Judge, asking: Asking, tally: Tally, bar: tqdm[Any]
     ) -> None:
-        self.cache, self.judge, self.asking = cache, judge, asking
-        self.tally, self.bar = tally, bar
+        self.cache, self.asking, self.tally, self.bar = cache, asking, tally, bar
+        self.server = _Server(judge, asking)
         self.failed = 0
         self.silent = 0  # questions one after another that got no reply
 
     async def all(self, left: dict[str, Question]) -> dict[str, Judgement]:
-        """Ask everything that is left."""
         done: dict[str, Judgement] = {}
         queue = iter(left.items())
-        async with _connected(self.judge, self.asking) as self.connection:
-            workers = [
-                asyncio.create_task(self._work(queue, done))
-                for _ in range(min(self.asking.concurrency, len(left)))
-            ]
-            try:
-                await asyncio.gather(*workers)
-            finally:
-                for worker in workers:
-                    worker.cancel()
-                await asyncio.gather(*workers, return_exceptions=True)
-                self.tally.calls = self.connection.http.calls
+        try:
+            async with self.server.client, asyncio.TaskGroup() as workers:
+                for _ in range(min(self.asking.concurrency, len(left))):
+                    workers.create_task(self.work(queue, done))
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from None
+        self.tally.calls = self.server.http.calls
         return done
 
-    async def _work(
-        self, queue: Iterator[tuple[str, Question]], done: dict[str, Judgement]
-    ) -> None:
+    async def work(self, queue: Iterator[tuple[str, Question]], done: dict[str, Judgement]) -> None:
         for item, question in queue:
-            done[item] = judgement = await self._judge(item, question)
+            done[item] = judgement = await self.judge(item, question)
             self.failed += judgement.state != "ok"
             cost = "" if self.tally.cost is None else f"cost {self.tally.cost:.4g}, "
             self.bar.set_postfix_str(f"{cost}{self.failed} failed", refresh=False)
             self.bar.update()
 
-    async def _judge(self, item: str, question: Question) -> Judgement:
+    async def judge(self, item: str, question: Question) -> Judgement:
         """Ask until there is a value, or nothing is left to try."""
         while True:
             attempts = self.cache.attempts(item)
@@ -297,21 +258,19 @@ class _Run:
             try:
                 if self.silent >= GIVE_UP:
                     raise Trouble(f"not asked: {GIVE_UP} before it had no reply")
-                await self._attempt(item, question, len(attempts))
+                await self.attempt(item, question, len(attempts))
             except Trouble as trouble:
                 self.silent += trouble.refusal is None
                 return Judgement(attempt=len(attempts), state="api_error", note=str(trouble))
 
-    async def _attempt(self, item: str, question: Question, number: int) -> None:
+    async def attempt(self, item: str, question: Question, number: int) -> None:
         """Ask once, store the reply, and add it to what was used."""
         start = time.monotonic()
         seed = int(attempt_key(item, number)[:8], 16) >> 1  # 31 bits: what every server takes
-        reading, with_schema = await self.connection.reply(question, seed=seed)
+        reading = await self.server.reply(question, seed=seed)
         self.silent = 0
-        said, seconds = asdict(reading), round(time.monotonic() - start, 3)
-        kept = "honoured" if said.pop("is_pure") else "ignored"
-        schema = kept if with_schema else "rejected"
-        self.cache.store(item, Attempt(attempt=number, schema=schema, seconds=seconds, **said))
+        seconds = round(time.monotonic() - start, 3)
+        self.cache.store(item, Attempt(attempt=number, seconds=seconds, **asdict(reading)))
         prompt, completion = reading.prompt_tokens, reading.completion_tokens
         self.tally.replies += 1
         self.tally.unmetered += prompt is None or completion is None
@@ -320,53 +279,114 @@ class _Run:
         self.tally.cost = self.asking.cost(self.tally.prompt_tokens, self.tally.completion_tokens)
 
 
-class Trouble(Exception):  # noqa: N818  (the server's, mostly not an error of ours)
-    """No reply: what the server said instead, in one line.
+class _Server:
+    """The way to a judge. It learns what its server does not take."""
 
-    Args:
-        refusal: where it is the request that the server does not take (400, 422), all it says.
-    """
-
-    def __init__(self, note: str, *, refusal: str | None = None) -> None:
-        super().__init__(note)
-        self.refusal = refusal
-
-
-@contextlib.asynccontextmanager
-async def _connected(judge: Judge, asking: Asking) -> AsyncIterator[_Connection]:
-    """Open the way to a judge's server, and close it."""
-    try:
-        import openai
-    except ImportError as error:
-        raise ValueError(
-            f"expected the packages that ask a judge; got {error}. Install them: "
-            'pip install -e ".[eval]"'
-        ) from error
-    key = os.environ.get("OPENAI_API_KEY", "").strip() or PLACEHOLDER_KEY
-    if not all("!" <= character <= "~" for character in key):  # never shown, not in an error either
-        raise ValueError(
-            "expected a key of ASCII letters, digits and signs in OPENAI_API_KEY; got other "
-            "characters or a gap. Set it again."
+    def __init__(self, judge: Judge, asking: Asking) -> None:
+        try:
+            import openai
+        except ImportError as error:
+            raise ValueError(
+                f"expected the packages that ask a judge; got {error}. Install them: "
+                'pip install -e ".[eval]"'
+            ) from error
+        self.key = os.environ.get("OPENAI_API_KEY", "").strip() or PLACEHOLDER_KEY
+        if not all("!" <= character <= "~" for character in self.key):  # never shown
+            raise ValueError(
+                "expected a key of ASCII letters, digits and signs in OPENAI_API_KEY; got other "
+                "characters or a gap. Set it again."
+            )
+        usual = os.environ.get("OPENAI_BASE_URL")  # the client's default, where it is set
+        if judge.base_url is None and usual and not _is_address(usual):
+            raise ValueError(
+                f"expected an address in OPENAI_BASE_URL; got {usual!r}. Set it again."
+            )
+        self.judge, self.http = judge, _http(asking.timeout)
+        self.client = openai.AsyncOpenAI(
+            api_key=self.key,
+            base_url=judge.base_url,
+            max_retries=asking.tries - 1,
+            timeout=asking.timeout,
+            http_client=self.http,
         )
-    usual = os.environ.get("OPENAI_BASE_URL")  # the client's default, where it is set
-    if judge.base_url is None and usual and not _is_address(usual):
-        raise ValueError(f"expected an address in OPENAI_BASE_URL; got {usual!r}. Set it again.")
-    http = _http(asking.timeout)
-    async with openai.AsyncOpenAI(
-        api_key=key,
-        base_url=judge.base_url,
-        max_retries=asking.tries - 1,
-        timeout=asking.timeout,
-        http_client=http,
-    ) as client:
-        yield _Connection(client, http, key, judge)
+        self.lacks: frozenset[str] = frozenset()  # fields of a request that the server refuses
+
+    async def reply(self, question: Question, *, seed: int) -> Reading:
+        """Ask once. Trouble: no reply after `tries` requests; ValueError: none to any question."""
+        lacks = self.lacks
+        while True:
+            budget = "max_completion_tokens" if "max_tokens" in lacks else "max_tokens"
+            fields = {
+                budget: self.judge.max_tokens,
+                "seed": seed,
+                "response_format": schema(question.template),
+            }
+            request = {name: value for name, value in fields.items() if name not in lacks}
+            try:
+                reading = await self.send(question, request)
+            except Trouble as trouble:
+                if (refused := _refused(request, trouble.refusal)) is None:
+                    raise
+                lacks |= {refused}
+            else:
+                # Only now is it known that the request failed for these and not for its prompt.
+                self.lacks |= lacks
+                return (
+                    reading if "response_format" in request else replace(reading, schema="rejected")
+                )
+
+    async def send(self, question: Question, request: dict[str, Any]) -> Reading:
+        """Send a request, as often as the client tries, and read the reply."""
+        import httpx2
+        import openai
+
+        if self.judge.reasoning_effort is not None:
+            request = {**request, "reasoning_effort": self.judge.reasoning_effort}
+        try:
+            raw = await self.client.chat.completions.with_raw_response.create(
+                model=self.judge.model,
+                messages=[{"role": "user", "content": question.prompt}],
+                temperature=self.judge.temperature,
+                **request,
+            )
+        except openai.APITimeoutError:
+            raise Trouble(f"no whole reply within {self.client.timeout:g} s") from None
+        except openai.APIStatusError as error:
+            note = f"HTTP {error.status_code}: {self.short(error.message)}"
+            if error.status_code in FATAL:
+                raise ValueError(f"{note}. {FATAL[error.status_code]}.") from None
+            is_refusal = error.status_code in (400, 422)
+            raise Trouble(note, refusal=error.message if is_refusal else None) from None
+        except openai.APIError as error:
+            cause = error.__cause__
+            is_told = isinstance(cause, httpx2.DecodingError)  # by `_http`
+            raise Trouble(self.short(cause if is_told else f"{error} {cause or ''}")) from None
+        return read(json.loads(raw.text), question.template)
+
+    def short(self, error: object) -> str:
+        """Return a server's words in one short line, without the key."""
+        text = str(error)
+        if self.key != PLACEHOLDER_KEY:
+            text = text.replace(self.key, "***")
+        text = " ".join(text.split())
+        return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+def _refused(request: Mapping[str, Any], refusal: str | None) -> str | None:
+    """Return the field that a refusal is about; without a word of one, the schema is tried."""
+    if refusal is None:
+        return None
+    if "max_tokens" in request and "max_completion_tokens" in refusal:
+        return "max_tokens"  # OpenAI's reasoning models take the other name
+    if "seed" in request and re.search(r"\bseed\b", refusal):
+        return "seed"  # some servers know another name for it, or none
+    return "response_format" if "response_format" in request else None
 
 
 def _http(timeout: float) -> Any:
     """Return a client to which a reply that drips past the timeout, or is no completion, is none.
 
-    The openai client asks again then. Its own timeout counts from byte to byte, and to it every
-    reply with status 200 is one.
+    Openai's own timeout counts from byte to byte, and to it every reply with status 200 is one.
     """
     import httpx2
     import openai
@@ -389,88 +409,6 @@ def _http(timeout: float) -> Any:
             return response
 
     return Http()
-
-
-class _Connection:
-    """The way to a judge. It learns what its server does not take."""
-
-    def __init__(self, client: Any, http: Any, key: str, judge: Judge) -> None:
-        self.http = http
-        self._client, self._key, self._judge = client, key, judge
-        self._takes_schema, self._takes_seed, self._budget = True, True, "max_tokens"
-
-    async def reply(self, question: Question, *, seed: int) -> tuple[Reading, bool]:
-        """Ask once, what the server refuses to take left out or renamed.
-
-        Returns:
-            tuple: what the reply says, and whether a schema was asked for.
-
-        Raises:
-            Trouble: there is no reply after `tries` requests, or trying again is of no use.
-            ValueError: the server refuses the key or does not know the model: no question can
-                succeed.
-        """
-        with_schema, with_seed, budget = self._takes_schema, self._takes_seed, self._budget
-        while True:
-            request: dict[str, Any] = {budget: self._judge.max_tokens}
-            if with_seed:
-                request["seed"] = seed
-            if with_schema:
-                request["response_format"] = schema(question.template)
-            try:
-                reading = await self._send(question, request)
-            except Trouble as trouble:
-                if trouble.refusal is None:
-                    raise
-                if budget == "max_tokens" and "max_completion_tokens" in trouble.refusal:
-                    budget = "max_completion_tokens"  # OpenAI's reasoning models take this name
-                elif with_seed and re.search(r"\bseed\b", trouble.refusal):
-                    with_seed = False  # some servers know another name for it, or none
-                elif with_schema:
-                    with_schema = False
-                else:
-                    raise
-            else:
-                # Only now is it known that the request failed for these and not for its prompt.
-                self._takes_schema, self._budget = self._takes_schema and with_schema, budget
-                self._takes_seed = self._takes_seed and with_seed
-                return reading, with_schema
-
-    async def _send(self, question: Question, request: dict[str, Any]) -> Reading:
-        """Send a request, as often as the client tries, and read the reply."""
-        import httpx2
-        import openai
-
-        if self._judge.reasoning_effort is not None:
-            request = {**request, "reasoning_effort": self._judge.reasoning_effort}
-        try:
-            raw = await self._client.chat.completions.with_raw_response.create(
-                model=self._judge.model,
-                messages=[{"role": "user", "content": question.prompt}],
-                temperature=self._judge.temperature,
-                **request,
-            )
-        except openai.APITimeoutError:
-            raise Trouble(f"no whole reply within {self._client.timeout:g} s") from None
-        except openai.APIStatusError as error:
-            note = f"HTTP {error.status_code}: {self._said(error.message)}"
-            if error.status_code in FATAL:
-                raise ValueError(f"{note}. {FATAL[error.status_code]}.") from None
-            is_refusal = error.status_code in (400, 422)
-            raise Trouble(note, refusal=error.message if is_refusal else None) from None
-        except openai.APIError as error:
-            cause = error.__cause__
-            is_told = isinstance(cause, httpx2.DecodingError)  # by `_http`
-            raise Trouble(self._said(cause if is_told else f"{error} {cause or ''}")) from None
-        return read(json.loads(raw.text), question.template)
-
-    def _said(self, error: object) -> str:
-        """Return a server's words in one short line, without the key."""
-        text = str(error)
-        if self._key != PLACEHOLDER_KEY:
-            text = text.replace(self._key, "***")
-        text = " ".join(text.split())
-        return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def _waited_for(work: Coroutine[Any, Any, Result]) -> Result:

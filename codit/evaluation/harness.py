@@ -31,14 +31,12 @@ HARNESS = frozenset(
 class PairLM(HFLM):
     """A pair in lm-eval. Whatever `HARNESS` does not name is for `ContrastivePair.from_pretrained`.
 
-    Generation is greedy unless the task says otherwise, whatever the checkpoint's own generation
-    config says, and without thinking, as everywhere in codit.
+    Generation is greedy unless the task says otherwise, and without thinking.
 
     A given text's log-likelihood must stay finite where log q is -inf, or all choices of a question
     may tie. There a token counts log p_E - 100: q with e^-100 of the expert mixed in. So among
     choices the fewest implausible tokens come first, then log q; what is greedy is what the pair
     would say. A perplexity is then a count of implausible tokens: compare it with nothing.
-    Strength 0 and plausibility 0 give the expert's own numbers.
     """
 
     def __init__(
@@ -70,14 +68,8 @@ class PairLM(HFLM):
 def punkt(folder: str | Path, texts: Iterable[str]) -> None:
     """Train a stand-in for NLTK's sentence model, which IFEval needs, where none can be fetched.
 
-    It counts sentences a little otherwise: numbers made with it compare with nothing published.
-
-    Args:
-        folder: new, or without a model. Other processes find it by NLTK_DATA=folder, this one too.
-        texts: English prose to learn abbreviations from.
-
-    Raises:
-        FileExistsError: there is a model in the folder.
+    It learns from English prose, and counts sentences a little otherwise: its numbers compare with
+    nothing published. Other processes find it by NLTK_DATA=folder, this one too.
     """
     import nltk
     from nltk.tokenize.punkt import PunktTrainer, save_punkt_params

@@ -4,7 +4,7 @@ Two arms answer the same prompts, so everything that compares them is paired: `a
 belong to one prompt. Several samples or seeds of one prompt are not independent prompts: average
 them first, or name their prompt (`statistic_interval`). Scores that do not exist (unparsable,
 failed) are dropped first, from both arms, and counted by the caller; a NaN here is an error.
-Values without a source are ours. Seeds and prompts at once: `codit.paper.seeds`.
+Values and choices without a source are ours. Seeds and prompts at once: `codit.paper.seeds`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ Ends: TypeAlias = Annotated[Any, "an Interval, a Difference, a row: estimate, lo
 
 LEVEL = 0.95
 RESAMPLES = 1_000  # of any statistic: each may be a fit or a ranking
-EXACT = (
-    5_000  # prompts; BCa's work grows with their square, and the normal interval is then as good
-)
+EXACT = 5_000  # prompts: BCa's work grows with their square, and the normal one is then as good
 NORMAL = 1.959964  # standard errors to either end
 
 
@@ -49,17 +47,8 @@ def mean_interval(values: Scores, *, resamples: int = 10_000, seed: int = 0) -> 
     """Return the mean over prompts with its bootstrap interval, in the unit of the scores.
 
     The interval comes from means of n prompts drawn with replacement: bias-corrected and
-    accelerated (BCa), or percentile where BCa is undefined; of more than 5,000 the normal one.
-
-    Args:
-        values: one score per prompt, at least two.
-        resamples: bootstrap samples, at least 100; more make the ends steadier, not nearer.
-        seed: of the resampling.
-
-    Raises:
-        ValueError: fewer than two values, a value that is no number, or too few resamples.
-
-    Source: BCa: Efron 1987.
+    accelerated (BCa, Efron 1987), or percentile where BCa is undefined; of more than 5,000 the
+    normal one. At least two values, all numbers, and 100 resamples, or a ValueError.
     """
     x = _checked("values", values)
     _check_resamples(resamples)
@@ -90,15 +79,8 @@ def mean_interval(values: Scores, *, resamples: int = 10_000, seed: int = 0) -> 
 def difference_interval(a: Scores, b: Scores, *, resamples: int = 10_000) -> Interval:
     """Return the mean paired difference a - b with its interval: above 0 where `a` is better.
 
-    Whole prompts are resampled, so what makes a prompt hard for both arms cancels.
-
-    Args:
-        a: one score per prompt, at least two.
-        b: the other arm's, in the same order.
-        resamples: see `mean_interval`.
-
-    Raises:
-        ValueError: as `mean_interval`, or arms of different length.
+    Whole prompts are resampled, so what makes a prompt hard for both arms cancels. Arms of
+    different length are a ValueError; otherwise as `mean_interval`.
     """
     first, second = _checked("a", a), _checked("b", b)
     if len(first) != len(second):
@@ -119,20 +101,8 @@ def statistic_interval(
 ) -> Interval:
     """Return any statistic of all rows and the 2.5 and 97.5 % quantiles of its resamples.
 
-    Args:
-        statistic: of the rows with these numbers; NaN where it is undefined.
-        ids: the prompt of each row; rows of one prompt are drawn together.
-        estimate: the value for all rows where it is known. Default: the statistic of all.
-        resamples: bootstrap samples, at least 100.
-        seed: of the resampling.
-
-    Returns:
-        Interval: over prompts; estimate and ends NaN where the statistic is undefined.
-
-    Raises:
-        ValueError: too few resamples.
-
-    Source: Efron 1979.
+    The statistic takes numbers of rows and is NaN where it is undefined; rows with equal `ids` (of
+    prompts) are drawn together. `estimate`: the value for all rows where it is known.
     """
     _check_resamples(resamples)
     if estimate is None:
@@ -160,17 +130,7 @@ def draws(ids: Sequence[Any], *, resamples: int, seed: int) -> Iterator[Places]:
 def holm(p_values: Scores) -> np.ndarray[Any, Any]:
     """Return p-values corrected for their number by Holm's step-down method, in the order given.
 
-    With p_(1) <= ... <= p_(m): adjusted p_(k) = min(1, max_{j <= k} (m - j + 1) p_(j)). Rejecting
-    adjusted values below a level keeps the chance of any false rejection below it, whatever the
-    dependence between the tests.
-
-    Args:
-        p_values: in [0, 1], of all tests of one question.
-
-    Raises:
-        ValueError: none, or one outside [0, 1].
-
-    Source: Holm 1979.
+    With p_(1) <= ... <= p_(m): adjusted p_(k) = min(1, max_{j <= k} (m - j + 1) p_(j)), Holm 1979.
     """
     p = _checked("p_values", p_values, least=1)
     if p.min() < 0 or p.max() > 1:

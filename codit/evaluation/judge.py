@@ -2,7 +2,7 @@
 
 What each way asks, the tables of what was said, and the look before anything is asked. A judgement
 without a value is counted, left out of means, and never given a number. A run with too many of them
-fails, after everything else is stored. Values without a source are ours.
+fails, after everything else is stored. Values and choices without a source are ours.
 """
 
 from __future__ import annotations
@@ -33,23 +33,17 @@ WIN = {"forward": {"first": 1.0, "second": 0.0}, "swapped": {"first": 0.0, "seco
 
 @dataclass(frozen=True)
 class Judged:
-    """What a judge said.
+    """What a judge said; `table` is that of the function that made it."""
 
-    Args:
-        table: one row for each thing judged; see the function that made it.
-        judgements: one row for each judgement: what was judged, `draw` (which of k), `template`,
-            `state`, `value`, `note`, `reply`, `schema`, tokens, seconds, `is_cached`.
-        summary: counts and means with intervals: `n` and `n_ok` (rows of the table, and those with
-            a value), `mean`, `low`, `high` (95 % over prompts), `failed` (share of judgements).
-        tally: what this run asked and used.
-        rows: of Best-of-N, the rows that were kept.
-    """
-
-    table: pd.DataFrame
+    table: pd.DataFrame  # a row for each thing judged
+    # A row for each judgement: what was judged, `draw` (which of k), `template`, `state`, `value`,
+    # `note`, `reply`, `schema`, tokens, seconds, `is_cached`.
     judgements: pd.DataFrame
+    # `n` and `n_ok` (rows of the table, and those with a value), `mean`, `low`, `high` (95 % over
+    # prompts), `failed` (share of judgements), and more.
     summary: dict[str, Any]
     tally: Tally
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)  # those that Best-of-N kept
 
 
 class TooManyFailures(ValueError):  # noqa: N818
@@ -65,23 +59,22 @@ def score(
 ) -> Judged:
     """Let a judge score responses from 1 to 10; a row's score is the mean of its k judgements.
 
+    The table has `id`, `sample`, `length` (characters), `score` (NaN without any value), `n_ok`,
+    `n`, `state` ("ok", or that of the last judgement).
+
     Args:
-        rows: see `judge_rows.answered`; dicts or a file.
+        rows: dicts or a file, with `instruction` or `messages`, and `response`.
         judge: whom to ask.
         cache: SQLite file of every reply; made where there is none.
         samples: judgements of each response, k; more than 1 only with a temperature above 0.
         asking: concurrency, attempts, prices, allowed failures.
 
-    Returns:
-        Judged: its table has `id`, `sample`, `length` (characters), `score` (1 to 10; NaN without
-        any value), `n_ok`, `n`, `state` ("ok", or that of the last judgement).
-
     Raises:
         TooManyFailures: see `Asking.max_failures`.
-        ValueError: a row cannot be judged, samples do not fit, or as `judge_client.ask`.
+        ValueError: a row cannot be judged, samples do not fit, or as `client.ask`.
         OSError: the cache cannot be read or written.
 
-    Source: prompt, range, one judgement at temperature 1: the paper's code.
+    Source: range, one judgement at temperature 1: the paper's code.
     """
     asked = _of_rows(judged_rows.answered(rows))
     judgements, tally = _ask(asked, judge, cache, samples, asking)
@@ -101,27 +94,12 @@ def compare(
 ) -> Judged:
     """Let a judge compare two arms prompt by prompt, each pair in both orders.
 
-    An arm wins where both orders name it; else it is a tie. win rate = mean of 1, 1/2 and 0.
-
-    Args:
-        first: an arm's rows; see `score`.
-        second: the other's. Rows are matched by id and sample; what one arm lacks is left out and
-            counted.
-        judge: whom to ask.
-        cache: as in `score`.
-        samples: comparisons of each pair in each order.
-        asking: as in `score`.
-
-    Returns:
-        Judged: its table is that of `outcomes`. Summary: `mean` is the raw win rate of the first
-        arm (see `length_controlled` for the other); `first`, `tie`, `second` (pairs); `flip_rate`
-        (share of draws whose two orders disagree); `first_place_rate` (share of the verdicts for
-        what stood first, ties aside: .5 without a bias); `left_out`: rows without a partner.
-
-    Raises:
-        TooManyFailures: see `Asking.max_failures`.
-        ValueError: no common row, different prompts under one id, or as `score`.
-        OSError: the cache cannot be read or written.
+    An arm wins where both orders name it; else it is a tie. win rate = mean of 1, 1/2 and 0. Rows
+    are matched by id and sample. The table is that of `outcomes`. Summary: `mean` is the raw win
+    rate of the first arm (see `length_controlled` for the other); `first`, `tie`, `second` (pairs);
+    `flip_rate` (share of draws whose two orders disagree); `first_place_rate` (share of the
+    verdicts for what stood first, ties aside); `left_out` (rows without a partner). Arguments and
+    errors: see `score`; it is a ValueError too where no id is common, or prompts differ.
 
     Source: both orders, disagreement as a tie: MT-Bench (arXiv 2306.05685).
     """
@@ -153,25 +131,10 @@ def best_of(
     """Keep, of the first n responses to each prompt, the one that a judge scores highest.
 
     Of equal scores the first is kept; a response without a score never beats one that has one;
-    where none has, the first is kept.
-
-    Args:
-        rows: n or more responses to each id, numbered by `sample`; otherwise as in `score`.
-        judge: whom to ask.
-        cache: as in `score`, whose judgements it shares.
-        n: responses considered, at least 1; 1 keeps the first of each and asks nothing.
-        samples: judgements of each response.
-        asking: as in `score`.
-
-    Returns:
-        Judged: `rows` are the kept ones, in the order of the ids; the table has `id`, `sample` (the
-        kept), `score` and `first_score` (NaN without a value), `n_ok` (responses with a score),
-        `is_tie`. Summary, of the kept: also `first_mean`, `ties`, `unscored` (prompts).
-
-    Raises:
-        TooManyFailures: see `Asking.max_failures`.
-        ValueError: fewer than n responses to an id, or as `score`.
-        OSError: the cache cannot be read or written.
+    where none has, the first is kept. n = 1 asks nothing. `rows` are the kept ones; the table has
+    `id`, `sample` (the kept), `score` and `first_score` (NaN without a value), `n_ok` (responses
+    with a score), `is_tie`. Summary, of the kept: also `first_mean`, `ties`, `unscored` (prompts).
+    Arguments and errors: see `score`; fewer than n responses to an id are a ValueError too.
 
     Source: the baseline and its prompt: the paper.
     """
@@ -201,23 +164,10 @@ def conversations(
 ) -> Judged:
     """Let a judge score both turns of conversations, as MT-Bench does.
 
-    Args:
-        rows: see `judge_rows.turns`.
-        judge: whom to ask.
-        cache: as in `score`.
-        samples: judgements of each turn.
-        reference_categories: judged with their reference. Empty: none needs one.
-        asking: as in `score`.
-
-    Returns:
-        Judged: its table has `id`, `category`, `turn`, `score`, `n_ok`, `n`, `state`. Summary: `n`
-        counts conversations, `n_ok` those with both turns, whose means `mean` averages; `turn_1`,
-        `turn_2` and `categories` (means of the scored turns).
-
-    Raises:
-        TooManyFailures: see `Asking.max_failures`.
-        ValueError: a row is not of this form, or as `score`.
-        OSError: the cache cannot be read or written.
+    Rows: see `judged_rows.turns`; those of `reference_categories` are judged with their reference.
+    The table has `id`, `category`, `turn`, `score`, `n_ok`, `n`, `state`. Summary: `n` counts
+    conversations, `n_ok` those with both turns, whose means `mean` averages; `turn_1`, `turn_2` and
+    `categories` (means of the scored turns). Other arguments and errors: see `score`.
 
     Source: MT-Bench (arXiv 2306.05685).
     """
@@ -254,21 +204,13 @@ def questions(
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run would ask.
+    """What a run would ask."""
 
-    Args:
-        questions: judgements wanted; equal ones count each.
-        to_ask: questions that the cache does not know; equal ones once.
-        prompt_tokens: of their prompts, estimated: characters / 4.
-        reply_tokens: of one reply to each, at most: `Judge.max_tokens`.
-        cost: of both; None without prices.
-    """
-
-    questions: int
-    to_ask: int
-    prompt_tokens: int
-    reply_tokens: int
-    cost: float | None
+    questions: int  # judgements wanted; equal ones count each
+    to_ask: int  # what the cache does not know; equal ones once
+    prompt_tokens: int  # estimated: characters / 4
+    reply_tokens: int  # at most, of one reply to each: `Judge.max_tokens`
+    cost: float | None  # of both; None without prices
 
 
 def plan(
@@ -281,16 +223,7 @@ def plan(
 ) -> Plan:
     """Return what a run would ask, and what it would cost with one full reply to each question.
 
-    Args:
-        asked: from `questions`.
-        judge: whom it would ask; its address is not used.
-        cache: of the run. Where there is none, none is made.
-        samples: judgements of each thing.
-        asking: attempts and prices of the run.
-
-    Raises:
-        ValueError: samples do not fit, or the cache is another file.
-        OSError: the cache cannot be read.
+    `asked` comes from `questions`; a cache that is not there is not made.
     """
     drawn = _drawn(asked, judge, samples)
     left = {client.item_of(judge, one): len(one.prompt) for one in drawn}
@@ -313,88 +246,82 @@ def plan(
 def outcomes(judgements: pd.DataFrame) -> pd.DataFrame:
     """Return who wins each pair: an arm that both orders name, else nobody.
 
-    Args:
-        judgements: a row for each judgement: `id`, `sample`, `length`, `length_baseline`, `draw`,
-            `order` ("forward" or "swapped"), `state`, `value`.
-
-    Returns:
-        DataFrame: `id`, `sample`, `length` and `length_baseline` (characters of the first and of
-        the second arm's response), `preference` (for the first arm: mean of 1, 1/2 and 0 over
-        draws; NaN without any), `flips` (draws whose two orders disagree), `n_ok` (draws with a
-        verdict in both orders), `n` (draws), `state` ("ok", or that of the last failed judgement).
+    Judgements have `id`, `sample`, `length`, `length_baseline` (characters of the first and of the
+    second arm's response), `draw`, `order` ("forward" or "swapped"), `state`, `value`. The table
+    has the first four, `preference` (for the first arm: mean of 1, 1/2 and 0 over draws; NaN
+    without any), `flips` (draws whose two orders disagree), `n_ok` (draws with a verdict in both
+    orders), `n` (draws), `state` ("ok", or that of the last failed judgement).
 
     Source: disagreement as a tie: MT-Bench (arXiv 2306.05685).
     """
     rows = []
     by = ["id", "sample", "length", "length_baseline"]
     for name, pair in judgements.groupby(by, sort=False):
-        wins, flips, state = [], 0, "ok"
-        draws = pair.groupby("draw", sort=False)
-        for _, draw in draws:
-            if (draw["state"] != "ok").any():
-                state = draw.loc[draw["state"] != "ok", "state"].iloc[-1]
-                continue
-            one, other = (
+        draws = [draw for _, draw in pair.groupby("draw", sort=False)]
+        both = [
+            [
                 WIN[order].get(value, 0.5)
                 for order, value in zip(draw["order"], draw["value"], strict=True)
-            )
-            flips += one != other
-            wins.append(one if one == other else 0.5)
+            ]
+            for draw in draws
+            if (draw["state"] == "ok").all()
+        ]
+        wins = [one if one == other else 0.5 for one, other in both]
+        last = draws[-1]["state"]
         told = {
             "preference": math.fsum(wins) / len(wins) if wins else math.nan,
-            "flips": flips,
+            "flips": sum(one != other for one, other in both),
             "n_ok": len(wins),
-            "n": draws.ngroups,
-            "state": "ok" if wins else state,
+            "n": len(draws),
+            "state": "ok" if wins else last[last != "ok"].iloc[-1],
         }
         rows.append(dict(zip(by, name, strict=True)) | told)
     return pd.DataFrame(rows)
 
 
 def length_controlled(table: pd.DataFrame) -> dict[str, Any]:
-    """Return the win rate that the first arm would have at equal lengths; AlpacaEval 2's.
+    """Return the win rate that the first arm of `outcomes` would have at equal lengths.
 
-    Args:
-        table: from `outcomes`; several pairs of a prompt are averaged first.
-
-    Returns:
-        dict: `length_controlled` and its `lc_low`, `lc_high`, 95 % over prompts; `lc_note`: which
-        published variant was fitted, or why none could be: then the three are NaN.
+    Several pairs of a prompt are averaged first. `length_controlled` and its `lc_low`, `lc_high`
+    (95 % over prompts), and `lc_note`: which published variant was fitted, or why none could be:
+    then the three are NaN.
 
     Source: Dubois et al. 2024 (arXiv 2404.04475); see `win_rates.win_rates`.
     """
     columns = ["preference", "length", "length_baseline"]
     averaged = table.dropna(subset="preference").groupby("id", sort=False)[columns].mean()
-    names = ("length_controlled", "lc_low", "lc_high")
+    ends, note = (math.nan, math.nan, math.nan), win_rates.VARIANT
     try:
-        found = win_rates.win_rates(averaged.reset_index())
+        found = win_rates.win_rates(averaged.reset_index()).length_controlled
+        ends = (found.estimate, found.low, found.high)
     except ValueError as error:
-        return {**dict.fromkeys(names, math.nan), "lc_note": str(error)}
-    lc = found.length_controlled
-    ends = zip(names, (lc.estimate, lc.low, lc.high), strict=True)
-    return {**dict(ends), "lc_note": win_rates.VARIANT}
+        note = str(error)
+    told = dict(zip(("length_controlled", "lc_low", "lc_high"), ends, strict=True))
+    return {**told, "lc_note": note}
 
 
 def _of_rows(rows: Sequence[Answered]) -> list[Question]:
     """Return one question for each response: how good is it?"""
-    template, asked = rubric.SINGLE, []
-    for row in rows:
-        values = {"instruction": row.instruction, "response": row.response}
-        label = {"id": row.id, "sample": row.sample, "length": len(row.response)}
-        asked.append(Question.of(template, values, label))
-    return asked
+    return [
+        Question.of(
+            rubric.SINGLE,
+            {"instruction": row.instruction, "response": row.response},
+            {"id": row.id, "sample": row.sample, "length": len(row.response)},
+        )
+        for row in rows
+    ]
 
 
 def _of_arms(first: Rows, second: Rows) -> tuple[list[Question], int]:
     """Return two questions for each pair, one in each order, and the rows without a partner."""
     pairs, left_out = judged_rows.pairs(judged_rows.answered(first), judged_rows.answered(second))
-    template, asked = rubric.PAIRWISE, []
+    asked = []
     for one, other in pairs:
+        label = {"id": one.id, "sample": one.sample, "length": len(one.response)}
+        label["length_baseline"] = len(other.response)
         for order, (a, b) in (("forward", (one, other)), ("swapped", (other, one))):
             values = {"instruction": a.instruction, "first": a.response, "second": b.response}
-            lengths = {"length": len(one.response), "length_baseline": len(other.response)}
-            label = {"id": one.id, "sample": one.sample, **lengths, "order": order}
-            asked.append(Question.of(template, values, label))
+            asked.append(Question.of(rubric.PAIRWISE, values, {**label, "order": order}))
     return asked, left_out
 
 
@@ -437,17 +364,12 @@ def _ask(
 
 def _means(judgements: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Return the mean score of each thing judged, in the order of first occurrence."""
-    rows = []
-    for name, group in judgements.groupby(by, sort=False):
-        values = [float(value) for value in group.loc[group["state"] == "ok", "value"]]
-        told = {
-            "score": math.fsum(values) / len(values) if values else math.nan,
-            "n_ok": len(values),
-            "n": len(group),
-            "state": "ok" if values else group["state"].iloc[-1],
-        }
-        rows.append(dict(zip(by, name, strict=True)) | told)
-    return pd.DataFrame(rows)
+    is_ok = judgements["state"] == "ok"
+    scored = judgements.assign(score=judgements["value"].where(is_ok).astype("float64"))
+    groups = scored.groupby(by, sort=False)
+    table = groups["score"].agg(score="mean", n_ok="count", n="size")
+    table["state"] = groups["state"].agg(lambda s: "ok" if (s == "ok").any() else s.iloc[-1])
+    return table.reset_index()
 
 
 def _best(
@@ -470,11 +392,7 @@ def _best(
 def _summary(
     judgements: pd.DataFrame, values: pd.Series[float], ids: pd.Series[str]
 ) -> dict[str, Any]:
-    """Return counts and the mean of what has a value; responses to one prompt are averaged first.
-
-    Its 95 % interval is a bootstrap (BCa) over prompts, of more than 5,000 the normal one; NaN with
-    fewer than two.
-    """
+    """Return counts, and the mean over prompts of what has a value; its ends need two prompts."""
     left = values.dropna()
     known = left.groupby(ids[left.index], sort=False).mean().to_numpy(dtype="float64")
     mean = float(known.mean()) if len(known) else math.nan
@@ -482,17 +400,14 @@ def _summary(
     if len(known) > 1:
         interval = intervals.mean_interval(known)
         low, high = interval.low, interval.high
+    failed = float((judgements["state"] != "ok").mean()) if len(judgements) else 0.0
     counts = {"n": len(values), "n_ok": len(left)}
-    return counts | {"mean": mean, "low": low, "high": high, "failed": _failed(judgements)}
-
-
-def _failed(judgements: pd.DataFrame) -> float:
-    return float((judgements["state"] != "ok").mean()) if len(judgements) else 0.0
+    return counts | {"mean": mean, "low": low, "high": high, "failed": failed}
 
 
 def _checked(judged: Judged, cache: str | Path, asking: Asking) -> Judged:
     """Return what was judged, unless too much of it has no value."""
-    share = _failed(judged.judgements)
+    share = judged.summary["failed"]
     if share > asking.max_failures:
         bad = judged.judgements[judged.judgements["state"] != "ok"]
         counted = ", ".join(f"{n} {state}" for state, n in Counter(bad["state"]).most_common())

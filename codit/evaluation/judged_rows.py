@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,51 +12,40 @@ from codit.dataset.prompts import messages_of, name_of
 from codit.evaluation import rubric
 from codit.evaluation.client import Question
 from codit.evaluation.rubric import Template
+from codit.files import read_lines
 
 Rows: TypeAlias = str | Path | Iterable[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answered:
-    """A prompt and the response to it.
+    """A prompt and the response to it."""
 
-    Args:
-        id: the row's, or its place where it has none.
-        sample: which of several responses to the prompt, from the row's `sample`, else 0.
-        instruction: what the judge is shown as the instruction: all turns where there are several.
-        response: the text to judge.
-        row: as it was given.
-    """
-
-    id: str
-    sample: int
-    instruction: str
+    id: str  # the row's, or its place where it has none
+    sample: int  # which of several responses to the prompt
+    instruction: str  # as the judge is shown it: all turns where there are several
     response: str
-    row: Mapping[str, Any]
+    row: Mapping[str, Any]  # as it was given
 
 
 def read(rows: Rows) -> list[Mapping[str, Any]]:
     """Return rows in memory: dicts, or a file of JSON lines as they stand there."""
-    found = _lines(Path(rows)) if isinstance(rows, (str, Path)) else list(rows)
+    if isinstance(rows, (str, Path)):
+        rows = [row for _, row in read_lines(rows)]
+    found = list(rows)
     if not found:
         raise ValueError("expected at least one row to judge; got none.")
+    for place, row in enumerate(found, start=1):
+        if not isinstance(row, Mapping):
+            raise ValueError(f"row {place}: expected an object; got {type(row).__name__}.")
     return found
 
 
 def answered(rows: Rows) -> list[Answered]:
-    """Check rows that hold a prompt and a response.
+    """Return rows with a prompt (`instruction` or `messages`) and a `response`, checked, in order.
 
-    Args:
-        rows: with `instruction` or `messages`, and `response`; where there is none, the last turn
-            of `messages`, an assistant's, is the response.
-
-    Returns:
-        list[Answered]: in the given order.
-
-    Raises:
-        ValueError: a row lacks one of the two, or (id, sample) repeats: nothing is asked then.
-
-    Source: the paper's judge sees the query and the response.
+    Without `response` the last turn of `messages`, an assistant's, is the response. ValueError: a
+    row lacks one of the two, or (id, sample) repeats.
     """
     found = [_answered(row, place) for place, row in enumerate(read(rows), start=1)]
     counted = Counter((row.id, row.sample) for row in found)
@@ -74,8 +62,7 @@ def pairs(
 ) -> tuple[list[tuple[Answered, Answered]], int]:
     """Match two arms' responses by id and sample, and count the rows without a partner.
 
-    Raises:
-        ValueError: no row has a partner, or two prompts under one id differ.
+    ValueError: no row has a partner, or two prompts under one id differ.
     """
     others = {(row.id, row.sample): row for row in second}
     found = [(row, others[row.id, row.sample]) for row in first if (row.id, row.sample) in others]
@@ -91,28 +78,17 @@ def pairs(
 
 
 def turns(rows: Rows, *, reference_categories: Collection[str]) -> list[Question]:
-    """Return what to ask about conversations of two turns.
+    """Return what to ask about conversations of two turns, as MT-Bench's files name them.
 
-    Args:
-        rows: with `id` or `question_id`, `turns` (two texts), `responses` (two texts), and
-            optionally `category` and `reference` (two texts), as MT-Bench's files name them.
-        reference_categories: categories that are judged with their reference; a turn whose own
-            reference is blank, as some of MT-Bench's are, is judged without.
+    A row has `id` or `question_id`, `turns` and `responses` (two texts each), and perhaps
+    `category` and `reference` (two texts). The second question holds the whole conversation. A
+    turn of the `reference_categories` whose reference is blank, as some of MT-Bench's are, is
+    judged without. ValueError: a row is not of this form, or ids repeat.
 
-    Returns:
-        list: first and second turn of each row, labelled with `id`, `category` and `turn`; the
-        second turn's prompt holds the whole conversation.
-
-    Raises:
-        ValueError: a row is not of this form, ids repeat, or a reference is missing: nothing is
-            asked then.
-
-    Source: two turns, references of some categories: MT-Bench (arXiv 2306.05685).
+    Source: MT-Bench (arXiv 2306.05685).
     """
     found: dict[str, list[Question]] = {}
     for place, row in enumerate(read(rows), start=1):
-        if not isinstance(row, Mapping):
-            raise ValueError(f"row {place}: expected an object; got {type(row).__name__}.")
         given = row.get("question_id") if row.get("id") is None else row["id"]
         name = name_of({"id": given}) or f"row {place}"
         if name in found:
@@ -122,10 +98,9 @@ def turns(rows: Rows, *, reference_categories: Collection[str]) -> list[Question
         references = ["", ""]
         if category in reference_categories:
             references = _two(row.get("reference"), name, "reference")
-        both = enumerate(_turns(asked, answers, references), start=1)
         found[name] = [
             Question.of(template, values, {"id": name, "category": category, "turn": turn})
-            for turn, (template, values) in both
+            for turn, (template, values) in enumerate(_turns(asked, answers, references), start=1)
         ]
     return [question for both in found.values() for question in both]
 
@@ -137,11 +112,11 @@ def _turns(
     told = {"instruction": questions[0], "response": answers[0], "reference": references[0]}
     for name, texts in (("question", questions), ("answer", answers), ("reference", references)):
         told |= {f"{name}_{n}": text for n, text in enumerate(texts, start=1)}
-    templates = [rubric.SINGLE, rubric.SECOND_TURN]
-    if references[0].strip():
-        templates[0] = rubric.SINGLE_REFERENCE
-    if references[1].strip():
-        templates[1] = rubric.SECOND_TURN_REFERENCE
+    with_reference = [bool(text.strip()) for text in references]
+    templates = [
+        rubric.SINGLE_REFERENCE if with_reference[0] else rubric.SINGLE,
+        rubric.SECOND_TURN_REFERENCE if with_reference[1] else rubric.SECOND_TURN,
+    ]
     return [
         (one, {name: told[name] for name in rubric.PLACEHOLDER.findall(one.text)})
         for one in templates
@@ -149,8 +124,6 @@ def _turns(
 
 
 def _answered(row: Mapping[str, Any], place: int) -> Answered:
-    if not isinstance(row, Mapping):
-        raise ValueError(f"row {place}: expected an object; got {type(row).__name__}.")
     name = name_of(row) or f"row {place}"
     messages: Any = row.get("messages")
     response = row.get("response")
@@ -200,28 +173,3 @@ def _check_text(text: str, name: str, key: str) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise ValueError(f"row {name!r}: `{key}` holds half of a surrogate pair.") from None
-
-
-def _lines(path: Path) -> list[Mapping[str, Any]]:
-    """Return the objects of a file of JSON lines."""
-    if not path.is_file():
-        raise FileNotFoundError(f"expected a file of JSON lines at {path}; there is none.")
-    found: list[Mapping[str, Any]] = []
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line, parse_constant=_no_constant)
-                if not isinstance(row, dict):
-                    raise ValueError(f"it holds a {type(row).__name__}")
-            except (ValueError, RecursionError) as error:
-                raise ValueError(
-                    f"expected JSON objects, one a line, in {path}; line {number}: {error}."
-                ) from None
-            found.append(row)
-    return found
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")

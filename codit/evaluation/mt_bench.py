@@ -1,11 +1,10 @@
-"""Questions of two turns, as MT-Bench asks them: the second turn sees the first answer.
+"""Questions of two turns, as MT-Bench (arXiv 2306.05685) and FastChat ask them.
 
-`codit judge --conversations` scores what comes out.
+The second turn sees the first answer. `codit judge --conversations` scores what comes out.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from codit import decode
+from codit import decode, files
 from codit.dataset.prompts import name_of
 from codit.recipes import Decoding
 
@@ -26,30 +25,19 @@ TURNS = 2
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:
-    """Read a file of questions.
+    """Return the questions of a file as they stand there.
 
-    Args:
-        path: JSON lines with `question_id`, `category` and `turns` (two texts), and for categories
-            judged with one a `reference` (two texts): as FastChat's `question.jsonl`
-            (MT-Bench, arXiv 2306.05685).
-
-    Returns:
-        list[dict]: the rows as they stand there.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line is no such question or could not be written again, an id repeats, or
-            there is none.
-
+    A line has `question_id`, `category` and `turns` (two texts), and for categories judged with one
+    a `reference` (two texts), as FastChat's `question.jsonl`. ValueError: a line is no such
+    question or could not be written again, an id repeats, or there is none.
     """
     rows: dict[str, dict[str, Any]] = {}
-    for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
-        if line.strip():
-            where = f"line {number} of {path}"
-            row = _question(line, where)
-            name = str(row["question_id"])
-            if rows.setdefault(name, row) is not row:
-                raise ValueError(f"{where}: expected every question_id once; got {name!r} again.")
+    for number, row in files.read_lines(path):
+        where = f"line {number} of {path}"
+        _check(row, where)
+        name = str(row["question_id"])
+        if rows.setdefault(name, row) is not row:
+            raise ValueError(f"{where}: expected every question_id once; got {name!r} again.")
     if not rows:
         raise ValueError(f"expected questions in {path}; got none. Give FastChat's question.jsonl.")
     return [*rows.values()]
@@ -72,22 +60,16 @@ def answer(
 
     Args:
         model: a pair, or any causal LM, for which `decoding` has strength and plausibility 0.
-        tokenizer: with a chat template.
-        questions: of `read`.
+        tokenizer: has a chat template.
+        questions: from `read`.
         decoding: how tokens are drawn; its temperature where `by_category` is False.
         by_category: draw at MT-Bench's own temperature for the category.
         batch_size: see `decode.generate`.
         progress: show bars.
 
     Returns:
-        tuple: the questions that got both answers, in their order, with `responses` (two texts) and
-        `is_completed` (two truth values); and for each of the others `question_id`, `turn` (1 or
-        2), `error` and `reason`, as `codit synthesize` tells them.
-
-    Raises:
-        ValueError: see `decode.generate`.
-
-    Source: two turns, temperatures by category: MT-Bench (arXiv 2306.05685) and FastChat.
+        tuple: the questions that got both answers, with `responses` and `is_completed`; and for
+        each of the others `question_id`, `turn` (1 or 2), `error` and `reason`.
     """
     heats = map(temperature, questions) if by_category else [decoding.temperature] * len(questions)
     how = [replace(decoding, temperature=heat) for heat in heats]
@@ -130,35 +112,33 @@ def temperature(question: Mapping[str, Any]) -> float:
     return TEMPERATURES.get(str(question.get("category") or ""), USUAL)
 
 
-def _question(line: bytes, where: str) -> dict[str, Any]:
-    """Return a line as a question, or say what it lacks."""
-    try:
-        row = json.loads(line)
-        # What the answers' file could not hold is said now, not when all is answered.
-        json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is no JSON: {error}. Write one object a line.") from None
-    row = row if isinstance(row, dict) else {}
+def _check(row: dict[str, Any], where: str) -> None:
+    """Raise ValueError where a row is no question, saying what it lacks."""
     turns, category, reference = map(row.get, ("turns", "category", "reference"))
-    is_named = name_of({"id": row.get("question_id")}) is not None
-    has_category = category is None or isinstance(category, str)
     # An empty text stands where a turn has no reference, as in MT-Bench's own file.
-    has_reference = reference is None or _are_texts(reference)
-    for is_right, expected in (
-        (
-            _are_texts(turns) and all(map(str.strip, turns or ())),
-            "an object with `turns`, two texts",
+    wanted = {
+        "an object with `turns`, two texts": _are_texts(turns) and all(map(str.strip, turns)),
+        "a question_id, a whole number or a text": name_of({"id": row.get("question_id")}),
+        "a text as category, or none": category is None or isinstance(category, str),
+        "two texts as reference, one for each turn, or none": (
+            reference is None or _are_texts(reference)
         ),
-        (is_named, "a question_id, a whole number or a text"),
-        (has_category, "a text as category, or none"),
-        (has_reference, "two texts as reference, one for each turn, or none"),
-    ):
+        "only what JSON in UTF-8 can hold": _is_writable(row),
+    }
+    for expected, is_right in wanted.items():
         if not is_right:
             raise ValueError(
-                f"{where}: expected {expected}; got {line[:60]!r}. Write it as FastChat's "
+                f"{where}: expected {expected}; got {row!r:.60}. Write it as FastChat's "
                 "question.jsonl has it; questions of one turn are for codit synthesize."
             )
-    return row
+
+
+def _is_writable(row: dict[str, Any]) -> bool:
+    """Return whether the answers' file could hold a row: said now, not when all is answered."""
+    try:
+        return bool(files.line_of(row).encode())
+    except ValueError:
+        return False
 
 
 def _are_texts(value: Any) -> bool:

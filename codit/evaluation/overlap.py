@@ -1,21 +1,20 @@
 """What a dataset shares with benchmarks, and its rows with each other; no model, no server.
 
 A text is compared by its words: Unicode compatibility forms, case folded, punctuation left out, and
-each Chinese or Japanese character a word of its own. What has no source here is ours.
+each Chinese or Japanese character a word of its own. Values and choices without a source are ours.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from codit.files import record_of
+from codit.files import read_lines
 
 LEAST, USUAL = 8, 13  # words in a run: the range and the default
 SHINGLE = 3  # words in a shingle, of which near-duplicates share most
@@ -40,45 +39,26 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Hit:
-    """One text of the dataset that shares a run of words with a benchmark.
+    """One text of the dataset that shares a run of words with a benchmark."""
 
-    Args:
-        line: number of the row, from 1.
-        row: the row's id, or its number where it has none.
-        field: one of `FIELDS`.
-        benchmark: its name.
-        prompt: id of the prompt whose run stands first in the text; of equals the first.
-        text: the words they share.
-    """
-
-    line: int
-    row: str
-    field: str
+    line: int  # number of the row, from 1
+    row: str  # the row's id, or its number where it has none
+    field: str  # one of `FIELDS`
     benchmark: str
-    prompt: str
-    text: str
+    prompt: str  # whose run stands first in the text; of equals the first
+    text: str  # the words they share
 
 
 def contaminated(
     rows: Iterable[Mapping[str, Any]], benchmarks: Sequence[Benchmark], *, n: int = USUAL
 ) -> Iterator[Hit]:
-    """Yield the texts that share n words in a row with a benchmark's prompt.
+    """Yield the texts that share n words in a row with a benchmark's prompt, once a benchmark.
 
     Benchmarks' answers are not known here; a response is checked for prompts. Paraphrases and
-    translations share no n-gram and are not found.
-
-    Args:
-        rows: see `texts_of`; read once, in order.
-        benchmarks: what must not be in the dataset.
-        n: words in a run, 8 to 13. Less finds phrases that everybody uses. A prompt of fewer than
-            n but at least 8 words matches where all of it stands in a text; one of fewer than 8
-            only where it is all of the text.
-
-    Yields:
-        Hit: at most one for each text and benchmark; instructions and responses apart.
-
-    Raises:
-        ValueError: n outside its range, benchmarks of one name, or a row without a text.
+    translations share no n-gram and are not found. n is 8 to 13: less finds phrases that everybody
+    uses. A prompt of fewer than n but at least 8 words matches where all of it stands in a text;
+    one of fewer than 8 only where it is all of the text. ValueError: n outside its range,
+    benchmarks of one name, or a row without a text.
 
     Source: n-grams of 8 to 13 words: Brown et al. 2020 (arXiv 2005.14165), Appendix C.
     """
@@ -100,67 +80,38 @@ def contaminated(
             yield from (Hit(line, name, where, one, *shared) for one, shared in found.items())
 
 
-def _runs(
-    benchmarks: Sequence[Benchmark], n: int
-) -> dict[Words, list[tuple[Words, tuple[str, str]]]]:
-    """Return all runs, each once a benchmark with its first prompt, by their first words.
-
-    A text's first words are shorter than `LEAST` only where they are all of it, as are a prompt's.
-    """
-    first: dict[tuple[Words, str], str] = {}
-    for benchmark in benchmarks:
-        for key, text in benchmark.prompts.items():
-            split = words(text)
-            for start in range(max(1, len(split) - n + 1)):
-                first.setdefault((split[start : start + n], benchmark.name), key)
-    runs = defaultdict(list)
-    for (run, name), key in first.items():
-        runs[run[:LEAST]].append((run, (name, key)))
-    return runs
-
-
 def tally(
     hits: Iterable[Hit], benchmarks: Sequence[Benchmark], *, rows: int, n: int
 ) -> dict[str, Any]:
-    """Return what a card says of the overlap with benchmarks, hit or not, as JSON values.
-
-    Returns:
-        dict: `rows`, `n`, `rows_hit`, `share` (of rows with any hit) and `benchmarks`, for each
-        `name`, `prompts`, `left_out`, `prompts_hit` (ids named in hits), `rows_hit`, `share`, and
-        hits by field: `instruction`, `response`, `earlier turns`.
-    """
+    """Return what a card says of the overlap with benchmarks, hit or not, as JSON values."""
     hits = list(hits)
 
     def shared(some: Sequence[Hit]) -> dict[str, Any]:
         n_rows = len({hit.line for hit in some})
         return {"rows_hit": n_rows, "share": n_rows / rows if rows else 0.0}
 
-    tables = []
-    for one in benchmarks:
+    def about(one: Benchmark) -> dict[str, Any]:
         own = [hit for hit in hits if hit.benchmark == one.name]
-        table = {"name": one.name, "prompts": len(one.prompts), "left_out": one.left_out}
-        table |= {"prompts_hit": len({hit.prompt for hit in own})} | shared(own)
-        tables.append(table | {where: sum(hit.field == where for hit in own) for where in FIELDS})
-    return {"rows": rows, "n": n, **shared(hits), "benchmarks": tables}
+        counts = Counter(hit.field for hit in own)
+        return {
+            "name": one.name,
+            "prompts": len(one.prompts),
+            "left_out": one.left_out,
+            "prompts_hit": len({hit.prompt for hit in own}),
+            **shared(own),
+            **{where: counts[where] for where in FIELDS},
+        }
+
+    return {"rows": rows, "n": n, **shared(hits), "benchmarks": [*map(about, benchmarks)]}
 
 
 def near_duplicates(texts: Iterable[str], *, threshold: float = 0.8) -> dict[int, int]:
     """Return the texts that nearly repeat an earlier one: their places, and the earlier one's.
 
-    J(A, B) = |A and B| / |A or B| of the sets of three-word shingles. MinHash proposes, and what is
-    reported has J >= threshold. A text is compared with those that repeat none, so that these are
-    what is left. Equal sets are never missed; of pairs just at .8 one in twenty is, of those at .85
-    one in 150.
-
-    Args:
-        texts: any texts. One of fewer than three words is one shingle; one without words repeats
-            nothing.
-        threshold: least J, in (0, 1]; 1: equal sets.
-
-    Raises:
-        ValueError: threshold outside its range.
-
-    Source: Broder 1997; computed by datasketch.
+    J(A, B) = |A and B| / |A or B| of the sets of three-word shingles. MinHash (Broder 1997)
+    proposes, and what is reported has J >= threshold. A text is compared with those that repeat
+    none. Equal sets are never missed; of pairs just at .8 one in twenty is, of those at .85 one in
+    150. A text of fewer than three words is one shingle; one without words repeats nothing.
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold must lie in (0, 1]; got {threshold}. Usual is .8.")
@@ -185,13 +136,6 @@ def near_duplicates(texts: Iterable[str], *, threshold: float = 0.8) -> dict[int
     return found
 
 
-def _shingles(text: str) -> set[bytes]:
-    split = words(text)
-    starts = range(max(1, len(split) - SHINGLE + 1)) if split else ()
-    joined = (" ".join(split[start : start + SHINGLE]) for start in starts)
-    return {shingle.encode("utf-8", "surrogatepass") for shingle in joined}
-
-
 def words(text: str) -> Words:
     """Return a text's words as they are compared: letters and digits only."""
     return tuple(WORD.findall(unicodedata.normalize("NFKC", text).casefold()))
@@ -200,14 +144,9 @@ def words(text: str) -> Words:
 def read_benchmark(path: str | Path) -> Benchmark:
     """Read a benchmark's prompts from JSON lines; its name is the file's without the ending.
 
-    Args:
-        path: rows with `instruction`, `prompt`, `messages` (role and content; the user's turns
-            count) or `turns` (texts), and `id`, `question_id` or `key` where there is one. The
-            turns after the first are named ID#2, ID#3, ...
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line is no JSON object, ids repeat, or no row has a usable prompt.
+    Rows have `instruction`, `prompt`, `messages` (role and content; the user's turns count) or
+    `turns` (texts), and perhaps `id`, `question_id` or `key`. The turns after the first are named
+    ID#2, ID#3, ... ValueError: a line is no JSON object, ids repeat, or no row has a usable prompt.
     """
     asked: list[tuple[str, Any]] = []
     for number, row in enumerate(read_rows(path), start=1):
@@ -225,54 +164,18 @@ def read_benchmark(path: str | Path) -> Benchmark:
     return Benchmark(Path(path).stem, texts, len(asked) - len(texts))
 
 
-def _turns(row: Mapping[str, Any]) -> list[Any]:
-    """Return the prompts of a benchmark's row, unchecked."""
-    if isinstance(row.get("turns"), list):
-        return list(row["turns"])
-    if isinstance(row.get("messages"), list):
-        turns = [turn for turn in row["messages"] if isinstance(turn, Mapping)]
-        return [turn.get("content") for turn in turns if turn.get("role") == "user"]
-    return [row[key] for key in ("instruction", "prompt") if row.get(key) is not None][:1]
-
-
 def read_rows(path: str | Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a file of JSON lines, without the numbers of `score`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line is no JSON object.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"expected a file of JSON lines at {path}; there is none.")
-    with Path(path).open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-            if not line.strip():
-                continue
-            try:
-                row = record_of(line) or json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(
-                    f"expected a JSON object in line {number} of {path}; {error}."
-                ) from error
-            if not isinstance(row, dict):
-                raise ValueError(f"expected an object in line {number} of {path}; got {row!r:.60}.")
-            yield row
+    """Yield the objects of a file of JSON lines, without `score`, most of a dataset's memory."""
+    for _, row in read_lines(path):
+        row.pop("score", None)
+        yield row
 
 
 def texts_of(row: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return the texts of a dataset's row by field.
+    """Return the texts of a dataset's row by field: instruction, response, earlier turns.
 
-    Args:
-        row: `instruction` and `response`, or `messages`, whose last user turn is the instruction
-            and whose last turn, an assistant's, is the response; or both.
-
-    Returns:
-        dict: "instruction" and "response", each one text or none, and "earlier turns", all that
-        `messages` holds before the last user turn.
-
-    Raises:
-        ValueError: the row has none of these, or a text is none.
+    The last user turn of `messages` is the instruction and what follows is the response, unless the
+    row has `instruction` and `response`. ValueError: it has none of these, or a text is none.
     """
     turns = row.get("messages") or []
     if not all(isinstance(turn, Mapping) and {"role", "content"} <= turn.keys() for turn in turns):
@@ -293,3 +196,36 @@ def texts_of(row: Mapping[str, Any]) -> dict[str, list[str]]:
     if any(not isinstance(text, str) for texts in found.values() for text in texts):
         raise ValueError(f"expected texts in row {row.get('id')!r:.60}; got something else.")
     return found
+
+
+def _runs(
+    benchmarks: Sequence[Benchmark], n: int
+) -> dict[Words, list[tuple[Words, tuple[str, str]]]]:
+    """Return all runs, each once a benchmark with its first prompt, by their first words."""
+    first: dict[tuple[Words, str], str] = {}
+    for benchmark in benchmarks:
+        for key, text in benchmark.prompts.items():
+            split = words(text)
+            for start in range(max(1, len(split) - n + 1)):
+                first.setdefault((split[start : start + n], benchmark.name), key)
+    runs = defaultdict(list)
+    for (run, name), key in first.items():
+        runs[run[:LEAST]].append((run, (name, key)))
+    return runs
+
+
+def _shingles(text: str) -> set[bytes]:
+    split = words(text)
+    starts = range(max(1, len(split) - SHINGLE + 1)) if split else ()
+    joined = (" ".join(split[start : start + SHINGLE]) for start in starts)
+    return {shingle.encode("utf-8", "surrogatepass") for shingle in joined}
+
+
+def _turns(row: Mapping[str, Any]) -> list[Any]:
+    """Return the prompts of a benchmark's row, unchecked."""
+    if isinstance(row.get("turns"), list):
+        return list(row["turns"])
+    if isinstance(row.get("messages"), list):
+        turns = [turn for turn in row["messages"] if isinstance(turn, Mapping)]
+        return [turn.get("content") for turn in turns if turn.get("role") == "user"]
+    return [row[key] for key in ("instruction", "prompt") if row.get(key) is not None][:1]

@@ -1,7 +1,6 @@
 """What can be said of a dataset of responses without a judge: repetition, length, diversity.
 
-Everything here is a pure function of texts and rows; nothing is downloaded or tokenised unless the
-caller passes a tokeniser. What has no source here is ours.
+Nothing is downloaded or tokenised. Values and choices without a source are ours.
 """
 
 from __future__ import annotations
@@ -22,12 +21,8 @@ def is_repetitive(text: str) -> bool:
     """Return whether a text repeats itself, by the CoDIT authors' rule.
 
     With f_n the share of the most frequent of the overlapping character n-grams:
-    f_2 >= .16 or f_3 >= .18 or f_4 >= .20 or one 100-gram occurs at least 10 times.
-
-    The n-grams are of code points, white space included. Fewer than 100 characters without
-    surrounding white space are never repetitive.
-
-    Source: the paper's code, repetition detector.
+    f_2 >= .16 or f_3 >= .18 or f_4 >= .20 or one 100-gram occurs at least 10 times. Fewer than 100
+    characters without surrounding white space are never repetitive. Source: the paper's code.
     """
     if len(text.strip()) < SHORTEST:
         return False
@@ -39,9 +34,7 @@ def is_repetitive(text: str) -> bool:
 def distinct(texts: Iterable[Sequence[Hashable]], *, n: int) -> float:
     """Return the share of different n-grams among all n-grams of a set of texts (of words, of ids).
 
-    distinct-n = |{n-grams}| / #n-grams, counted over the whole set: in (0, 1], NaN where no text
-    has n words. It falls as a set grows: compare sets of equal size. n < 1 is a ValueError.
-
+    In (0, 1], NaN where no text has n words. It falls as a set grows: compare sets of equal size.
     Source: Li et al. 2016 (arXiv 1510.03055), who count it in each text.
     """
     if n < 1:
@@ -53,18 +46,16 @@ def distinct(texts: Iterable[Sequence[Hashable]], *, n: int) -> float:
 def compression_ratio(texts: Iterable[str]) -> float:
     """Return how many times smaller the texts become under zlib: high means repetitive.
 
-    ratio = bytes / compressed bytes, of the texts in UTF-8 joined by newlines, at level 9; about 2
-    to 3 for varied English, NaN without any text. zlib sees repetition within 32 kB only.
+    About 2 to 3 for varied English, NaN without any text. zlib sees repetition within 32 kB only.
     """
     data = "\n".join(texts).encode("utf-8", "surrogatepass")
     return len(data) / len(zlib.compress(data, 9)) if data else math.nan
 
 
 def entropy(values: Iterable[Hashable]) -> float:
-    """Return the entropy of the values' frequencies in nats: -sum_v f_v ln f_v; NaN without values.
+    """Return the entropy of the values' frequencies in nats; NaN without values.
 
-    Applied to the first token of every response it shows shared noise: responses drawn with one
-    seed for all rows begin alike.
+    Of first tokens it shows shared noise: responses drawn with one seed for all rows begin alike.
     """
     counts = Counter(values)
     if not counts:
@@ -73,34 +64,21 @@ def entropy(values: Iterable[Hashable]) -> float:
     return max(0.0, -math.fsum(share * math.log(share) for share in shares))
 
 
-def summarise(
-    rows: Iterable[Mapping[str, Any]],
-    *,
-    tokenise: Callable[[str], Sequence[Hashable]] = str.split,
-) -> dict[str, float]:
-    """Return the quality measures of a dataset of responses.
+def summarise(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the quality measures of a dataset of responses; NaN where nothing is known.
 
-    Args:
-        rows: rows with `response` and, where known, `is_completed` and `score` (one number per
-            token), as `codit synthesize` writes them.
-        tokenise: splits a response for the first token and the n-grams. Default: at white space;
-            pass a tokenizer's `encode` for its tokens.
-
-    Returns:
-        dict: `rows`; `completion_rate`, `repetition_rate`, `empty_rate` (shares); `characters`,
-        `words`, `tokens` (means per response, `tokens` from `score`) and their medians
-        `..._median`; `distinct_1`, `distinct_2`, `distinct_3` (shares); `compression_ratio`;
-        `first_token_entropy` (nats, of non-empty responses). NaN where nothing is known.
-
-    Source: repetition: the paper's code.
+    Rows have `response` and, where known, `is_completed` and `score` (a number per token). Returned
+    are `rows`; `completion_rate`, `repetition_rate`, `empty_rate` (shares); means and medians per
+    response of `characters`, `words` (split at white space), `tokens`; `distinct_1` to `_3` and
+    `first_token_entropy` (nats), of words; `compression_ratio`.
     """
     rows = list(rows)
     texts = [row["response"] for row in rows]
-    split = [tokenise(text) for text in texts]
+    split = [text.split() for text in texts]
     completed = [bool(row["is_completed"]) for row in rows if row.get("is_completed") is not None]
     lengths = {
         "characters": [len(text) for text in texts],
-        "words": [len(text.split()) for text in texts],
+        "words": [*map(len, split)],
         "tokens": [len(row["score"]) for row in rows if row.get("score") is not None],
     }
     mean = statistics.fmean
@@ -113,7 +91,7 @@ def summarise(
         **{f"{k}_median": _average(statistics.median, values) for k, values in lengths.items()},
         **{f"distinct_{n}": distinct(split, n=n) for n in (1, 2, 3)},
         "compression_ratio": compression_ratio(texts),
-        "first_token_entropy": entropy(tokens[0] for tokens in split if len(tokens)),
+        "first_token_entropy": entropy(tokens[0] for tokens in split if tokens),
     }
 
 

@@ -5,7 +5,9 @@ parse_error   text without a valid object: prose, broken JSON, a score outside 1
 empty         no text; a reasoning model may have thought all the same
 truncated     the token budget ended the reply, whatever it holds
 refused       the model or the server declined
-api_error     no reply at all: what the server said instead (`codit.evaluation.client` gives it)
+api_error     no reply at all: what the server said instead (`client` gives it)
+
+Values and choices without a source are ours.
 """
 
 from __future__ import annotations
@@ -16,10 +18,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from codit import files
 from codit.evaluation.rubric import HIGHEST, LOWEST, VERDICTS, Template, fields
 
 State: TypeAlias = Literal["ok", "parse_error", "empty", "truncated", "refused", "api_error"]
+Schema: TypeAlias = Literal["honoured", "ignored", "rejected"]
 QUOTED = re.compile(r"[0-9]{1,2}(\.[0-9]+)?")  # not \d: other scripts have digits too
+DECODER = json.JSONDecoder(
+    parse_constant=files.no_constant, object_pairs_hook=files.once, strict=False
+)
 THOUGHT = ("<think>", "</think>")  # around the thoughts of a model that no server takes apart
 SHOWN = 80  # characters of a reply in a note
 
@@ -30,44 +37,27 @@ class NotACompletion(ValueError):  # noqa: N818  (what it is, not that it is an 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What a chat completion says.
+    """What a chat completion says; token counts are the server's, None where it gave none.
 
-    Args:
-        state: see the module; never "api_error".
-        value: the score (float) or the verdict (text); None unless the state is "ok".
-        note: why there is no value; what is worth knowing where there is one.
-        reply: the text as it came.
-        is_pure: whether the whole reply is the JSON object that was asked for.
-        model: what the server calls the model.
-        prompt_tokens: as the server counted; None where it did not.
-        completion_tokens: as the server counted, thoughts included; None where it did not.
+    Of the schema asked for: "honoured": the whole reply is that object; "ignored": it is not;
+    "rejected": the server takes no schema, so none was asked for.
     """
 
     state: State
-    value: float | str | None = None
-    note: str = ""
-    reply: str = ""
-    is_pure: bool = False
-    model: str = ""
+    value: float | str | None = None  # score or verdict; None unless the state is "ok"
+    note: str = ""  # why there is no value
+    reply: str = ""  # the text as it came
+    schema: Schema = "ignored"
+    model: str = ""  # as the server calls it
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
 
 
 def read(body: Any, template: Template) -> Reading:
-    """Read a chat completion.
+    """Read the JSON value that a server sent as a chat completion; NotACompletion where it is none.
 
-    Args:
-        body: the JSON value that the server sent.
-        template: what was asked.
-
-    Returns:
-        Reading: state, value and usage. A refusal counts before anything else, then a spent token
-        budget, then missing text: a value in a cut reply is not the judge's last word.
-
-    Raises:
-        NotACompletion: the value has no first choice with a message.
-
-    Source: ours; the paper's code gives 0 to a missing text and -1 to most other failures.
+    A refusal counts before anything else, then a spent token budget, then missing text: a value in
+    a cut reply is not the judge's last word.
     """
     choice, message = message_of(body)
     usage = body.get("usage") if isinstance(body.get("usage"), dict) else {}
@@ -92,7 +82,8 @@ def read(body: Any, template: Template) -> Reading:
     if value is None and note == "":
         return Reading(state="empty", note="thoughts without an answer", **known)
     state: State = "parse_error" if value is None else "ok"
-    return Reading(state=state, value=value, note=note, is_pure=is_pure, **known)
+    schema: Schema = "honoured" if is_pure else "ignored"
+    return Reading(state=state, value=value, note=note, schema=schema, **known)
 
 
 def message_of(body: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -106,20 +97,11 @@ def message_of(body: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def value_in(text: str, template: Template) -> tuple[float | str | None, bool, str]:
-    """Return what a reply's text answers.
+    """Return a text's score or verdict, whether it is nothing else, and why there is no value.
 
     The whole text is read as one JSON object; where it is none, the last valid object in it counts:
-    after prose, in a code fence, after an earlier draft, and only after a model's marked thoughts.
-
-    Args:
-        text: the reply, not empty.
-        template: which keys the object must have, and which one is the answer.
-
-    Returns:
-        tuple: the score (float in [1, 10]) or verdict, None without a valid one; whether the whole
-        text is that object; why there is no value, or "" where nothing stands after the thoughts.
-
-    Source: ours; the last valid object instead of the paper's first match of "score".
+    after prose, in a code fence, after an earlier draft, and only after a model's marked thoughts:
+    where nothing stands after these, the reason is "".
     """
     whole = _object(text)
     if whole is not None:
@@ -141,12 +123,7 @@ def value_in(text: str, template: Template) -> tuple[float | str | None, bool, s
 
 
 def score_of(value: Any) -> float | None:
-    """Return a score as a number in [1, 10], or None where it is none: nothing is clipped.
-
-    A fraction and a number in quotes count as they stand; booleans, NaN, "7/10" and lists do not.
-
-    Source: range: the paper; both quoted and bare, and no rescaling of 10 to 100: ours.
-    """
+    """Return a number in [1, 10], in quotes too, or None: nothing is clipped, "7/10" is none."""
     if isinstance(value, str) and QUOTED.fullmatch(value.strip()):
         value = float(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -192,21 +169,6 @@ def _objects(text: str) -> Iterator[dict[str, Any]]:
         else:
             yield value
         start = text.find("{", end)
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object; one that says two things of one key is none."""
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        raise ValueError("a key stands there twice")
-    return value
-
-
-DECODER = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_once, strict=False)
 
 
 def _text(content: Any) -> str:

@@ -3,7 +3,7 @@
     attempts   one row for each reply that came: its key, state, value, text and usage
 
 One process at a time asks into a file; another waits for it. A lock beside the file says so, which
-the system frees when its holder is killed.
+the system frees when its holder is killed. Values and choices without a source are ours.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import logging
 import sqlite3
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from codit.evaluation.replies import State
 logger = logging.getLogger(__name__)
 
 VERSION = 1  # of the table
-PATIENCE = 30.0  # seconds that one transaction waits for another's (ours)
+PATIENCE = 30.0  # seconds that one transaction waits for another's
 TABLE = f"""
 BEGIN;
 CREATE TABLE IF NOT EXISTS attempts (
@@ -41,24 +42,10 @@ COMMIT;
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One reply that came, good or not; it was paid for.
+    """One reply that came, good or not; it was paid for. Its fields: see `Reading`."""
 
-    Args:
-        attempt: its number, from 0; the next one asks with another seed.
-        state: see `codit.evaluation.replies`; never "api_error", which is not paid and not kept.
-        value: score or verdict; None unless the state is "ok".
-        note: why there is no value.
-        reply: the text as it came.
-        schema: "honoured": the whole reply is the object asked for; "ignored": it is not;
-            "rejected": the server takes no schema, so none was asked for.
-        model: what the server calls the model.
-        prompt_tokens: as the server counted; None where it did not.
-        completion_tokens: as the server counted; None where it did not.
-        seconds: from the request to the whole reply.
-    """
-
-    attempt: int
-    state: State
+    attempt: int  # from 0; the next one asks with another seed
+    state: State  # never "api_error", which is not paid and not kept
     value: float | str | None = None
     note: str = ""
     reply: str = ""
@@ -66,7 +53,7 @@ class Attempt:
     model: str = ""
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
-    seconds: float = 0.0
+    seconds: float = 0.0  # from the request to the whole reply
 
 
 NAMES = tuple(field.name for field in fields(Attempt))
@@ -90,72 +77,56 @@ def final(attempts: list[Attempt], *, limit: int) -> Attempt | None:
     return (good or attempts[-1:])[0] if good or len(attempts) >= limit else None
 
 
-@contextlib.contextmanager
-def opened(path: str | Path, *, is_asking: bool = True) -> Iterator[Cache]:
-    """Open a cache, made where there is none, and close it.
-
-    Args:
-        path: the SQLite file; its folder is made. `-wal`, `-shm` and `.lock` lie beside it, the
-            last one for good.
-        is_asking: wait until no other process asks into it, and keep others waiting.
-
-    Raises:
-        ValueError: the file is something else, or was written by another version.
-        OSError: it cannot be read or written.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _reported(path):
-        # The thread that opens it waits while another asks: never two of them at once.
-        connection = sqlite3.connect(
-            path, timeout=PATIENCE, isolation_level=None, check_same_thread=False
-        )
-    with contextlib.closing(connection):
-        with _reported(path):
-            is_new = _is_new(connection, path)
-        with _alone(path) if is_asking else contextlib.nullcontext():
-            with _reported(path):
-                if is_new:
-                    connection.execute("PRAGMA journal_mode = WAL")  # one wait for the disk a reply
-                    connection.executescript(TABLE)
-                connection.execute("PRAGMA synchronous = FULL")  # it outlives a power cut too
-            yield Cache(connection, path)
-
-
 class Cache:
     """An open cache; `opened` makes it."""
 
-    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
-        self._connection, self._path = connection, path
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
 
     def attempts(self, item: str) -> list[Attempt]:
         """Return all replies to a question, the first one first."""
-        with _reported(self._path):
-            rows = self._connection.execute(FIND, (item,)).fetchall()
+        rows = self._connection.execute(FIND, (item,))
         found = [dict(zip(NAMES, row, strict=True)) for row in rows]
         return [Attempt(**one | {"value": json.loads(one["value"])}) for one in found]
 
     def store(self, item: str, attempt: Attempt) -> None:
         """Keep a reply: on the disk when this returns."""
         values = asdict(attempt) | {"value": json.dumps(attempt.value)}
-        row = [attempt_key(item, attempt.attempt), item, *(values[name] for name in NAMES)]
-        with _reported(self._path):
-            self._connection.execute(KEEP, row)
+        self._connection.execute(KEEP, [attempt_key(item, attempt.attempt), item, *values.values()])
 
 
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Keep every other process and thread from asking into a cache; wait for one that does."""
-    lock = filelock.FileLock(f"{path}.lock")
+def opened(path: str | Path, *, is_asking: bool = True) -> Iterator[Cache]:
+    """Open a cache, made with its folder where there is none, and close it.
+
+    `-wal`, `-shm` and `.lock` lie beside the file, the last one for good. Whoever `is_asking` waits
+    until no other process asks into it, and keeps others waiting. What is done with the cache may
+    end in these errors too: ValueError, the file is something else, or of another version;
+    OSError, it cannot be read or written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        logger.warning("another process judges into %s; this one waits for it", path)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+        # The thread that opens it waits while another asks: never two of them at once.
+        with contextlib.closing(
+            sqlite3.connect(path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
+        ) as connection:
+            is_new = _is_new(connection, path)
+            with _lock(path) if is_asking else contextlib.nullcontext():
+                if is_new:
+                    connection.execute("PRAGMA journal_mode = WAL")  # one wait for the disk a reply
+                    connection.executescript(TABLE)
+                connection.execute("PRAGMA synchronous = FULL")  # it outlives a power cut too
+                yield Cache(connection)
+    except sqlite3.OperationalError as error:
+        raise OSError(
+            f"cannot use the cache of judgements {path}: {error}. Make room, or name another file; "
+            "what was stored is kept."
+        ) from error
+    except sqlite3.DatabaseError as error:
+        raise ValueError(
+            f"expected a cache of judgements at {path}; {error}. Name another file."
+        ) from error
 
 
 def _is_new(connection: sqlite3.Connection, path: Path) -> bool:
@@ -172,17 +143,11 @@ def _is_new(connection: sqlite3.Connection, path: Path) -> bool:
     return version != VERSION
 
 
-@contextlib.contextmanager
-def _reported(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors into those that say what to do."""
+def _lock(path: Path) -> AbstractContextManager[Any]:
+    """Keep every other process and thread from asking into a cache; wait for one that does."""
+    lock = filelock.FileLock(f"{path}.lock")
     try:
-        yield
-    except sqlite3.OperationalError as error:
-        raise OSError(
-            f"cannot use the cache of judgements {path}: {error}. Make room, or name another file; "
-            "what was stored is kept."
-        ) from error
-    except sqlite3.DatabaseError as error:
-        raise ValueError(
-            f"expected a cache of judgements at {path}; {error}. Name another file."
-        ) from error
+        return lock.acquire(timeout=0)
+    except filelock.Timeout:
+        logger.warning("another process judges into %s; this one waits for it", path)
+        return lock.acquire()

@@ -1,7 +1,8 @@
 """What a judge is asked: the rubric, a template for each mode, and the schema of the reply.
 
 The paper's prompt is adapted from WildBench and shows the judge the query and the response alone.
-It asks for an analysis first, then for a score in five bands. The wording here is ours.
+It asks for an analysis first, then for a score in five bands. The wording is ours, as are values
+and choices without a source.
 """
 
 from __future__ import annotations
@@ -45,20 +46,13 @@ their length decides. Answer with one JSON object and nothing else:
 """
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Template:
-    """One way of asking a judge.
+    """One way of asking a judge."""
 
-    Args:
-        name: what the cache and the tables call it.
-        text: the prompt, with placeholders such as {response}.
-        answer: what is read from the reply: "score", a number from 1 to 10, or "verdict", one of
-            "first", "second" and "tie".
-    """
-
-    name: str
-    text: str
-    answer: Literal["score", "verdict"] = "score"
+    name: str  # what the cache and the tables call it
+    text: str  # the prompt, with placeholders such as {response}
+    answer: Literal["score", "verdict"] = "score"  # 1 to 10; "first", "second" or "tie"
 
 
 def _material(**parts: str) -> str:
@@ -70,49 +64,43 @@ def _material(**parts: str) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-SINGLE = Template(
-    name="single",
-    text="You assess the response of an AI assistant to an instruction.\n"
-    f"{CARE}\n{_material(instruction='instruction', response='response')}\n{RUBRIC}\n{SCORE_FORM}",
+def _scoring(name: str, task: str, **parts: str) -> Template:
+    """Return a template that asks for a score."""
+    return Template(name, f"{task}\n{CARE}\n{_material(**parts)}\n{RUBRIC}\n{SCORE_FORM}")
+
+
+ASSESS = "You assess the response of an AI assistant to an instruction."
+SECOND = (
+    "You assess the second answer of an AI assistant in a conversation of two turns. The first "
+    "turn is there to be understood; score the assistant's second answer alone."
 )
-SINGLE_REFERENCE = Template(
-    name="single with reference",
-    text="You assess the response of an AI assistant to an instruction. A reference answer is "
-    "given, which is correct: check the response against it, result and reasoning. A response may "
-    "be right in other words.\n"
-    f"{CARE}\n"
-    + _material(instruction="instruction", reference="reference answer", response="response")
-    + f"\n{RUBRIC}\n{SCORE_FORM}",
+SINGLE = _scoring("single", ASSESS, instruction="instruction", response="response")
+SINGLE_REFERENCE = _scoring(
+    "single with reference",
+    f"{ASSESS} A reference answer is given, which is correct: check the response against it, "
+    "result and reasoning. A response may be right in other words.",
+    instruction="instruction",
+    reference="reference answer",
+    response="response",
 )
-SECOND_TURN = Template(
-    name="second turn",
-    text="You assess the second answer of an AI assistant in a conversation of two turns. The "
-    "first turn is there to be understood; score the assistant's second answer alone.\n"
-    f"{CARE}\n"
-    + _material(
-        question_1="user's first turn",
-        answer_1="assistant's first answer",
-        question_2="user's second turn",
-        answer_2="assistant's second answer",
-    )
-    + f"\n{RUBRIC}\n{SCORE_FORM}",
+SECOND_TURN = _scoring(
+    "second turn",
+    SECOND,
+    question_1="user's first turn",
+    answer_1="assistant's first answer",
+    question_2="user's second turn",
+    answer_2="assistant's second answer",
 )
-SECOND_TURN_REFERENCE = Template(
-    name="second turn with reference",
-    text="You assess the second answer of an AI assistant in a conversation of two turns. The "
-    "first turn is there to be understood; score the assistant's second answer alone. Reference "
-    "answers to both turns are given, which are correct: check the second answer against its "
-    "reference, result and reasoning. An answer may be right in other words.\n"
-    f"{CARE}\n"
-    + _material(
-        question_1="user's first turn",
-        reference_1="reference answer to the first turn",
-        question_2="user's second turn",
-        reference_2="reference answer to the second turn",
-        answer_1="assistant's first answer",
-        answer_2="assistant's second answer",
-    )
-    + f"\n{RUBRIC}\n{SCORE_FORM}",
+SECOND_TURN_REFERENCE = _scoring(
+    "second turn with reference",
+    f"{SECOND} Reference answers to both turns are given, which are correct: check the second "
+    "answer against its reference, result and reasoning. An answer may be right in other words.",
+    question_1="user's first turn",
+    reference_1="reference answer to the first turn",
+    question_2="user's second turn",
+    reference_2="reference answer to the second turn",
+    answer_1="assistant's first answer",
+    answer_2="assistant's second answer",
 )
 PAIRWISE = Template(
     name="pairwise",
@@ -123,15 +111,13 @@ PAIRWISE = Template(
     + f"\n{VERDICT_FORM}",
     answer="verdict",
 )
+TEMPLATES = (SINGLE, SINGLE_REFERENCE, SECOND_TURN, SECOND_TURN_REFERENCE, PAIRWISE)
 
 
 def fill(template: Template, values: Mapping[str, str]) -> str:
     """Return a template's prompt: all placeholders filled in at once, braces in values untouched.
 
-    Raises:
-        ValueError: a placeholder without a value, or a value without a placeholder.
-
-    Source: ours; the paper's code replaces one after the other, the query first.
+    A placeholder without a value, or a value without a placeholder, is a ValueError.
     """
     names = set(PLACEHOLDER.findall(template.text))
     if names != set(values):
@@ -143,10 +129,7 @@ def fill(template: Template, values: Mapping[str, str]) -> str:
 
 
 def fields(template: Template) -> tuple[str, ...]:
-    """Return the keys of a reply's JSON object, analysis before answer, the answer's last.
-
-    Source: analysis first, strengths and weaknesses: the paper's code; of a comparison: ours.
-    """
+    """Return the keys of a reply's JSON object, as in the paper's code the answer last."""
     if template.answer == "score":
         return ("strengths", "weaknesses", "score")
     return ("comparison", "verdict")
@@ -177,10 +160,7 @@ def template_hash(template: Template) -> str:
 
 
 def conversation(messages: Sequence[Mapping[str, str]]) -> str:
-    """Return the turns that a response answers as one text: roles shown where there are several.
-
-    Source: ours; the paper's prompt shows one query.
-    """
+    """Return the turns that a response answers as one text: roles shown where there are several."""
     if len(messages) == 1:
         return messages[0]["content"]
     return "\n\n".join(f"[{turn['role']}]\n{turn['content']}" for turn in messages)

@@ -8,7 +8,8 @@ A table has one row for each instruction that both the model and the baseline an
     length            of the model's output, in characters
     length_baseline   of the baseline's output, in characters
 
-Failed judgements are left out of both rates and counted; nothing takes their place.
+Failed judgements are left out of both rates and counted; nothing takes their place. Values and
+choices without a source are ours.
 """
 
 from __future__ import annotations
@@ -30,30 +31,19 @@ COLUMNS = ("id", "preference", "length", "length_baseline")
 VARIANT = "length_controlled_minimal"  # of the published program
 INVERSE_PENALTIES = tuple(np.logspace(-4, 4, 10).tolist())  # published: the library's grid
 FOLDS = 5  # published
-STEPS = 200  # ours: about ten are needed
+STEPS = 200  # about ten are needed
 
 
 @dataclass(frozen=True, kw_only=True)
 class WinRates:
-    """What a table of preferences says of a model: both rates, and how they came about.
+    """What a table of preferences says of a model: both rates, and how they came about."""
 
-    Args:
-        raw: mean preference, a share.
-        length_controlled: share that the model would win at equal lengths; its interval is a
-            percentile bootstrap over instructions.
-        failed: rows left out, without a usable preference.
-        coefficients: of the terms `model` and `length` (above 0: the judge likes longer outputs),
-            in log odds.
-        inverse_penalty: C, chosen by cross-validation.
-        is_extreme: the two rates differ so much that the fit may have failed (published rule).
-    """
-
-    raw: Interval
-    length_controlled: Interval
-    failed: int
-    coefficients: dict[str, float]
-    inverse_penalty: float
-    is_extreme: bool
+    raw: Interval  # mean preference
+    length_controlled: Interval  # share that the model would win at equal lengths
+    failed: int  # rows left out, without a usable preference
+    coefficients: dict[str, float]  # log odds of `model` and `length` (above 0: longer is liked)
+    inverse_penalty: float  # C, chosen by cross-validation
+    is_extreme: bool  # the rates differ so much that the fit may have failed (published rule)
 
 
 def win_rates(
@@ -67,29 +57,16 @@ def win_rates(
     LC = sigma(theta).
 
     This is the published variant "minimal": the difficulties of instructions and the judgements of
-    two gamed baselines are files of AlpacaEval's own prompts. What differs from the published
-    program: failed judgements take no part in sd(d) and in the mean over x; there they do. The fit
-    is exact where theirs stops at a tolerance of 1e-4. Rows are put in the order of their ids
-    before folds are made, so that the order of a file decides nothing. The interval is ours; theirs
-    is a standard error of the predictions, 0 when minimal. It refits each resample with C as
-    chosen, or 1 where less was chosen: with little to be learned cross-validation shrinks all
-    coefficients to 0, LC is .5 exactly, and so would be every resample's, as if nothing were more
-    certain.
+    two gamed baselines are files of AlpacaEval's own prompts. It differs from the published program
+    so: failed judgements take no part in sd(d) and in the mean over x; the fit is exact where
+    theirs stops at a tolerance of 1e-4; rows are put in the order of their ids before folds are
+    made; the interval is a percentile bootstrap, theirs a standard error of the predictions, 0 when
+    minimal. A resample is fitted with C as chosen, at least 1: below, every LC may be .5.
 
-    Args:
-        judgements: the table described at the top of this module.
-        resamples: bootstrap samples of the length-controlled rate, at least 100 (ours: 1,000).
-        seed: of the resampling.
+    ValueError: the table is not of this form, has fewer than five judgements, or all d are equal
+    and not 0: then length cannot be told from the model.
 
-    Returns:
-        WinRates: shares.
-
-    Raises:
-        ValueError: a column is missing, ids repeat, a preference lies outside [0, 1], a length is
-            no length, fewer than five judgements succeeded, all d are equal and not 0 (then length
-            cannot be told from the model), or too few resamples.
-
-    Source: Dubois et al. 2024 (arXiv 2404.04475) and alpaca_eval 0.6.6; intervals: ours.
+    Source: Dubois et al. 2024 (arXiv 2404.04475) and alpaca_eval 0.6.6.
     """
     table = _judged(judgements)
     longer = table["length"] - table["length_baseline"]
@@ -123,19 +100,7 @@ def win_rates(
 
 
 def is_extreme(raw: float, length_controlled: float) -> bool:
-    """Return whether the two rates differ so much that the fit may have failed.
-
-    LC < min(raw - raw/4, raw - .1) or LC > max(raw + (1 - raw)/4, raw + .1).
-
-    Args:
-        raw: a share.
-        length_controlled: a share.
-
-    Returns:
-        bool: True: look at the outputs before believing either.
-
-    Source: the published program.
-    """
+    """Return whether the two rates differ so much that the fit may have failed (published rule)."""
     low = min(raw - raw / 4, raw - 0.1)
     return length_controlled < low or length_controlled > max(raw + (1 - raw) / 4, raw + 0.1)
 
@@ -144,14 +109,8 @@ def fit(features: Features, preferences: Numbers, *, inverse_penalty: float) -> 
     """Return the coefficients [terms] of a logistic regression on probabilities, in log odds.
 
     min_w |w|_1 + C sum_i [-p_i ln sigma(x_i w) - (1 - p_i) ln sigma(-x_i w)], convex; solved by
-    Newton steps on the loss, whose penalised quadratic model is solved term by term. Towards C = 0
-    all w vanish, a large C does not penalise. No intercept is added.
-
-    Raises:
-        ValueError: C (`inverse_penalty`) is not above 0, or no solution was found.
-
-    Source: the published program, through scikit-learn's liblinear; the solver is ours: one fit
-    takes .5 ms, scikit-learn's 11.
+    Newton steps on the loss, whose penalised quadratic model is solved term by term (.5 ms;
+    scikit-learn's liblinear, which the published program uses, takes 11). No intercept is added.
     """
     if not inverse_penalty > 0:
         raise ValueError(f"inverse_penalty must be above 0; got {inverse_penalty}. Usual is 1.")
@@ -187,8 +146,7 @@ def fit(features: Features, preferences: Numbers, *, inverse_penalty: float) -> 
 def choose_inverse_penalty(features: Features, preferences: Numbers) -> float:
     """Return the C, of ten, whose fits predict held-out rows best, over five folds.
 
-    Row i is held out in fold i mod 5. The score is the mean over folds of the held-out rows' log
-    loss; of equals the smallest C wins. Source: the published program.
+    Row i is held out in fold i mod 5; of equals the smallest C wins. Source: the published program.
     """
     fold = np.arange(len(preferences)) % FOLDS
     losses = []

@@ -109,7 +109,7 @@ WINS = [{"id": f"r{n}", "sample": 0, "preference": 0.5} for n in range(3)]
     [
         (None, "expected a file of JSON lines at b.jsonl; there is none"),
         ([], "at least one row"),
-        ([1], "line 1: it holds a int"),
+        ([1], "line 1 of b.jsonl: expected an object; got int"),
         (WINS, "expected two files of one kind; a.jsonl holds scores, b.jsonl preferences"),
         (ROWS, "in every row of b.jsonl; got others"),
         ([{"score": 1}], "expected `id` and one of"),

@@ -117,11 +117,6 @@ def test_preferences_are_compared_by_who_wins() -> None:
     assert found.weighted_kappa.estimate == pytest.approx(1 - 1 / (11 / 16 + 11 / 16 + 1 / 4))
 
 
-def test_the_column_of_another_table_can_be_named() -> None:
-    wins = pd.DataFrame({"id": [1, 2, 3], "win": [0.0, 1.0, 0.5]})
-    assert agree(wins, wins, kind="preferences", column="win").kappa.estimate == 1
-
-
 def test_several_responses_of_a_prompt_are_resampled_together() -> None:
     rng = np.random.default_rng(0)
     scores = rng.integers(1, 11, 60).astype(float)

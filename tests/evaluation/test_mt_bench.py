@@ -144,12 +144,12 @@ def test_a_file_is_read_as_it_stands(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("{", "is no JSON"),
-        ("[" * 100_000, "is no JSON"),
-        ('{"question_id": 1, "turns": ["a", "b"], "weight": NaN}', "is no JSON"),
-        ('{"question_id": 1, "turns": ["a", "b"], "weight": 1e999}', "is no JSON"),
-        ('{"question_id": 1, "turns": ["a", "\\ud800"]}', "is no JSON"),
-        ("[1]", "`turns`, two texts"),
+        ("{", "expected one JSON object"),
+        ("[" * 100_000, "expected one JSON object"),
+        ('{"question_id": 1, "turns": ["a", "b"], "weight": NaN}', "NaN is not JSON"),
+        ('{"question_id": 1, "turns": ["a", "b"], "weight": 1e999}', "JSON in UTF-8"),
+        ('{"question_id": 1, "turns": ["a", "\\ud800"]}', "JSON in UTF-8"),
+        ("[1]", "expected an object; got list"),
         ('{"question_id": 1, "turns": ["a"]}', "`turns`, two texts"),
         ('{"question_id": 1, "turns": ["a", 2]}', "`turns`, two texts"),
         ('{"question_id": 1, "turns": ["a", " "]}', "`turns`, two texts"),

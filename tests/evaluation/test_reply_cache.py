@@ -172,10 +172,14 @@ def test_a_folder_or_a_locked_file_is_an_error_that_says_what_to_do(
 
 
 def test_where_room_runs_out_the_error_says_so_and_what_was_stored_is_kept(tmp_path: Path) -> None:
-    with opened(tmp_path / "c") as cache:
-        cache.store("a", OK)
-        (pages,) = cache._connection.execute("PRAGMA page_count").fetchone()
-        cache._connection.execute(f"PRAGMA max_page_count = {pages}")
-        with pytest.raises(OSError, match=r"full\. Make room"):
+    def overfull() -> None:
+        with opened(tmp_path / "c") as cache:
+            cache.store("a", OK)
+            (pages,) = cache._connection.execute("PRAGMA page_count").fetchone()
+            cache._connection.execute(f"PRAGMA max_page_count = {pages}")
             cache.store("b", replace(OK, reply="x" * 200_000))
+
+    with pytest.raises(OSError, match=r"full\. Make room"):
+        overfull()
+    with opened(tmp_path / "c") as cache:
         assert (cache.attempts("a"), cache.attempts("b")) == ([OK], [])
