@@ -90,7 +90,7 @@ def test_nothing_is_tested_on_prompts_that_a_model_was_trained_on(name: str) -> 
 
 
 def test_the_expert_is_the_amateur_post_trained_on_a_mixture() -> None:
-    base = scales.amateur(seed=5)
+    base = replace(scales.bases()["amateur"], seed=5)
     expert = scales.expert(base)
     assert expert.base == base == Pretraining(architecture="qwen3", tokenizer="a", seed=5)
     assert isinstance(expert.data, Answers)
