@@ -152,20 +152,17 @@ def best_of(recipe: BestOf) -> list[dict[str, Any]]:
             f"expected n from 1 to the {recipe.pool.n_samples} samples of the pool; got "
             f"{recipe.n}. Raise n_samples or lower n."
         )
-    if not isinstance(recipe.pool.prompts, WorldPrompts):
-        raise ValueError(
-            f"the verifier knows the world's prompts only; got {type(recipe.pool.prompts).__name__}"
-            ". Use WorldPrompts."
-        )
-    asked = {row["id"]: row for row in world.prompts(recipe.pool.prompts)}
-    best: dict[str, tuple[int, dict[str, Any]]] = {}
+    asked = {row["id"]: row for row in _checkable(recipe.pool.prompts)}
+    competing: dict[str, list[dict[str, Any]]] = {}
     for row in responses(recipe.pool):
-        if row.get("sample", 0) >= recipe.n:
-            continue
+        if row.get("sample", 0) < recipe.n:
+            competing.setdefault(row["id"], []).append(row)
+
+    def score(row: dict[str, Any]) -> int:
         found = world.verify(row["response"], asked[row["id"]], is_completed=row["is_completed"])
-        if row["id"] not in best or found.score > best[row["id"]][0]:
-            best[row["id"]] = (found.score, row)
-    return [row for _, row in best.values()]
+        return found.score
+
+    return [max(rows, key=score) for rows in competing.values()]
 
 
 def shuffled(recipe: Shuffled) -> list[dict[str, Any]]:
@@ -258,13 +255,18 @@ def _add(recipe: Addition, folder: Path) -> None:
     chat_vector.add(model_path(recipe.target), vector, folder, scale=recipe.scale)
 
 
-def _responses(recipe: Any) -> Iterable[tuple[dict[str, Any], pd.DataFrame]]:
-    if not isinstance(recipe.prompts, WorldPrompts):
+def _checkable(prompts: Any) -> list[dict[str, Any]]:
+    """Return the rows of prompts that the verifier knows, or raise ValueError."""
+    if not isinstance(prompts, WorldPrompts):
         raise ValueError(
-            f"the verifier knows the world's prompts only; got {type(recipe.prompts).__name__}. "
+            f"the verifier knows the world's prompts only; got {type(prompts).__name__}. "
             "Use a scale of the micro world: 'micro' or 'full'."
         )
-    asked = _asked(recipe.prompts)
+    return _asked(prompts)
+
+
+def _responses(recipe: Any) -> Iterable[tuple[dict[str, Any], pd.DataFrame]]:
+    asked = _checkable(recipe.prompts)
     for arm in recipe.arms:
         for seed in recipe.seeds:
             table = verdicts(dataset(arms.data(recipe, arm, seed)), asked)
