@@ -103,12 +103,7 @@ class JudgedBest:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedArm:
-    """Best-of-N as the paper has it, chosen by a judge; beside `Arm`.
-
-    Args:
-        judge: who chooses.
-        n: how many direct responses compete; the paper's N was not found.
-    """
+    """Best-of-N of direct responses as the paper has it, chosen by a judge; its N is unknown."""
 
     judge: WorldJudge | LLMJudge
     n: int = 4
@@ -144,9 +139,7 @@ NOBODY = Judging()
 class ResponseStudy:
     """Verdicts on a teacher's responses: every arm, every seed of the noise.
 
-    Args:
-        decoding: what arms do not say: temperature, length, and CoDIT's own two numbers.
-        seeds: of the noise; the same for every arm.
+    `decoding` is what arms do not say: temperature, length, and CoDIT's own two numbers.
     """
 
     pair: Pair
@@ -283,12 +276,8 @@ def judge_label(judge: WorldJudge | LLMJudge) -> str:
 def judged_by(judging: Judging, models: str | Sequence[str]) -> Judging:
     """Return what a scale asks, of other judges: models at OPENAI_BASE_URL.
 
-    Args:
-        judging: the scale's; its budgets are made for its judges, and left out.
-        models: as the server calls them, one or more; one text holds names between commas.
-
-    Raises:
-        ValueError: no name, or one that is no text.
+    One text may hold several names between commas. Budgets are made for the scale's own judges, and
+    left out. ValueError: no name, or one that is no text.
     """
     models = [name.strip() for name in models.split(",")] if isinstance(models, str) else models
     if not models or not all(isinstance(name, str) and name for name in models):

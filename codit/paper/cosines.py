@@ -61,13 +61,10 @@ def recipe(chosen: Scale) -> AlignmentStudy:
 def study(recipe: AlignmentStudy) -> pd.DataFrame:
     """Return every cosine of a study, made where it does not exist yet.
 
-    Returns:
-        DataFrame: arm, role, plausibility, strength, n_candidates, seed; vector ("own", "permuted",
-        "teacher B", ...); step (NaN: the finished student); and the columns of
-        `chat_vector.cosines`. Of nulls and of trajectories, global cosines only.
-
-    Raises:
-        ValueError: a student's base is not the teacher's amateur.
+    Columns: arm, role, plausibility, strength, n_candidates, seed; vector ("own", "permuted",
+    "teacher B", ...); step (NaN: the finished student); and those of `chat_vector.cosines`. Of
+    nulls and of trajectories, global cosines only. ValueError: a student's base is not the
+    teacher's amateur.
     """
     return store.table(recipe, lambda recipe: make.compact(_rows(recipe)), "cosines")
 
@@ -81,14 +78,9 @@ def update(model: PreTrainedModel, base: dict[str, Tensor]) -> dict[str, Tensor]
 
 
 def seed_table(table: pd.DataFrame, *, by: tuple[str, ...] = ("arm",)) -> pd.DataFrame:
-    """Return mean cosines with their 95 % t-intervals over seeds.
+    """Return mean cosines with their 95 % t-intervals over seeds, at least two.
 
-    Args:
-        table: rows of `study`, one per seed and `by`; at least two seeds.
-        by: what tells one mean from another.
-
-    Returns:
-        DataFrame: `by`, role, value, low, high, seeds.
+    `table` has one row of `study` per seed and `by`. Columns: `by`, role, value, low, high, seeds.
     """
     rows = []
     for key, own in table.groupby(list(by), sort=False):

@@ -35,14 +35,10 @@ _asked = functools.lru_cache(maxsize=8)(world.prompts)
 
 
 def study(recipe: ResponseStudy | StudentStudy) -> pd.DataFrame:
-    """Return every verdict of a study, one row a response or answer.
+    """Return every verdict of a study, one row a response or answer, without the texts.
 
-    Returns:
-        DataFrame: arm, role, plausibility, strength, n, seed, id and the columns `KEPT`; of
-        students also student and split. Without the texts.
-
-    Raises:
-        ValueError: prompts that the verifier does not know.
+    Columns: arm, role, plausibility, strength, n, seed, id and those of `KEPT`; of students also
+    student and split. ValueError: prompts that the verifier does not know.
     """
     return store.table(recipe, verdict_table, "verdicts")
 
@@ -139,11 +135,8 @@ def responses(recipe: Synthesis) -> Dataset:
 def best_of(recipe: BestOf) -> list[dict[str, Any]]:
     """Return, for each prompt, that of the first n responses which the verifier scores highest.
 
-    Rows of the pool, in its order of prompts; of equal scores the first sample.
-
-    Raises:
-        ValueError: n is below 1 or above the samples of the pool, or its prompts are not the
-            world's, which alone the verifier knows.
+    Of equal scores the first sample. ValueError: n is below 1 or above the samples of the pool, or
+    its prompts are not the world's.
 
     Source: Best-of-N is a baseline of CoDIT (arXiv 2604.13538); N, judge and ties: ours.
     """
@@ -181,11 +174,10 @@ def shuffled(recipe: Shuffled) -> list[dict[str, Any]]:
 
 
 def answers(recipe: Evaluation) -> pd.DataFrame:
-    """Return a model's answers to held-out prompts with their verdicts, one row a prompt.
+    """Return a model's answers to held-out prompts with their verdicts, one row a prompt, in order.
 
-    Returns:
-        DataFrame: id, response, is_completed, tokens, error and the columns of `verdict`; in the
-        order of the prompts. A prompt that could not be answered has its error and no verdict.
+    Columns: id, response, is_completed, tokens, error and those of `verdict`. A prompt that could
+    not be answered has its error and no verdict.
     """
 
     def make(recipe: Evaluation, folder: Path) -> None:
@@ -204,9 +196,8 @@ def answers(recipe: Evaluation) -> pd.DataFrame:
 def verdict(text: str, prompt: Mapping[str, Any], *, is_completed: bool = True) -> dict[str, Any]:
     """Return the world's verdict on a response to a row of `world.prompts`.
 
-    Returns:
-        dict: family, the fields of `world.Verdict`, and obeyed: bit k is set iff constraint k of
-        the prompt holds literally.
+    That is family, the fields of `world.Verdict`, and obeyed: bit k is set iff constraint k of the
+    prompt holds literally.
     """
     row = dict(prompt)
     asked = [world.Constraint(c["kind"], c["value"]) for c in row["constraints"]]
@@ -218,12 +209,8 @@ def verdict(text: str, prompt: Mapping[str, Any], *, is_completed: bool = True) 
 def verdicts(given: Iterable[Any], asked: list[dict[str, Any]]) -> pd.DataFrame:
     """Return the responses of a dataset with the verifier's verdicts on them, in its order.
 
-    Args:
-        given: rows with id, response, is_completed, and score where known (a list, one per token).
-        asked: rows of `world.prompts`, which hold what to check; a KeyError where one is missing.
-
-    Returns:
-        DataFrame: id, response, tokens, is_completed and the columns of `verdict`.
+    `given` has id, response, is_completed, and score where known (a list, one per token); `asked`
+    are rows of `world.prompts`. Columns: id, response, tokens, is_completed and those of `verdict`.
     """
     by_id = {row["id"]: row for row in asked}
     return pd.DataFrame(

@@ -125,10 +125,7 @@ def scales() -> dict[str, Scale]:
         rivals=(second,),
         prompts=WorldPrompts(n=1500, seed=2),
         dev=WorldPrompts(split="dev", n=200),
-        tests=(
-            ("test", WorldPrompts(split="test", n=400)),
-            ("families", WorldPrompts(split="families", n=200)),
-        ),
+        tests=_held_out(200),
         decoding=Decoding(plausibility=0.03, max_new_tokens=96),
         plausibilities=(0.03, 0.3, 0.9),
         truncation=0.9,
@@ -145,10 +142,7 @@ def scales() -> dict[str, Scale]:
         micro,
         others=(second,),
         dev=WorldPrompts(split="dev", n=400),
-        tests=(
-            ("test", WorldPrompts(split="test", n=800)),
-            ("families", WorldPrompts(split="families", n=400)),
-        ),
+        tests=_held_out(400),
         plausibilities=(0.01, 0.03, 0.1, 0.3, 0.6, 0.9),
         strengths=(0.0, 0.25, 0.5, 1.0, 1.5, 2.0),
         students=(base, neox, llama),
@@ -319,6 +313,11 @@ def plan(chosen: Scale) -> dict[str, ResponseStudy | StudentStudy]:
         named[f"responses-{teacher.lower()}"] = datasets(chosen, teacher)
         named[f"alpha-{teacher.lower()}"] = alpha(chosen, teacher)
     return {**named, "students": table(chosen)}
+
+
+def _held_out(n: int) -> tuple[tuple[str, WorldPrompts], ...]:
+    """Twice as many prompts of known families as of unknown ones."""
+    return tuple((k, WorldPrompts(split=k, n=m)) for k, m in (("test", 2 * n), ("families", n)))
 
 
 def _tried(chosen: Scale, teacher: str) -> tuple[Arm, ...]:

@@ -32,9 +32,8 @@ ROLES = {"addition": "chat-vector", "none": "amateur"}  # the colour of a way th
 class TransferStudy:
     """Verdicts on what addition and text make of the same targets.
 
-    Args:
-        students: the teacher; the arms of the text; the bases, first the amateur; seeds; prompts.
-        scales: of the added vector.
+    `students` holds the teacher, the arms of the text, the bases (first the amateur), seeds and
+    prompts; `scales` are of the added vector.
     """
 
     students: StudentStudy
@@ -56,13 +55,10 @@ def recipe(chosen: Scale) -> TransferStudy:
 def study(recipe: TransferStudy) -> pd.DataFrame:
     """Return every verdict of a study, one row an answer.
 
-    Returns:
-        DataFrame: method ("addition"; "text", with its arm and role; "none": the target as it is),
-        target ("amateur" or "moved" of the teacher's architecture, else "base"), student (the
-        architecture), scale (of an addition), seed, split, id and the columns `make.KEPT`.
-
-    Raises:
-        ValueError: the first base is not of the vector's architecture; see `chat_vector.add`.
+    Columns: method ("addition"; "text", with its arm and role; "none": the target as it is), target
+    ("amateur" or "moved" of the teacher's architecture, else "base"), student (the architecture),
+    scale (of an addition), seed, split, id and those of `make.KEPT`. ValueError: the first base is
+    not of the vector's architecture.
     """
     return store.table(recipe, _verdicts, "verdicts")
 
@@ -75,10 +71,7 @@ def _verdicts(recipe: TransferStudy) -> pd.DataFrame:
 
 
 def evaluations(recipe: TransferStudy) -> Iterator[tuple[dict[str, Any], Evaluation]]:
-    """Yield every evaluation of a study with what tells it from the others.
-
-    That is the columns method, target, student, arm, role, scale, seed, split.
-    """
+    """Yield every evaluation of a study with what tells it from the others, as columns."""
     plan = recipe.students
     greedy = arms.greedy_decoding(plan.responses.decoding.max_new_tokens)
     for told, model in _models(recipe):

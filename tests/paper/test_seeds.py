@@ -161,15 +161,6 @@ def test_one_seed_cannot_tell_what_varies_between_seeds() -> None:
     assert np.isnan(crossed.power(0.1, found, seeds=5, prompts=100))
 
 
-def test_p_values_are_corrected_for_their_number() -> None:
-    rng = np.random.default_rng(5)
-    found = {name: crossed.difference(drawn(rng, 4, 50, 0.1)) for name in "abc"}
-    corrected = crossed.holm(found)
-    assert list(corrected) == ["a", "b", "c"]
-    least = min(found, key=lambda name: found[name].p)
-    assert corrected[least] == pytest.approx(min(1, 3 * found[least].p))
-
-
 # -- power of the paired t-test, which is that of one seed ---------------------------------------
 
 
