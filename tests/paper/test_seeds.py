@@ -92,7 +92,7 @@ def test_a_huge_effect_is_always_found() -> None:
 
 
 def test_more_seeds_find_smaller_effects_and_some_effects_need_more_prompts() -> None:
-    by_seeds = [seeds.power(0.04, SPREAD, seeds=seeds, prompts=800) for seeds in (2, 5, 20, 100)]
+    by_seeds = [seeds.power(0.04, SPREAD, seeds=s, prompts=800) for s in (2, 5, 20, 100)]
     assert by_seeds == sorted(by_seeds)
     assert by_seeds[0] < 0.8 < by_seeds[-1]
     assert seeds.power(0.001, SPREAD, seeds=100, prompts=100) < 0.8
