@@ -2,7 +2,7 @@
 
 A study is compact: its key names hundreds of models and answers, which `data`, `training` and
 `evaluations` unfold. How they are made is `codit.paper.make`; which studies there are,
-`codit.paper.scales`.
+`codit.paper.scales`. Values and choices without a source are ours.
 """
 
 from __future__ import annotations
@@ -25,6 +25,43 @@ NAMES = {
     "unrelated": "Unrelated answers",
 }
 OWN = ("ideal", "careless", "unrelated")  # the world's answers: no teacher decodes them
+POOL = 4  # samples that best-of-n chooses from; best-of-2 among the first two of them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One way of making responses, everything else equal.
+
+    Args:
+        role: direct: the expert alone. greedy: its arg max. best-of-n: the best of n direct
+            responses, judged by the verifier. truncated: the expert within CoDIT's plausible set,
+            which isolates truncation (min-p) from contrast. codit: the contrast within that set.
+            ideal, careless: the world's own answers, as ceiling and floor of a student. unrelated:
+            ideal answers dealt out among the prompts anew, which teach nothing but their look.
+        plausibility: of "truncated" and "codit"; None: the study's.
+        strength: of "codit"; None: the study's.
+        n: of "best-of-n": how many compete.
+    """
+
+    role: str
+    plausibility: float | None = None
+    strength: float | None = None
+    n: int = 1
+    version: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        if self.role not in NAMES:
+            raise ValueError(
+                f"arm must be one of {list(NAMES)}; got {self.role!r}. Name one of them."
+            )
+
+    @property
+    def label(self) -> str:
+        """What tables call it: its name with the numbers that tell it from others of its role."""
+        parts = [f"Best of {self.n}" if self.role == "best-of-n" else NAMES[self.role]]
+        parts += [] if self.plausibility is None else [f"{self.plausibility:g}".lstrip("0") or "0"]
+        parts += [] if self.strength in (None, 1) else [f"× {self.strength:g}"]
+        return " ".join(parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +103,7 @@ class JudgedBest:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedArm:
-    """Best-of-N as the paper has it, chosen by a judge; beside `Arm`.
-
-    Args:
-        judge: who chooses.
-        n: how many direct responses compete; the paper's N was not found.
-    """
+    """Best-of-N of direct responses as the paper has it, chosen by a judge; its N is unknown."""
 
     judge: WorldJudge | LLMJudge
     n: int = 4
@@ -85,48 +117,29 @@ class JudgedArm:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arm:
-    """One way of making responses, everything else equal.
+class Judging:
+    """Who judges at a scale, and how much is asked.
 
     Args:
-        role: direct: the expert alone. greedy: its arg max. best-of-n: the best of n direct
-            responses, judged by the verifier. truncated: the expert within CoDIT's plausible set,
-            which isolates truncation (min-p) from contrast. codit: the contrast within that set.
-            ideal, careless: the world's own answers, as ceiling and floor of a student. unrelated:
-            ideal answers dealt out among the prompts anew, which teach nothing but their look.
-        plausibility: of "truncated" and "codit"; None: the study's.
-        strength: of "codit"; None: the study's.
-        n: of "best-of-n": how many compete.
+        n_prompts: prompts whose responses are scored; arms are compared on half of them.
+        budgets: limits of a reply in tokens, at which failures are counted.
+        seeds: of the students of judged Best-of-N.
     """
 
-    role: str
-    plausibility: float | None = None
-    strength: float | None = None
-    n: int = 1
-    version: ClassVar[int] = 1
+    judges: tuple[WorldJudge | LLMJudge, ...] = ()
+    n_prompts: int = 200
+    budgets: tuple[int, ...] = ()
+    seeds: tuple[int, ...] = (0,)
 
-    def __post_init__(self) -> None:
-        if self.role not in NAMES:
-            raise ValueError(
-                f"arm must be one of {list(NAMES)}; got {self.role!r}. Name one of them."
-            )
 
-    @property
-    def label(self) -> str:
-        """What tables call it: its name with the numbers that tell it from others of its role."""
-        parts = [f"Best of {self.n}" if self.role == "best-of-n" else NAMES[self.role]]
-        parts += [] if self.plausibility is None else [f"{self.plausibility:g}".lstrip("0") or "0"]
-        parts += [] if self.strength in (None, 1) else [f"× {self.strength:g}"]
-        return " ".join(parts)
+NOBODY = Judging()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResponseStudy:
     """Verdicts on a teacher's responses: every arm, every seed of the noise.
 
-    Args:
-        decoding: what arms do not say: temperature, length, and CoDIT's own two numbers.
-        seeds: of the noise; the same for every arm.
+    `decoding` is what arms do not say: temperature, length, and CoDIT's own two numbers.
     """
 
     pair: Pair
@@ -155,47 +168,20 @@ class StudentStudy:
     version: ClassVar[int] = 1
 
 
-def model_label(model: Model | Pretraining | Training) -> str:
-    """Return a base model's short name: architecture and tokenizer, or the Hub's name.
-
-    Args:
-        model: a student's base.
-
-    Returns:
-        str: "qwen3-a", "Qwen/Qwen3-8B-Base"; of a fine-tuned one its base's.
-
-    Source: ours.
-    """
-    if isinstance(model, Model):
-        return model.name
-    if isinstance(model, Training):
-        return model_label(model.base)
-    return f"{model.architecture}-{model.tokenizer}"
-
-
 def decoding(arm: Arm | JudgedArm, base: Decoding) -> Decoding:
     """Return how an arm draws tokens: `base` but for strength, plausibility and temperature.
 
-    Args:
-        arm: any but the world's own answers; best-of-n draws like direct, whoever judges.
-        base: CoDIT's.
+    Best-of-n draws like direct, whoever judges. ValueError: an arm that decodes nothing.
 
-    Returns:
-        Decoding: with the same noise.
-
-    Raises:
-        ValueError: an arm that decodes nothing.
-
-    Source: direct and codit: CoDIT (arXiv 2604.13538); the others ours.
+    Source: direct and codit: CoDIT (arXiv 2604.13538).
     """
-    if isinstance(arm, JudgedArm):
-        return replace(base, strength=0.0, plausibility=0.0)
+    direct = replace(base, strength=0.0, plausibility=0.0)
+    if isinstance(arm, JudgedArm) or arm.role in ("direct", "best-of-n"):
+        return direct
+    if arm.role == "greedy":  # no noise: every seed is the same dataset
+        return replace(direct, temperature=0.0, seed=0)
     plausibility = base.plausibility if arm.plausibility is None else arm.plausibility
     strength = base.strength if arm.strength is None else arm.strength
-    if arm.role in ("direct", "best-of-n"):
-        return replace(base, strength=0.0, plausibility=0.0)
-    if arm.role == "greedy":  # no noise: every seed is the same dataset
-        return replace(base, strength=0.0, plausibility=0.0, temperature=0.0, seed=0)
     if arm.role == "truncated":
         return replace(base, strength=0.0, plausibility=plausibility)
     if arm.role == "codit":
@@ -208,21 +194,9 @@ def decoding(arm: Arm | JudgedArm, base: Decoding) -> Decoding:
 def data(
     study: ResponseStudy, arm: Arm | JudgedArm, seed: int = 0
 ) -> Synthesis | BestOf | JudgedBest | Answers | Shuffled:
-    """Return the recipe of an arm's dataset.
+    """Return the recipe of a dataset: the study's prompts, answered as any arm says.
 
-    Args:
-        study: teacher, prompts, decoding.
-        arm: one of them, or another.
-        seed: of the noise.
-
-    Returns:
-        Synthesis | BestOf | JudgedBest | Answers | Shuffled: `study.prompts`, answered as the arm
-        says.
-
-    Raises:
-        ValueError: the world's own answers to prompts that are not the world's.
-
-    Source: ours.
+    ValueError: the world's own answers to prompts that are not the world's.
     """
     if arm.role in OWN:
         if not isinstance(study.prompts, WorldPrompts):
@@ -242,47 +216,25 @@ def data(
     return BestOf(pool=pool, n=arm.n)
 
 
-POOL = 4  # samples that best-of-n chooses from; best-of-2 among the first two of them (ours)
-
-
 def training(
     study: StudentStudy,
     base: Model | Pretraining | Training,
     arm: Arm | JudgedArm,
     seed: int = 0,
 ) -> Training:
-    """Return the recipe of a student: a base trained on an arm's dataset.
+    """Return the recipe of a student: a base trained on an arm's dataset with the study's settings.
 
-    Args:
-        study: how it is trained, and on what.
-        base: what is trained.
-        arm: on which responses.
-        seed: of the dataset's noise and of training alike.
-
-    Returns:
-        Training: with the study's settings.
-
-    Raises:
-        ValueError: see `data`.
-
-    Source: ours; the paper's settings were not found.
+    The seed moves the dataset's noise and the training alike. The paper's settings were not found.
     """
     made: Any = data(study.responses, arm, seed)  # `recipes` cannot name those of judges
     return Training(base=base, data=made, seed=seed, **dict(study.training))
 
 
-def evaluations(
-    study: StudentStudy,
-) -> Iterator[tuple[dict[str, Any], Evaluation]]:
+def evaluations(study: StudentStudy) -> Iterator[tuple[dict[str, Any], Evaluation]]:
     """Yield every evaluation of a study with what tells it from the others.
 
-    Args:
-        study: arms, students, seeds, held-out sets; answers are greedy and as long as responses.
-
-    Yields:
-        (dict, Evaluation): columns student, arm, role, plausibility, strength, n, seed, split.
-
-    Source: ours.
+    That is the columns student, arm, role, plausibility, strength, n, seed, split. Answers are
+    greedy and as long as responses.
     """
     greedy = greedy_decoding(study.responses.decoding.max_new_tokens)
     for base in study.students:
@@ -295,70 +247,37 @@ def evaluations(
                     yield {**told, "split": split}, evaluation
 
 
+def greedy_decoding(max_new_tokens: int) -> Decoding:
+    """Return how students answer: the arg max of a single model, up to a length."""
+    return Decoding(strength=0, plausibility=0, temperature=0, max_new_tokens=max_new_tokens)
+
+
 def columns(arm: Arm | JudgedArm) -> dict[str, Any]:
-    """Return an arm as columns of a table: arm (its label), role, plausibility, strength, n.
-
-    Args:
-        arm: any.
-
-    Returns:
-        dict: NaN where the arm does not say.
-
-    Source: ours.
-    """
+    """Return an arm as columns: arm (its label), role, plausibility, strength, n; NaN: not said."""
     numbers = {name: getattr(arm, name, None) for name in ("plausibility", "strength")}
     told = {name: float("nan") if value is None else value for name, value in numbers.items()}
     return {"arm": arm.label, "role": arm.role, **told, "n": arm.n}
 
 
-def greedy_decoding(max_new_tokens: int) -> Decoding:
-    """Return how students answer: the arg max, up to a length (ours).
-
-    Args:
-        max_new_tokens: limit of an answer.
-
-    Returns:
-        Decoding: of a single model.
-
-    Source: ours.
-    """
-    return Decoding(strength=0, plausibility=0, temperature=0, max_new_tokens=max_new_tokens)
+def model_label(model: Model | Pretraining | Training) -> str:
+    """Return the short name of a base, or of a student's base: "qwen3-a", or the Hub's name."""
+    if isinstance(model, Model):
+        return model.name
+    if isinstance(model, Training):
+        return model_label(model.base)
+    return f"{model.architecture}-{model.tokenizer}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Judging:
-    """Who judges at a scale, and how much is asked. All values ours but the paper's judge.
-
-    Args:
-        judges: who; none where nothing is judged.
-        n_prompts: prompts whose responses are scored; arms are compared on half of them.
-        budgets: limits of a reply in tokens, at which failures are counted.
-        seeds: of the students of judged Best-of-N.
-    """
-
-    judges: tuple[WorldJudge | LLMJudge, ...] = ()
-    n_prompts: int = 200
-    budgets: tuple[int, ...] = ()
-    seeds: tuple[int, ...] = (0,)
-
-
-NOBODY = Judging()
+def judge_label(judge: WorldJudge | LLMJudge) -> str:
+    """Return a judge's short name: "llama judge", or the model's name."""
+    return judge.model if isinstance(judge, LLMJudge) else f"{judge.architecture} judge"
 
 
 def judged_by(judging: Judging, models: str | Sequence[str]) -> Judging:
     """Return what a scale asks, of other judges: models at OPENAI_BASE_URL.
 
-    Args:
-        judging: the scale's.
-        models: as the server calls them, one or more; one text holds names between commas.
-
-    Returns:
-        Judging: without budgets, which are made for the judges that it had.
-
-    Raises:
-        ValueError: no name, or one that is no text.
-
-    Source: ours.
+    One text may hold several names between commas. Budgets are made for the scale's own judges, and
+    left out. ValueError: no name, or one that is no text.
     """
     models = [name.strip() for name in models.split(",")] if isinstance(models, str) else models
     if not models or not all(isinstance(name, str) and name for name in models):
@@ -367,34 +286,9 @@ def judged_by(judging: Judging, models: str | Sequence[str]) -> Judging:
 
 
 def check_names(judges: Sequence[WorldJudge | LLMJudge]) -> None:
-    """Raise where tables would take two judges for one.
-
-    Args:
-        judges: of one study.
-
-    Raises:
-        ValueError: two have the same name.
-
-    Source: ours.
-    """
+    """Raise ValueError where tables would take two judges of a study for one."""
     labels = [judge_label(one) for one in judges]
     if len(set(labels)) < len(labels):
         raise ValueError(
             f"expected judges of different names; got {labels}. Give each a study of its own."
         )
-
-
-def judge_label(judge: WorldJudge | LLMJudge) -> str:
-    """Return a judge's short name.
-
-    Args:
-        judge: any.
-
-    Returns:
-        str: "llama judge", or the model's name.
-
-    Source: ours.
-    """
-    if isinstance(judge, LLMJudge):
-        return judge.model
-    return f"{judge.architecture} judge"

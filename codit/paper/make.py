@@ -29,86 +29,79 @@ from codit.world.recipes import Answers, BestOf, Pretraining, Shuffled, WorldPro
 KEPT = (
     "strict", "loose", "correct", "format", "repeats", "obeyed", "score", "tokens", "is_completed"
 )  # fmt: skip
-QUIET_BELOW = 2000  # prompts: seconds of work, which hundreds of bars would hide (ours)
+QUIET_BELOW = 2000  # prompts: seconds of work, which hundreds of bars would hide
 
 _asked = functools.lru_cache(maxsize=8)(world.prompts)
+
+
+def study(recipe: ResponseStudy | StudentStudy) -> pd.DataFrame:
+    """Return every verdict of a study, one row a response or answer, without the texts.
+
+    Columns: arm, role, plausibility, strength, n, seed, id and those of `KEPT`; of students also
+    student and split. ValueError: prompts that the verifier does not know.
+    """
+    return store.table(recipe, verdict_table, "verdicts")
+
+
+def verdict_table(recipe: ResponseStudy | StudentStudy) -> pd.DataFrame:
+    """Make what `study` returns."""
+    parts = _students if isinstance(recipe, StudentStudy) else _responses
+    return compact(parts(recipe))
+
+
+def compact(parts: Iterable[tuple[dict[str, Any], pd.DataFrame]]) -> pd.DataFrame:
+    """Join tables, each with the columns that tell it from the others, in small types.
+
+    Of verdicts that is about a byte and a half per row on disk.
+    """
+    table = pd.concat([t.assign(**told) for told, t in parts], ignore_index=True)
+    small = {"obeyed": "int8", "score": "int8", "tokens": "int16", "seed": "int16"}
+    return table.astype({n: kind for n, kind in small.items() if n in table})
 
 
 def model_path(recipe: Model | Pretraining | Training | Addition) -> str:
     """Return what `from_pretrained` loads; a model of ours that does not exist yet is made.
 
-    Args:
-        recipe: a named model, a base, a student, or a model with a chat vector added.
-
-    Returns:
-        str: a name, or the folder of a model made here.
-
-    Raises:
-        ValueError: it cannot be trained as its recipe says; see `pretraining` and `student`.
-
-    Source: ours.
+    That is a name, or the folder of a base, of a student, of a model with a chat vector added.
     """
     if isinstance(recipe, Model):
         return recipe.name
     if isinstance(recipe, Addition):
-        return str(store.get(recipe, make_addition))
+        return str(store.get(recipe, _add))
     make = make_base if isinstance(recipe, Pretraining) else make_student
     return str(store.get(recipe, make))
 
 
-def make_base(recipe: Pretraining, folder: Path) -> None:
-    """Pre-train a base model on the world's text; see `pretraining.pretrain`.
+def load_model(recipe: Model | Pretraining | Training | Addition) -> tuple[PreTrainedModel, Any]:
+    """Return one model, in the dtype of its checkpoint, and its tokenizer."""
+    path = model_path(recipe)
+    revision = getattr(recipe, "revision", None)
+    model = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype="auto")
+    return model, load_tokenizer(path, revision=revision)
 
-    Args:
-        recipe: which base.
-        folder: where model, tokenizer and log go; a training that was killed there goes on.
 
-    Source: ours.
+@functools.lru_cache(maxsize=2)
+def load_pair(recipe: Pair) -> ContrastivePair:
+    """Return a teacher ready to decode; the last two stay loaded.
+
+    Its strength and plausibility are the defaults, which a `Decoding` overrides.
     """
-    tokenizer = world.train_tokenizer(recipe.tokenizer, recipe.world)
-    texts = world.documents(recipe.world, recipe.seed)
-    pretraining.pretrain(recipe, texts, tokenizer, folder)
-
-
-def make_student(recipe: Training, folder: Path) -> None:
-    """Fine-tune `recipe.base` on `recipe.data`; see `student.train`.
-
-    Args:
-        recipe: which student; its base and its data are made where they do not exist yet.
-        folder: where model, tokenizer and log go; a training that was killed there goes on.
-
-    Source: ours.
-    """
-    student.train(recipe, dataset(recipe.data), folder, base=model_path(recipe.base))
-
-
-def make_addition(recipe: Addition, folder: Path) -> None:
-    """Add a chat vector to a model; see `chat_vector.add`.
-
-    Args:
-        recipe: target, teacher and scale; all are made where they do not exist yet.
-        folder: where the model goes; empty.
-
-    Source: Chat Vector (Huang et al. 2024).
-    """
-    vector = (model_path(recipe.vector.expert), model_path(recipe.vector.amateur))
-    chat_vector.add(model_path(recipe.target), vector, folder, scale=recipe.scale)
+    return ContrastivePair.from_pretrained(
+        model_path(recipe.expert),
+        model_path(recipe.amateur),
+        expert_revision=getattr(recipe.expert, "revision", None),
+        amateur_revision=getattr(recipe.amateur, "revision", None),
+        allow_renamed=recipe.allow_renamed,
+        dtype=getattr(recipe.expert, "dtype", "auto"),
+    )
 
 
 def dataset(
     recipe: Synthesis | BestOf | JudgedBest | Answers | Shuffled | recipes.File,
 ) -> Dataset:
-    """Return the rows that a recipe names; responses that do not exist yet are made.
+    """Return the rows that a recipe names, ready for `student.train`; what is missing is made.
 
-    Args:
-        recipe: a teacher's responses, the best of several by the verifier, or by a judge who has
-            been asked, the world's own answers as they are or dealt out anew, or a file of JSON
-            lines.
-
-    Returns:
-        Dataset: rows with `messages`, ready for `student.train`.
-
-    Source: ours.
+    FileNotFoundError: responses that a judge chooses, and has not.
     """
     if isinstance(recipe, Synthesis):
         return responses(recipe)
@@ -128,19 +121,7 @@ def dataset(
 
 
 def responses(recipe: Synthesis) -> Dataset:
-    """Return a teacher's responses, made and kept in the store where they do not exist yet.
-
-    Args:
-        recipe: pair, prompts and decoding.
-
-    Returns:
-        Dataset: as `dataset_file.read` returns it.
-
-    Raises:
-        ValueError: prompts or pair do not allow it; see `synthesis.write`.
-
-    Source: ours.
-    """
+    """Return a teacher's responses, made and kept in the store where they do not exist yet."""
 
     def make(recipe: Synthesis, folder: Path) -> None:
         teacher = load_pair(recipe.pair)
@@ -151,18 +132,34 @@ def responses(recipe: Synthesis) -> Dataset:
     return output.read(store.get(recipe, make) / "responses.jsonl")
 
 
-def shuffled(recipe: Shuffled) -> list[dict[str, Any]]:
-    """Return prompts with the answers to others of them: a training that is related to nothing.
+def best_of(recipe: BestOf) -> list[dict[str, Any]]:
+    """Return, for each prompt, that of the first n responses which the verifier scores highest.
 
-    Args:
-        recipe: answers and the seed of the dealing.
+    Of equal scores the first sample. ValueError: n is below 1 or above the samples of the pool, or
+    its prompts are not the world's.
 
-    Returns:
-        list[dict]: rows as `world.answers`; each answer is used once, and answers only by chance
-        the prompt it stands at.
-
-    Source: ours.
+    Source: Best-of-N is a baseline of CoDIT (arXiv 2604.13538); N, judge and ties: ours.
     """
+    if not 1 <= recipe.n <= recipe.pool.n_samples:
+        raise ValueError(
+            f"expected n from 1 to the {recipe.pool.n_samples} samples of the pool; got "
+            f"{recipe.n}. Raise n_samples or lower n."
+        )
+    asked = {row["id"]: row for row in _checkable(recipe.pool.prompts)}
+    competing: dict[str, list[dict[str, Any]]] = {}
+    for row in responses(recipe.pool):
+        if row.get("sample", 0) < recipe.n:
+            competing.setdefault(row["id"], []).append(row)
+
+    def score(row: dict[str, Any]) -> int:
+        found = world.verify(row["response"], asked[row["id"]], is_completed=row["is_completed"])
+        return found.score
+
+    return [max(rows, key=score) for rows in competing.values()]
+
+
+def shuffled(recipe: Shuffled) -> list[dict[str, Any]]:
+    """Return prompts with the answers to others of them: a training that is related to nothing."""
     rows = world.answers(recipe.answers)
     dealt = [row["response"] for row in rows]
     random.Random(f"shuffled {recipe.seed}").shuffle(dealt)
@@ -176,95 +173,11 @@ def shuffled(recipe: Shuffled) -> list[dict[str, Any]]:
     ]
 
 
-def best_of(recipe: BestOf) -> list[dict[str, Any]]:
-    """Return, for each prompt, that of the first n responses which the verifier scores highest.
-
-    Args:
-        recipe: the pool of responses and n.
-
-    Returns:
-        list[dict]: rows of the pool, in its order of prompts; of equal scores the first sample.
-
-    Raises:
-        ValueError: n is below 1 or above the samples of the pool, or its prompts are not the
-            world's, which alone the verifier knows.
-
-    Source: Best-of-N is a baseline of CoDIT (arXiv 2604.13538); N, judge and ties: ours.
-    """
-    if not 1 <= recipe.n <= recipe.pool.n_samples:
-        raise ValueError(
-            f"expected n from 1 to the {recipe.pool.n_samples} samples of the pool; got "
-            f"{recipe.n}. Raise n_samples or lower n."
-        )
-    if not isinstance(recipe.pool.prompts, WorldPrompts):
-        raise ValueError(
-            f"the verifier knows the world's prompts only; got {type(recipe.pool.prompts).__name__}"
-            ". Use WorldPrompts."
-        )
-    asked = {row["id"]: row for row in world.prompts(recipe.pool.prompts)}
-    best: dict[str, tuple[int, dict[str, Any]]] = {}
-    for row in responses(recipe.pool):
-        if row.get("sample", 0) >= recipe.n:
-            continue
-        found = world.verify(row["response"], asked[row["id"]], is_completed=row["is_completed"])
-        if row["id"] not in best or found.score > best[row["id"]][0]:
-            best[row["id"]] = (found.score, row)
-    return [row for _, row in best.values()]
-
-
-@functools.lru_cache(maxsize=2)
-def load_pair(recipe: Pair) -> ContrastivePair:
-    """Return a teacher ready to decode; the last two stay loaded.
-
-    Args:
-        recipe: expert and amateur, made where they do not exist yet.
-
-    Returns:
-        ContrastivePair: with its default strength and plausibility; `Decoding` overrides them.
-
-    Raises:
-        ValueError: the two do not make a pair; see `ContrastivePair.from_pretrained`.
-
-    Source: ours.
-    """
-    return ContrastivePair.from_pretrained(
-        model_path(recipe.expert),
-        model_path(recipe.amateur),
-        expert_revision=getattr(recipe.expert, "revision", None),
-        amateur_revision=getattr(recipe.amateur, "revision", None),
-        allow_renamed=recipe.allow_renamed,
-        dtype=getattr(recipe.expert, "dtype", "auto"),
-    )
-
-
-def load_model(recipe: Model | Pretraining | Training | Addition) -> tuple[PreTrainedModel, Any]:
-    """Return one model and its tokenizer.
-
-    Args:
-        recipe: a named model, a base or a student, made where it does not exist yet.
-
-    Returns:
-        (PreTrainedModel, PreTrainedTokenizerBase): in the dtype of the checkpoint.
-
-    Source: ours.
-    """
-    path = model_path(recipe)
-    revision = getattr(recipe, "revision", None)
-    model = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype="auto")
-    return model, load_tokenizer(path, revision=revision)
-
-
 def answers(recipe: Evaluation) -> pd.DataFrame:
-    """Return a model's answers to held-out prompts with their verdicts, one row a prompt.
+    """Return a model's answers to held-out prompts with their verdicts, one row a prompt, in order.
 
-    Args:
-        recipe: model, prompts of the world and decoding.
-
-    Returns:
-        DataFrame: id, response, is_completed, tokens, error and the columns of `verdict`; in the
-        order of the prompts. A prompt that could not be answered has its error and no verdict.
-
-    Source: ours.
+    Columns: id, response, is_completed, tokens, error and those of `verdict`. A prompt that could
+    not be answered has its error and no verdict.
     """
 
     def make(recipe: Evaluation, folder: Path) -> None:
@@ -281,18 +194,10 @@ def answers(recipe: Evaluation) -> pd.DataFrame:
 
 
 def verdict(text: str, prompt: Mapping[str, Any], *, is_completed: bool = True) -> dict[str, Any]:
-    """Return the world's verdict on a response as a row of a table.
+    """Return the world's verdict on a response to a row of `world.prompts`.
 
-    Args:
-        text: the response.
-        prompt: a row of `world.prompts`.
-        is_completed: False where the response was cut.
-
-    Returns:
-        dict: family, the fields of `world.Verdict`, and obeyed: bit k is set iff constraint k of
-        the prompt holds literally.
-
-    Source: ours.
+    That is family, the fields of `world.Verdict`, and obeyed: bit k is set iff constraint k of the
+    prompt holds literally.
     """
     row = dict(prompt)
     asked = [world.Constraint(c["kind"], c["value"]) for c in row["constraints"]]
@@ -302,20 +207,10 @@ def verdict(text: str, prompt: Mapping[str, Any], *, is_completed: bool = True) 
 
 
 def verdicts(given: Iterable[Any], asked: list[dict[str, Any]]) -> pd.DataFrame:
-    """Join the responses of a dataset with the verifier's verdicts on them.
+    """Return the responses of a dataset with the verifier's verdicts on them, in its order.
 
-    Args:
-        given: rows with id, response, is_completed, and score where known (a list, one per token).
-        asked: rows of `world.prompts`, which hold what to check.
-
-    Returns:
-        DataFrame: id, response, tokens, is_completed and the columns of `verdict`, in the order of
-        `given`.
-
-    Raises:
-        KeyError: a response to a prompt that is not among `asked`.
-
-    Source: ours.
+    `given` has id, response, is_completed, and score where known (a list, one per token); `asked`
+    are rows of `world.prompts`. Columns: id, response, tokens, is_completed and those of `verdict`.
     """
     by_id = {row["id"]: row for row in asked}
     return pd.DataFrame(
@@ -330,44 +225,35 @@ def verdicts(given: Iterable[Any], asked: list[dict[str, Any]]) -> pd.DataFrame:
     )
 
 
-def study(recipe: ResponseStudy | StudentStudy) -> pd.DataFrame:
-    """Return every verdict of a study, one row a response or answer.
-
-    Args:
-        recipe: arms, seeds and, of students, bases and held-out sets. Whatever exists of it is
-            read, the rest made: a study that was killed goes on.
-
-    Returns:
-        DataFrame: arm, role, plausibility, strength, n, seed, id and the columns `KEPT`; of
-        students also student and split. Sorted by those, without the texts.
-
-    Raises:
-        ValueError: prompts that the verifier does not know.
-
-    Source: ours.
-    """
-    return store.table(recipe, verdict_table, "verdicts")
+def make_base(recipe: Pretraining, folder: Path) -> None:
+    """Pre-train a base model on the world's text; a training that was killed there goes on."""
+    tokenizer = world.train_tokenizer(recipe.tokenizer, recipe.world)
+    texts = world.documents(recipe.world, recipe.seed)
+    pretraining.pretrain(recipe, texts, tokenizer, folder)
 
 
-def verdict_table(recipe: ResponseStudy | StudentStudy) -> pd.DataFrame:
-    """Make what `study` returns."""
-    parts = _students if isinstance(recipe, StudentStudy) else _responses
-    return compact(pd.concat([t.assign(**told) for told, t in parts(recipe)], ignore_index=True))
+def make_student(recipe: Training, folder: Path) -> None:
+    """Fine-tune `recipe.base` on `recipe.data`; a training that was killed there goes on."""
+    student.train(recipe, dataset(recipe.data), folder, base=model_path(recipe.base))
 
 
-def compact(table: pd.DataFrame) -> pd.DataFrame:
-    """Return verdicts in small types: about a byte and a half per row on disk."""
-    small = {"obeyed": "int8", "score": "int8", "tokens": "int16", "seed": "int16"}
-    return table.astype({n: kind for n, kind in small.items() if n in table})
+def _add(recipe: Addition, folder: Path) -> None:
+    vector = (model_path(recipe.vector.expert), model_path(recipe.vector.amateur))
+    chat_vector.add(model_path(recipe.target), vector, folder, scale=recipe.scale)
+
+
+def _checkable(prompts: Any) -> list[dict[str, Any]]:
+    """Return the rows of prompts that the verifier knows, or raise ValueError."""
+    if not isinstance(prompts, WorldPrompts):
+        raise ValueError(
+            f"the verifier knows the world's prompts only; got {type(prompts).__name__}. "
+            "Use a scale of the micro world: 'micro' or 'full'."
+        )
+    return _asked(prompts)
 
 
 def _responses(recipe: Any) -> Iterable[tuple[dict[str, Any], pd.DataFrame]]:
-    if not isinstance(recipe.prompts, WorldPrompts):
-        raise ValueError(
-            f"the verifier knows the world's prompts only; got {type(recipe.prompts).__name__}. "
-            "Use a scale of the micro world: 'micro' or 'full'."
-        )
-    asked = _asked(recipe.prompts)
+    asked = _checkable(recipe.prompts)
     for arm in recipe.arms:
         for seed in recipe.seeds:
             table = verdicts(dataset(arms.data(recipe, arm, seed)), asked)

@@ -2,7 +2,8 @@
 
 `micro` is the embedded default (offline, CPU, minutes), `full` the micro world with more prompts
 and seeds, `laptop` a small pair from the Hub, `paper` one of the paper's on GPUs. They differ in
-values only; no function asks which one it is. Recipes only: `codit.paper.make` makes them.
+values only; no function asks which one it is. Recipes only: `codit.paper.make` makes them. Values
+and choices without a source are ours.
 """
 
 from __future__ import annotations
@@ -10,12 +11,20 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from codit.paper import arms as comparison
 from codit.paper.arms import NOBODY, Arm, Judging, LLMJudge, ResponseStudy, StudentStudy, judged_by
+from codit.paper.arms import decoding as decoding_of
 from codit.recipes import Decoding, File, HubPrompts, Model, Pair, Synthesis, Training
 from codit.world.recipes import JUDGES, Answers, Pretraining, WorldPrompts
 
 ARMS = ("direct", "truncated", "codit")
+MICRO_TRAINING: dict[str, Any] = {
+    "learning_rate": 3e-4,
+    "epochs": 2.0,
+    "batch": 64,
+    "max_length": 512,
+    "warmup": 0.03,
+}
+BUDGETS = (24, 25, 26, 27, 28, 30)  # tokens of a reply that needs about 26
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +35,6 @@ class Scale:
         pair: the teacher.
         others: further teachers, for what must not hang on one.
         rivals: teachers whose chat vectors are nulls for the first one's.
-        prompts: what the teacher answers.
         dev: prompts that values are chosen on; no student or dataset is reported on them.
         tests: name of a held-out set -> its prompts; nothing is chosen on these.
         decoding: CoDIT's decoding; the other arms change strength and plausibility only.
@@ -34,10 +42,8 @@ class Scale:
         truncation: the plausibility at which truncation alone is best on dev prompts, so that
             this baseline is tuned as CoDIT is.
         strengths: tried at the decoding's plausibility; 0 is truncation.
-        students: base models that are trained.
-        training: how; `base` and `data` are filled in per student and arm.
+        training: how students are trained; base and data come from each student and arm.
         evaluations: what scores a response: "verifier" (of the micro world) and "judge".
-        judging: who judges, and how much.
         seeds: how often an experiment is repeated; a seed moves synthesis and training alike.
         example: an instruction to look at token by token.
     """
@@ -65,101 +71,61 @@ class Scale:
         return dict(zip("ABCDEFGH", (self.pair, *self.others), strict=False))
 
 
-def amateur(seed: int = 0) -> Pretraining:
-    """Return the recipe of the micro teacher's amateur, which is also the first student base.
+def scale(name: str, **changes: Any) -> Scale:
+    """Return a scale with the values that a reader changed.
 
     Args:
-        seed: of its initial weights and of the text it reads.
+        name: "micro", "full", "laptop" or "paper".
+        changes: fields of `Scale` or of its decoding (`plausibility`, `strength`, ...), or
+            `n_prompts` and `n_test` (of dev and of each held-out set); None leaves the scale's
+            value. `students` may be their number, the first ones; `judging` names of models.
 
-    Returns:
-        Pretraining: Qwen3 architecture, the world's tokenizer "a".
-
-    Source: ours.
+    Raises:
+        ValueError: unknown scale or field, or a value out of its range.
     """
-    return Pretraining(architecture="qwen3", tokenizer="a", seed=seed)
-
-
-def expert(base: Pretraining) -> Training:
-    """Return the recipe of the micro teacher's expert: half ideal, half careless answers (ours).
-
-    Real post-trained models keep pre-trained behaviour; trained on ideal answers alone, nothing
-    would be left to suppress.
-
-    Args:
-        base: the amateur.
-
-    Returns:
-        Training: of `base` on 6,000 of the world's own answers.
-
-    Source: ours.
-    """
-    return Training(base=base, data=Answers(prompts=WorldPrompts(n=6000, seed=1)), **MICRO_TRAINING)
-
-
-def second_expert(base: Pretraining) -> Training:
-    """Return the recipe of the second micro teacher's expert: three quarters ideal (ours).
-
-    Another draw of prompts, answers and order of training too.
-
-    Args:
-        base: the amateur, which both teachers share.
-
-    Returns:
-        Training: of `base` on 6,000 of the world's own answers.
-
-    Source: ours.
-    """
-    answers = Answers(prompts=WorldPrompts(n=6000, seed=3), ideal_share=0.75, seed=1)
-    return Training(base=base, data=answers, seed=1, **MICRO_TRAINING)
-
-
-def bases() -> dict[str, Pretraining]:
-    """Return the micro world's base models, which are its students, by their embedded names.
-
-    Returns:
-        dict: the teacher's own amateur; another architecture; another architecture and tokenizer.
-
-    Source: ours.
-    """
-    return {
-        "amateur": amateur(),
-        "base-neox": Pretraining(architecture="gpt_neox", tokenizer="a"),
-        "base-llama-b": Pretraining(architecture="llama", tokenizer="b"),
+    known = scales()
+    if name not in known:
+        raise ValueError(f"scale must be one of {list(known)}; got {name!r}. Name one of them.")
+    chosen = known[name]
+    # What papermill hands on are lists.
+    changes = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in changes.items() if v is not None
     }
-
-
-MICRO_TRAINING: dict[str, Any] = {  # all ours
-    "learning_rate": 3e-4,
-    "epochs": 2.0,
-    "batch": 64,
-    "max_length": 512,
-    "warmup": 0.03,
-}
-BUDGETS = (24, 25, 26, 27, 28, 30)  # tokens of a reply that needs about 26 (ours)
+    decoding = {k: changes.pop(k) for k in _names(Decoding) & set(changes)}
+    chosen = replace(chosen, decoding=replace(chosen.decoding, **decoding))
+    if "n_prompts" in changes:
+        if isinstance(chosen.prompts, File):
+            raise ValueError("n_prompts needs drawn prompts; got a File. Shorten the file.")
+        changes["prompts"] = replace(chosen.prompts, n=changes.pop("n_prompts"))
+    if "n_test" in changes:
+        n = changes.pop("n_test")
+        changes["tests"] = tuple((k, replace(prompts, n=n)) for k, prompts in chosen.tests)
+        changes["dev"] = chosen.dev and replace(chosen.dev, n=n)
+    if isinstance(changes.get("students"), int):
+        changes["students"] = chosen.students[: changes["students"]]
+    if isinstance(changes.get("judging"), (str, tuple)):
+        changes["judging"] = judged_by(chosen.judging, changes["judging"])
+    if unknown := set(changes) - _names(Scale):
+        raise ValueError(f"a scale has no {sorted(unknown)}; it has {sorted(_names(Scale))}.")
+    return replace(chosen, **changes)
 
 
 def scales() -> dict[str, Scale]:
     """Return every scale by name.
 
-    Returns:
-        dict: "micro", "full", "laptop", "paper".
-
     Source: pairs, prompts' number, plausibility and length of `laptop` and `paper`: the authors'
-    scripts and release; everything else ours.
+    scripts and release.
     """
     base, neox, llama = bases().values()
     # Plausibility and truncation: of those of `full` the best for teacher A's students, on dev
-    # prompts (ours; notebook 02).
+    # prompts (notebook 02).
     second = Pair(expert=second_expert(base), amateur=base)
     micro = Scale(
         pair=Pair(expert=expert(base), amateur=base),
         rivals=(second,),
         prompts=WorldPrompts(n=1500, seed=2),
         dev=WorldPrompts(split="dev", n=200),
-        tests=(
-            ("test", WorldPrompts(split="test", n=400)),
-            ("families", WorldPrompts(split="families", n=200)),
-        ),
+        tests=_held_out(200),
         decoding=Decoding(plausibility=0.03, max_new_tokens=96),
         plausibilities=(0.03, 0.3, 0.9),
         truncation=0.9,
@@ -176,10 +142,7 @@ def scales() -> dict[str, Scale]:
         micro,
         others=(second,),
         dev=WorldPrompts(split="dev", n=400),
-        tests=(
-            ("test", WorldPrompts(split="test", n=800)),
-            ("families", WorldPrompts(split="families", n=400)),
-        ),
+        tests=_held_out(400),
         plausibilities=(0.01, 0.03, 0.1, 0.3, 0.6, 0.9),
         strengths=(0.0, 0.25, 0.5, 1.0, 1.5, 2.0),
         students=(base, neox, llama),
@@ -196,18 +159,9 @@ def scales() -> dict[str, Scale]:
 
 
 def hub_scale(post: str, pre: str, prompts: HubPrompts, max_new_tokens: int) -> Scale:
-    """Return a scale whose pair and prompts come from the Hub and whose student is the amateur.
+    """Return a scale of a pair from the Hub, whose amateur is the student and whose judge an LLM.
 
-    Args:
-        post: name of the expert.
-        pre: name of the amateur.
-        prompts: what is answered.
-        max_new_tokens: limit of a response.
-
-    Returns:
-        Scale: with the authors' plausibility and an LLM as the judge.
-
-    Source: plausibility .01: the authors' scripts; training: ours, as in `recipes.Training`.
+    Source: plausibility .01: the authors' scripts.
     """
     return Scale(
         pair=Pair(expert=Model(name=post), amateur=Model(name=pre)),
@@ -223,87 +177,40 @@ def hub_scale(post: str, pre: str, prompts: HubPrompts, max_new_tokens: int) -> 
     )
 
 
-def scale(name: str, **changes: Any) -> Scale:
-    """Return a scale, with the values that a reader changed.
+def bases() -> dict[str, Pretraining]:
+    """Return the micro world's base models, which are its students, by their embedded names.
 
-    Args:
-        name: "micro", "full", "laptop" or "paper".
-        changes: fields of `Scale`, of its decoding (`plausibility`, `strength`, ...), or
-            `n_prompts` and `n_test` (of dev and of each held-out set); None leaves the scale's
-            value. `students` may be their number, the first ones; `judging` names of models.
-
-    Returns:
-        Scale: the named one where nothing is changed.
-
-    Raises:
-        ValueError: unknown scale or field, or a value out of its range.
-
-    Source: ours.
+    The teachers' amateur; another architecture; another architecture and tokenizer.
     """
-    known = scales()
-    if name not in known:
-        raise ValueError(f"scale must be one of {list(known)}; got {name!r}. Name one of them.")
-    chosen = known[name]
-    changes = {k: v for k, v in changes.items() if v is not None}
-    # What papermill hands on are lists.
-    changes = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
-    decoding = {k: changes.pop(k) for k in tuple(changes) if k in _names(Decoding)}
-    chosen = replace(chosen, decoding=replace(chosen.decoding, **decoding))
-    if "n_prompts" in changes:
-        if isinstance(chosen.prompts, File):
-            raise ValueError("n_prompts needs drawn prompts; got a File. Shorten the file.")
-        chosen = replace(chosen, prompts=replace(chosen.prompts, n=changes.pop("n_prompts")))
-    if "n_test" in changes:
-        n = changes.pop("n_test")
-        tests = tuple((k, replace(p, n=n)) for k, p in chosen.tests)
-        chosen = replace(chosen, tests=tests, dev=chosen.dev and replace(chosen.dev, n=n))
-    if isinstance(changes.get("students"), int):
-        changes["students"] = chosen.students[: changes["students"]]
-    if isinstance(changes.get("judging"), (str, tuple)):
-        changes["judging"] = judged_by(chosen.judging, changes["judging"])
-    if unknown := set(changes) - _names(Scale):
-        raise ValueError(f"a scale has no {sorted(unknown)}; it has {sorted(_names(Scale))}.")
-    return replace(chosen, **changes)
+    return {
+        "amateur": Pretraining(architecture="qwen3", tokenizer="a"),
+        "base-neox": Pretraining(architecture="gpt_neox", tokenizer="a"),
+        "base-llama-b": Pretraining(architecture="llama", tokenizer="b"),
+    }
 
 
-def _names(kind: type) -> set[str]:
-    return {f.name for f in fields(kind)}
+def expert(base: Pretraining) -> Training:
+    """Return the micro teacher's expert: half ideal, half careless answers.
+
+    Real post-trained models keep pre-trained behaviour; trained on ideal answers alone, nothing
+    would be left to suppress.
+    """
+    return Training(base=base, data=Answers(prompts=WorldPrompts(n=6000, seed=1)), **MICRO_TRAINING)
+
+
+def second_expert(base: Pretraining) -> Training:
+    """Return the second teacher's expert: three quarters ideal, of another draw and order."""
+    answers = Answers(prompts=WorldPrompts(n=6000, seed=3), ideal_share=0.75, seed=1)
+    return Training(base=base, data=answers, seed=1, **MICRO_TRAINING)
 
 
 def arm(name: str, decoding: Decoding) -> Decoding:
-    """Return the decoding of an arm: everything as in `decoding` but strength and plausibility.
-
-    Args:
-        name: one of `ARMS`.
-        decoding: CoDIT's.
-
-    Returns:
-        Decoding: the arm's, with the same noise.
-
-    Raises:
-        ValueError: unknown arm.
-
-    Source: direct and codit: CoDIT (arXiv 2604.13538); truncated: ours.
-    """
-    return comparison.decoding(Arm(role=name), decoding)
+    """Return the decoding of one of `ARMS`: `decoding` but for strength and plausibility."""
+    return decoding_of(Arm(role=name), decoding)
 
 
 def synthesis(chosen: Scale, name: str, seed: int = 0) -> Synthesis:
-    """Return the recipe of an arm's dataset.
-
-    Args:
-        chosen: the scale.
-        name: the arm.
-        seed: of the noise; the same for every arm.
-
-    Returns:
-        Synthesis: the scale's prompts answered by its pair as the arm decodes.
-
-    Raises:
-        ValueError: unknown arm.
-
-    Source: ours.
-    """
+    """Return the recipe of the dataset of one of `ARMS`; its noise is the same for every arm."""
     decoding = arm(name, replace(chosen.decoding, seed=seed))
     return Synthesis(pair=chosen.pair, prompts=chosen.prompts, decoding=decoding)
 
@@ -311,13 +218,7 @@ def synthesis(chosen: Scale, name: str, seed: int = 0) -> Synthesis:
 def main_arms(chosen: Scale) -> tuple[Arm, ...]:
     """Return the arms that every table compares, at the scale's plausibility and strength.
 
-    Args:
-        chosen: the scale.
-
-    Returns:
-        tuple: direct, greedy, the better of two, the best of four, truncated, codit.
-
-    Source: direct, Best-of-N and codit: CoDIT (arXiv 2604.13538); N, greedy, truncated: ours.
+    Source: direct, Best-of-N and codit: CoDIT (arXiv 2604.13538).
     """
     return (
         Arm(role="direct"),
@@ -329,47 +230,19 @@ def main_arms(chosen: Scale) -> tuple[Arm, ...]:
 
 
 def contrast_arms(plausibility: float, strength: float = 1.0) -> tuple[Arm, Arm]:
-    """Return truncation and contrast at one plausibility.
-
-    Args:
-        plausibility: of both.
-        strength: of the contrast.
-
-    Returns:
-        (Arm, Arm): truncated, codit.
-
-    Source: ours.
-    """
+    """Return truncation and contrast at one plausibility."""
     truncated = Arm(role="truncated", plausibility=plausibility)
     return truncated, Arm(role="codit", plausibility=plausibility, strength=strength)
 
 
 def plausibility_arms(chosen: Scale) -> tuple[Arm, ...]:
-    """Return truncation and contrast at each plausibility of the scale.
-
-    Args:
-        chosen: the scale.
-
-    Returns:
-        tuple: truncated and codit, by rising plausibility.
-
-    Source: ours; the paper's grid was not found.
-    """
+    """Return truncation and contrast at each plausibility of the scale."""
     strength = chosen.decoding.strength
     return tuple(a for p in chosen.plausibilities for a in contrast_arms(p, strength))
 
 
 def strength_arms(chosen: Scale) -> tuple[Arm, ...]:
-    """Return the contrast at each strength of the scale, at its plausibility.
-
-    Args:
-        chosen: the scale.
-
-    Returns:
-        tuple: strength 0 as "truncated", the others as "codit".
-
-    Source: ours; the paper has strength 1 only.
-    """
+    """Return the contrast at each strength of the scale, at its plausibility; 0 is "truncated"."""
     plausibility = chosen.decoding.plausibility
     return tuple(contrast_arms(plausibility, s)[s > 0] for s in chosen.strengths)
 
@@ -377,18 +250,9 @@ def strength_arms(chosen: Scale) -> tuple[Arm, ...]:
 def responses(
     chosen: Scale, arms: tuple[Arm, ...], teacher: str = "A", **changes: Any
 ) -> ResponseStudy:
-    """Return the study of a teacher's responses.
+    """Return the study of the responses of a teacher of `chosen.teachers`: every arm, every seed.
 
-    Args:
-        chosen: the scale.
-        arms: ways of answering.
-        teacher: a name of `chosen.teachers`.
-        changes: other values of the study's fields.
-
-    Returns:
-        ResponseStudy: the scale's prompts, every arm, every seed.
-
-    Source: ours.
+    `changes` are other values of the study's fields.
     """
     study = ResponseStudy(
         pair=chosen.teachers[teacher],
@@ -401,101 +265,69 @@ def responses(
 
 
 def students(
-    chosen: Scale,
-    arms: tuple[Arm, ...],
-    teacher: str = "A",
-    *,
-    tests: tuple[tuple[str, WorldPrompts], ...] | None = None,
-    **changes: Any,
+    chosen: Scale, arms: tuple[Arm, ...], teacher: str = "A", **changes: Any
 ) -> StudentStudy:
-    """Return the study of the students of a teacher's responses.
-
-    Args:
-        chosen: the scale.
-        arms: what students are trained on.
-        teacher: a name of `chosen.teachers`.
-        tests: held-out sets; None: the scale's.
-        changes: other values of the study's fields.
-
-    Returns:
-        StudentStudy: every arm, student, seed and held-out set.
-
-    Source: ours.
-    """
+    """Return the study of students of a teacher's responses; `changes` as in `responses`."""
     study = StudentStudy(
         responses=responses(chosen, arms, teacher),
         students=chosen.students,
         training=tuple(sorted(chosen.training.items())),
-        tests=chosen.tests if tests is None else tests,
+        tests=chosen.tests,
     )
     return replace(study, **changes)
 
 
 def datasets(chosen: Scale, teacher: str = "A") -> ResponseStudy:
-    """Return the study of notebook 01: every arm's responses.
+    """Return the study of notebook 01: responses of the main arms and of every value tried.
 
-    Args:
-        chosen: the scale.
-        teacher: a name of `chosen.teachers`.
-
-    Returns:
-        ResponseStudy: the main arms, then every plausibility; of the first every strength.
-
-    Source: CoDIT, Figures 2 and 4; intervals and ablations ours.
+    Source: CoDIT, Figures 2 and 4.
     """
-    arms = (*main_arms(chosen), *plausibility_arms(chosen))
-    arms += strength_arms(chosen) if teacher == "A" else ()
-    return responses(chosen, tuple(dict.fromkeys(arms)), teacher)
+    return responses(chosen, _distinct(*main_arms(chosen), *_tried(chosen, teacher)), teacher)
 
 
 def alpha(chosen: Scale, teacher: str = "A") -> StudentStudy:
-    """Return the study of notebook 02: students over plausibility, and over strength.
+    """Return the study of notebook 02: students over every value tried, on dev and test prompts.
 
-    Args:
-        chosen: the scale.
-        teacher: a name of `chosen.teachers`; strength is varied for the first only.
-
-    Returns:
-        StudentStudy: direct, every plausibility, every strength; on dev and test prompts.
-
-    Source: CoDIT, Figures 5 and 6; intervals and ablations ours.
+    Source: CoDIT, Figures 5 and 6.
     """
-    arms = (Arm(role="direct"), *plausibility_arms(chosen))
-    arms += strength_arms(chosen) if teacher == "A" else ()
     tests = (("dev", chosen.dev), *chosen.tests[:1]) if chosen.dev else chosen.tests[:1]
-    return students(chosen, tuple(dict.fromkeys(arms)), teacher, tests=tests)
+    arms = _distinct(Arm(role="direct"), *_tried(chosen, teacher))
+    return students(chosen, arms, teacher, tests=tests)
 
 
 def table(chosen: Scale) -> StudentStudy:
-    """Return the study of notebook 03: the results table.
+    """Return the study of notebook 03: the results table, on every held-out set.
 
-    Args:
-        chosen: the scale.
-
-    Returns:
-        StudentStudy: the main arms; truncation at the plausibility that is best for truncation
-        itself; ceiling and floor; on every held-out set.
-
-    Source: CoDIT, results table; baselines, ceiling and floor ours.
+    The main arms, truncation at the plausibility that is best for truncation itself, ceiling and
+    floor. Source: CoDIT, results table.
     """
     own = Arm(role="truncated", plausibility=chosen.truncation)
     ends = (Arm(role="ideal"), Arm(role="careless"))
-    return students(chosen, tuple(dict.fromkeys((*main_arms(chosen), own, *ends))))
+    return students(chosen, _distinct(*main_arms(chosen), own, *ends))
 
 
 def plan(chosen: Scale) -> dict[str, ResponseStudy | StudentStudy]:
-    """Return every table of verdicts that the notebooks of a scale read.
-
-    Args:
-        chosen: the scale, with the verifier among its evaluations.
-
-    Returns:
-        dict: a name, which is its folder's in `data/results/`, to the study.
-
-    Source: ours.
-    """
+    """Return every table of verdicts that notebooks read, by its name in `data/results/`."""
     named: dict[str, ResponseStudy | StudentStudy] = {}
     for teacher in chosen.teachers:
         named[f"responses-{teacher.lower()}"] = datasets(chosen, teacher)
         named[f"alpha-{teacher.lower()}"] = alpha(chosen, teacher)
     return {**named, "students": table(chosen)}
+
+
+def _held_out(n: int) -> tuple[tuple[str, WorldPrompts], ...]:
+    """Twice as many prompts of known families as of unknown ones."""
+    return tuple((k, WorldPrompts(split=k, n=m)) for k, m in (("test", 2 * n), ("families", n)))
+
+
+def _tried(chosen: Scale, teacher: str) -> tuple[Arm, ...]:
+    """Every plausibility; of the first teacher every strength too."""
+    return plausibility_arms(chosen) + (strength_arms(chosen) if teacher == "A" else ())
+
+
+def _distinct(*arms: Arm) -> tuple[Arm, ...]:
+    return tuple(dict.fromkeys(arms))
+
+
+def _names(kind: type) -> set[str]:
+    return {f.name for f in fields(kind)}

@@ -16,7 +16,6 @@ from typing import Annotated, Any, TypeAlias
 import numpy as np
 from scipy import optimize, stats
 
-from codit.evaluation import intervals
 from codit.evaluation.intervals import LEVEL
 
 POWER = 0.8  # with which a difference should be found
@@ -41,15 +40,9 @@ class Components:
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean difference with its interval and two-sided p-value.
+    """A mean difference a - b over seeds and prompts, its 95 % interval and two-sided p-value.
 
-    Args:
-        estimate: mean of a - b over seeds and prompts.
-        low: lower end of the 95 % interval.
-        high: upper end.
-        p: of the hypothesis that the difference is 0.
-        seeds: S. With one seed the interval is over prompts alone.
-        prompts: N.
+    With one seed (`seeds` is their number) the interval is over prompts alone.
     """
 
     estimate: float
@@ -61,20 +54,10 @@ class Difference:
 
 
 def components(differences: Differences) -> Components:
-    """Return the variance components of a table of differences.
+    """Return the variance components of a table of differences, of two prompts or more.
 
     Mean squares of a two-way layout without repetition: E[MS_seed] = rest + N seed,
     E[MS_prompt] = rest + S prompt, E[MS_rest] = rest; a component that comes out below 0 is 0.
-
-    Args:
-        differences: at least two prompts.
-
-    Returns:
-        Components: of one seed, one prompt, one cell.
-
-    Raises:
-        ValueError: another shape, or a value that is no number.
-
     Source: Searle, Casella, McCulloch 1992, the crossed random model.
     """
     d = _checked(differences)
@@ -92,19 +75,8 @@ def difference(differences: Differences) -> Difference:
     """Return the mean difference, its t-interval over seeds and prompts, and its p-value.
 
     variance of the mean = (MS_seed + MS_prompt - MS_rest) / (S N), each of the first two at least
-    MS_rest; degrees of freedom by Satterthwaite, those of the other factor where a component is 0.
-    With one seed: mean +- t sd / sqrt(N).
-
-    Args:
-        differences: a - b, [S, N]; one row where there is one seed.
-
-    Returns:
-        Difference: above 0 where `a` is better.
-
-    Raises:
-        ValueError: another shape, or a value that is no number.
-
-    Source: Satterthwaite 1946.
+    MS_rest; degrees of freedom by Satterthwaite (1946), those of the other factor where a component
+    is 0. With one seed: mean +- t sd / sqrt(N).
     """
     d = _checked(differences)
     mean, (s, n) = float(d.mean()), d.shape
@@ -121,22 +93,10 @@ def difference(differences: Differences) -> Difference:
 
 
 def power(effect: float, spread: Components, *, seeds: int, prompts: int) -> float:
-    """Return the chance that `difference` finds an effect: its interval leaves 0 out.
+    """Return the chance that `difference` finds a true `effect`: its interval leaves 0 out.
 
-    Args:
-        effect: true mean difference, in the unit of the score.
-        spread: components, of a pilot.
-        seeds: S, at least 2.
-        prompts: N, at least 2.
-
-    Returns:
-        float: a probability; .05 where the effect is 0; NaN where the spread of seeds is
-        not known.
-
-    Raises:
-        ValueError: fewer than two seeds or prompts.
-
-    Source: noncentral t with the degrees of freedom of `difference`.
+    `spread` are the components of a pilot. .05 where the effect is 0; NaN where the spread of seeds
+    is not known. Source: noncentral t with the degrees of freedom of `difference`.
     """
     if seeds < 2 or prompts < 2:
         raise ValueError(f"expected two seeds and prompts or more; got {seeds}, {prompts}.")
@@ -168,18 +128,9 @@ def chance(away: float, freedom: float) -> float:
 
 
 def detectable(spread: Components, *, seeds: int, prompts: int) -> float:
-    """Return the least true difference that is found with probability .8.
+    """Return the least true difference, in the unit of the score, found with probability .8.
 
-    Args:
-        spread: components, of a pilot or of the comparison itself.
-        seeds: S, at least 2.
-        prompts: N, at least 2.
-
-    Returns:
-        float: in the unit of the score; NaN where the spread of seeds is not known.
-
-    Raises:
-        ValueError: see `power`.
+    Arguments as in `power`; NaN where the spread of seeds is not known.
     """
 
     def short(effect: float) -> float:
@@ -194,31 +145,17 @@ def detectable(spread: Components, *, seeds: int, prompts: int) -> float:
 
 
 def table(values: Any, value: str, one: str, other: str, *, by: str = "role") -> Differences:
-    """Return the differences of two arms as seeds by prompts.
+    """Return the differences of two arms, `one` less `other`, as seeds by prompts.
 
-    Args:
-        values: DataFrame with columns id, seed, `by` and `value`; several rows of a prompt and
-            seed, of several students say, are averaged first.
-        value: column of the score.
-        one: the arm that is compared...
-        other: ...with this one.
-        by: column that names the arm.
-
-    Returns:
-        float64 [S, N].
-
-    Raises:
-        ValueError: an arm that is not there, or did not answer a prompt in a seed that the other
-            answered.
-
-    Source: ours.
+    `values` has columns id, seed, `by` (which names the arm) and `value`; several rows of a prompt
+    and seed, of several students say, are averaged first. ValueError: an arm that is not there, or
+    did not answer a prompt in a seed that the other answered.
     """
     kept = values[values[by].isin([one, other])]
     wide = kept.assign(**{value: kept[value].astype(float)}).pivot_table(
         index="seed", columns=[by, "id"], values=value
     )
-    missing = {one, other} - set(kept[by])
-    if missing:
+    if missing := {one, other} - set(kept[by]):
         raise ValueError(
             f"expected the arms {one!r} and {other!r}; got no rows of {sorted(missing)}. "
             f"There are {sorted(set(values[by]))}."
@@ -265,21 +202,3 @@ def _variance(by_seed: float, by_prompt: float, rest: float, s: int, n: int) -> 
     total = by_seed + by_prompt - rest
     parts = by_seed**2 / (s - 1) + by_prompt**2 / (n - 1) + rest**2 / ((s - 1) * (n - 1))
     return total / (s * n), total**2 / parts
-
-
-def holm(found: dict[Any, Difference]) -> dict[Any, float]:
-    """Return the p-values of several differences, corrected for their number by Holm's method.
-
-    Args:
-        found: a name to a difference; all of one question.
-
-    Returns:
-        dict: the same names to corrected p-values.
-
-    Raises:
-        ValueError: nothing was found.
-
-    Source: Holm 1979.
-    """
-    corrected = intervals.holm([one.p for one in found.values()])
-    return dict(zip(found, map(float, corrected), strict=True))

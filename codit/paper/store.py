@@ -30,15 +30,9 @@ SHIPPED = ("data/models", "data/results")
 
 
 def repository() -> Path:
-    """Return the root of the checkout that this package runs from.
+    """Return the root of the checkout that this package runs from, which must be there.
 
-    Returns:
-        Path: absolute; the folder that holds `codit/`, `data/` and `notebooks/`.
-
-    Raises:
-        FileNotFoundError: the package was installed without its repository.
-
-    Source: ours.
+    It holds `codit/`, `data/` and `notebooks/`. FileNotFoundError: an installed package has none.
     """
     root = _around()
     if not (root / "notebooks").is_dir():
@@ -50,13 +44,9 @@ def repository() -> Path:
 
 
 def cache() -> Path:
-    """Return the folder of results made on this machine.
+    """Return the folder of results made on this machine, `data/cache` of the checkout.
 
-    Returns:
-        Path: absolute; the environment variable CODIT_CACHE where it is set, else `data/cache` of
-        the checkout. It decides where results lie and never what they are.
-
-    Source: ours.
+    The environment variable CODIT_CACHE moves it: where results lie, never what they are.
     """
     relocated = os.environ.get("CODIT_CACHE")
     return Path(relocated).absolute() if relocated else repository() / "data" / "cache"
@@ -65,17 +55,11 @@ def cache() -> Path:
 def find(recipe: Any) -> Path | None:
     """Return the folder of a recipe's finished result, or None when it has yet to be made.
 
-    Args:
-        recipe: a dataclass of `codit.recipes`.
-
-    Returns:
-        Path | None: a shipped folder whose manifest holds the recipe's key, else its cache folder.
+    A shipped folder whose manifest holds the recipe's key, else its cache folder.
 
     Raises:
         ValueError: a manifest in one of those places cannot be read.
         FileNotFoundError: the package was not installed, and yet no checkout is around it.
-
-    Source: ours.
     """
     key = recipes.key(recipe)
     shipped = () if _is_installed() else SHIPPED
@@ -106,14 +90,12 @@ def get(recipe: Any, make: Callable[[Any, Path], object], *, fresh: bool = False
     Raises:
         ValueError: a manifest cannot be read.
         PermissionError: the cache folder cannot be written.
-
-    Source: ours.
     """
     if not fresh and (found := find(recipe)):
         return found
     key = recipes.key(recipe)
     folder = _folder(recipe, key)
-    partial, old = (folder.with_name(folder.name + end) for end in (".partial", ".old"))
+    partial = folder.with_name(folder.name + ".partial")
     _make_directory(folder.parent)
     with filelock.FileLock(folder.with_name(folder.name + ".lock")):
         if fresh:
@@ -125,24 +107,27 @@ def get(recipe: Any, make: Callable[[Any, Path], object], *, fresh: bool = False
             start = time.monotonic()
             make(recipe, partial)
             write_manifest(partial, recipe, seconds=round(time.monotonic() - start, 3))
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.rename(old)
-        partial.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        return place(partial, folder)
+
+
+def place(made: Path, folder: Path) -> Path:
+    """Rename a finished folder to where it belongs, in the stead of what lies there; return it."""
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    made.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
     return folder
 
 
 def tables(
     recipe: Any, make: Callable[[Any, Path], Mapping[str, pd.DataFrame]]
 ) -> dict[str, pd.DataFrame]:
-    """Return a study's tables by name, made where there are none.
+    """Return a study's tables by name, made by `make(recipe, folder)` where there are none.
 
-    Args:
-        recipe: names the study.
-        make: `make(recipe, folder)`; the folder holds what must outlive a kill until the tables
-            are written, each as NAME.parquet. There texts are categories; they are read as texts,
-            float16 as float32.
+    The folder holds what must outlive a kill until the tables are written, each as NAME.parquet.
+    There texts are categories; they are read as texts, float16 as float32.
     """
     import pandas as pd  # not by a command that asks for its version
 
@@ -170,35 +155,14 @@ def table(recipe: Any, make: Callable[[Any], pd.DataFrame], name: str) -> pd.Dat
 
 
 def write_manifest(folder: str | Path, recipe: Any, **extra: Any) -> Path:
-    """Write `manifest.json`, which declares a folder complete: call it last.
-
-    Args:
-        folder: an existing folder that holds the result.
-        recipe: the recipe that made it.
-        extra: further JSON values; see `recipes.manifest`.
-
-    Returns:
-        Path: the file written.
-
-    Source: ours.
-    """
+    """Write `manifest.json`, which declares a folder complete: call it last; `extra` is JSON."""
     return write_json(Path(folder) / MANIFEST, recipes.manifest(recipe, **extra))
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """Return a folder's manifest.
+    """Return what `write_manifest` wrote.
 
-    Args:
-        folder: a result's folder.
-
-    Returns:
-        dict: what `write_manifest` wrote.
-
-    Raises:
-        FileNotFoundError: there is no manifest: the result is not complete.
-        ValueError: the file is not a JSON object.
-
-    Source: ours.
+    FileNotFoundError: there is none, the result is not complete. ValueError: no JSON object.
     """
     path = Path(folder) / MANIFEST
     try:

@@ -1,11 +1,10 @@
-"""Tables that notebooks read: recipes, means, paired differences, gains, with intervals.
+"""Tables that notebooks read: recipes, means, paired differences, gains, and one prompt closely.
 
-Verdicts come from `codit.paper.make`; nothing is made, trained or drawn here.
-Source of all tables: ours.
-
-One prompt looked at closely: several answers, and what the contrast does at one step.
-
-Source of all tables: ours.
+Verdicts come from `codit.paper.make`; nothing is trained here. Intervals are over prompts and
+seeds. In tables of verdicts `columns` and measures are scores or yes-or-no columns, `base`, `one`
+and `other` labels of arms, `by` columns that tell rows apart. `seeds` says what a seed moves. True:
+all answers together, as a student's training does. False: each prompt's noise alone, as in a
+teacher's responses, so that seeds are averaged first. Values and choices are ours.
 """
 
 from __future__ import annotations
@@ -26,8 +25,9 @@ from codit.engine.models import Conversation
 from codit.evaluation import intervals
 from codit.pair import ContrastivePair
 from codit.paper import scales
-from codit.paper import seeds as crossed
 from codit.paper.scales import Scale
+from codit.paper.seeds import Difference, difference
+from codit.paper.seeds import table as paired
 from codit.recipes import Decoding
 
 SCORES = range(1, 11)
@@ -35,14 +35,9 @@ LEVEL = 0.05  # below it a corrected p-value counts as a finding
 
 
 def recipe_table(chosen: Scale) -> pd.DataFrame:
-    """Return the resolved values of a scale for reading, one row a field.
+    """Return the values of a scale for reading: value, with `field` as its index.
 
-    Args:
-        chosen: the scale.
-
-    Returns:
-        DataFrame: value, with `field` as its index; of nested recipes the values that differ from
-        their defaults.
+    Of nested recipes the values that differ from their defaults.
     """
     flat: dict[str, str] = {}
     for name in [f.name for f in fields(Scale)]:
@@ -59,14 +54,7 @@ def recipe_table(chosen: Scale) -> pd.DataFrame:
 
 
 def recipe_text(value: Any) -> str:
-    """Return a recipe in one line: its kind and the values that differ from the defaults.
-
-    Args:
-        value: a recipe, a tuple of such, or a plain value.
-
-    Returns:
-        str: such as "WorldPrompts(n=7)".
-    """
+    """Return a recipe in one line: kind and values that are no defaults, "WorldPrompts(n=7)"."""
     if isinstance(value, tuple):
         return " ".join(map(recipe_text, value))
     if not is_dataclass(value):
@@ -86,20 +74,11 @@ def bar_table(
     by: Sequence[str] = ("role",),
     seeds: bool = True,
 ) -> pd.DataFrame:
-    """Return means with their 95 % intervals over prompts and seeds, as plots draw them.
+    """Return means with their 95 % intervals, as plots draw them.
 
-    Args:
-        table: columns id, seed, `by` and `columns`; several students of a seed are averaged.
-        columns: scores or yes-or-no columns.
-        by: what tells one mean from another; "role" is copied where it is not among them.
-        seeds: a seed moves all answers together, as a student's training does. False: it moves
-            each prompt's noise alone, as in a teacher's responses, so seeds are averaged first.
-
-    Returns:
-        DataFrame: `by`, role, measure, value, low, high, seeds, prompts; in order of appearance.
-
-    Raises:
-        ValueError: fewer than two prompts, or some that were not answered in every seed.
+    Several students of a seed are averaged. Columns: `by`, role (of the first row), measure, value,
+    low, high, seeds, prompts; in order of appearance. ValueError: fewer than two prompts, or some
+    that were not answered in every seed.
     """
     by, bars = list(by), []
     for key, group in table.groupby(by, sort=False, dropna=False):
@@ -126,21 +105,8 @@ def paired_table(
     """Return each arm's mean with the 95 % interval of its paired difference to a base arm.
 
     What makes a prompt hard for every arm cancels: an interval that holds the base's mean does not
-    tell the arm from the base. The base's own interval is its mean.
-
-    Args:
-        table: columns id, seed, arm, role, plausibility, strength, `by` and `columns`.
-        columns: scores or yes-or-no columns.
-        base: label of the arm that the others are compared with.
-        by: what is told apart beside the arms: teacher, student.
-        seeds: see `bar_table`.
-        gain: give the differences themselves instead of means.
-
-    Returns:
-        DataFrame: `by`, arm, role, plausibility, strength, measure, value, low, high.
-
-    Raises:
-        ValueError: see `crossed.table`.
+    tell the arm from the base. The base's own interval is its mean. `gain` gives the differences
+    themselves. Columns: `by`, arm, role, plausibility, strength, measure, value, low, high.
     """
     rows = []
     groups = table.groupby(list(by), sort=False) if by else [((), table)]
@@ -148,7 +114,7 @@ def paired_table(
         for label, own in group.groupby("arm", sort=False):
             told = {c: own[c].iloc[0] for c in ("role", "plausibility", "strength")}
             for column in columns:
-                wide = crossed.table(group, column, str(label), base, by="arm")
+                wide = paired(group, column, str(label), base, by="arm")
                 level = 0.0 if gain else float(group.loc[group["arm"] == base, column].mean())
                 found = {
                     name: level + end
@@ -164,14 +130,7 @@ def seed_points(
 ) -> pd.DataFrame:
     """Return each seed's difference of every arm to a base arm, as `plots.forest` draws points.
 
-    Args:
-        table: columns id, seed, arm, role, `by` and `column`.
-        column: a score or yes-or-no column.
-        base: label of the arm that the others are compared with.
-        by: what is told apart beside the arms.
-
-    Returns:
-        DataFrame: `by`, arm, role, seed, value.
+    Columns: `by`, arm, role, seed, value.
     """
     keys = [*by, "arm", "role", "seed"]
     means = table.groupby(keys, sort=False)[column].mean().rename("value").reset_index()
@@ -181,18 +140,11 @@ def seed_points(
 
 
 def score_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Return how often a teacher's responses received each score, with 95 % intervals over prompts.
+    """Return how often a teacher's responses received each score, with 95 % intervals.
 
-    Args:
-        table: columns id, seed, role, score.
-
-    Returns:
-        DataFrame: role, score, value (share of responses), low, high, seeds, prompts; one row per
-        role and score, scores nobody received included.
-
-    Raises:
-        ValueError: a score is missing or outside the range: what could not be scored is counted by
-            the caller, never plotted as a number.
+    Columns: role, score, value (share of responses), low, high, seeds, prompts; scores that nobody
+    received included. ValueError: a score is missing or outside the range: what could not be scored
+    is counted by the caller, never plotted as a number.
     """
     bad = table[~table["score"].isin(SCORES)]
     if len(bad):
@@ -213,66 +165,31 @@ def differences(
     by: str = "arm",
     seeds: bool = True,
 ) -> pd.DataFrame:
-    """Return paired differences of arms with 95 % intervals over prompts and seeds.
+    """Return paired differences of arms, named by the column `by`, with 95 % intervals.
 
-    Args:
-        table: columns id, seed, `by` and `measures`; several students of a seed are averaged.
-        pairs: (one, other): positive where `one` is higher.
-        measures: scores or yes-or-no columns.
-        by: column that names the arms.
-        seeds: see `bar_table`.
-
-    Returns:
-        DataFrame: one, other, measure, estimate, low, high, p (two-sided), p_holm (corrected for
-        all rows of this table), text (as `difference_text`), holds (as `decided`).
-
-    Raises:
-        ValueError: see `crossed.table`.
+    Several students of a seed are averaged. Of pairs (one, other): positive where `one` is higher.
+    Columns: one, other, measure, estimate, low, high, p (two-sided), p_holm (corrected for all rows
+    of this table), text (as `difference_text`), holds (as `decided`).
     """
-    found = {
-        (one, other, measure): _interval(crossed.table(table, measure, one, other, by=by), seeds)
-        for one, other in pairs
-        for measure in measures
-    }
-    corrected = crossed.holm(found)
-    return pd.DataFrame(
-        {
-            "one": key[0],
-            "other": key[1],
-            "measure": key[2],
-            "estimate": one.estimate,
-            "low": one.low,
-            "high": one.high,
-            "p": one.p,
-            "p_holm": corrected[key],
-            "text": difference_text(one),
-            "holds": decided(one),
-        }
-        for key, one in found.items()
-    )
+    rows = []
+    for one, other in pairs:
+        for measure in measures:
+            found = _interval(paired(table, measure, one, other, by=by), seeds)
+            told = {"one": one, "other": other, "measure": measure, **vars(found)}
+            said = {"text": difference_text(found), "holds": decided(found)}
+            rows.append({**told, "p_holm": found.p, **said})
+    made = pd.DataFrame(rows).drop(columns=["seeds", "prompts"])
+    made["p_holm"] = intervals.holm(made["p"])  # in its place among the columns
+    return made
 
 
 def difference_text(found: intervals.Ends) -> str:
-    """Return an interval as one reads it: +0.120 [+0.080, +0.160].
-
-    Args:
-        found: an interval of a difference.
-
-    Returns:
-        str: estimate, then both ends, each with its sign and three decimals.
-    """
+    """Return an interval as one reads it: +0.120 [+0.080, +0.160]."""
     return intervals.text(found.estimate, found.low, found.high)
 
 
 def decided(found: intervals.Ends) -> bool | None:
-    """Tell whether an interval of a difference decides it.
-
-    Args:
-        found: an interval of a difference.
-
-    Returns:
-        bool | None: True where it lies above 0, False where below, None where it holds 0.
-    """
+    """Tell whether an interval lies above 0 (True), below (False), or holds it (None)."""
     return None if found.low <= 0 <= found.high else found.low > 0
 
 
@@ -284,16 +201,8 @@ def best(bars: pd.DataFrame) -> pd.DataFrame:
 def rivals(table: pd.DataFrame, role: str) -> pd.DataFrame:
     """Return the best plausibility of a role beside every other one of its curve.
 
-    Args:
-        table: columns id, seed, arm, role, plausibility, strict, of one teacher and split.
-        role: "codit" or "truncated".
-
-    Returns:
-        DataFrame: role, best, plausibility (the other), lead (best - other) with its interval as
-        text, and tied: the interval holds 0.
-
-    Raises:
-        ValueError: fewer than two plausibilities of the role.
+    Of one teacher and split, by the column strict. Columns: role, best, plausibility (the other),
+    lead (best - other, as text), tied (its interval holds 0). ValueError: fewer than two values.
     """
     own = table[table["role"] == role]
     means = own.groupby(["plausibility", "arm"])["strict"].mean()
@@ -302,84 +211,56 @@ def rivals(table: pd.DataFrame, role: str) -> pd.DataFrame:
             f"expected two plausibilities of {role!r} or more; got {len(means)}. Try several."
         )
     top, winner = means.idxmax()
-    rows = []
-    for value, other in means.index:
-        if other != winner:
-            found = crossed.difference(crossed.table(own, "strict", winner, other, by="arm"))
-            text, tied = difference_text(found), decided(found) is None
-            rows.append({"role": role, "best": top, "plausibility": value, "lead": text})
-            rows[-1]["tied"] = tied
-    return pd.DataFrame(rows)
+    others = {arm: value for value, arm in means.index if arm != winner}
+    found = differences(own, [(winner, arm) for arm in others], ["strict"])
+    columns = {"plausibility": list(others.values()), "lead": found["text"]}
+    return pd.DataFrame({"role": role, "best": top, **columns, "tied": found["holds"].isna()})
 
 
 def gains(table: pd.DataFrame, *, measure: str = "strict", seeds: bool = True) -> pd.DataFrame:
     """Return CoDIT's gain at every plausibility and student, over direct and over truncation.
 
-    Args:
-        table: columns id, seed, student, arm, role, plausibility, `measure`, of one teacher and
-            split; truncation at CoDIT's plausibilities.
-        measure: what is compared.
-        seeds: see `bar_table`.
-
-    Returns:
-        DataFrame: student, plausibility, against ("direct" or "truncated", the latter at the same
-        plausibility), estimate, low, high, p, p_holm (corrected for all rows), text.
-
-    Raises:
-        ValueError: an arm is missing; see `crossed.table`.
+    Of one teacher and split, with truncation at CoDIT's plausibilities. Columns: student,
+    plausibility, against ("direct" or "truncated", the latter at the same plausibility), estimate,
+    low, high, p, p_holm (corrected for all rows), text.
     """
-    found: dict[int, crossed.Difference] = {}
-    rows: list[dict[str, Any]] = []
+    parts = []
     for student, own in table.groupby("student", sort=False):
-        roles = own.drop_duplicates("arm").set_index("role")
-        for arm, value in roles.loc[["codit"], ["arm", "plausibility"]].itertuples(index=False):
-            same = own[(own["role"] == "truncated") & (own["plausibility"] == value)]["arm"]
-            for against, other in (("direct", roles.loc["direct", "arm"]), ("truncated", same)):
-                name = other if isinstance(other, str) else str(other.iloc[0])
-                wide = crossed.table(own, measure, arm, name, by="arm")
-                found[len(rows)] = one = _interval(wide, seeds)
-                rows.append({"student": student, "plausibility": value, "against": against})
-                rows[-1] |= {"estimate": one.estimate, "low": one.low, "high": one.high}
-                rows[-1] |= {"p": one.p, "text": difference_text(one)}
-    corrected = crossed.holm(found)
-    return pd.DataFrame(rows).assign(p_holm=[corrected[place] for place in found])
+        arms = own.drop_duplicates("arm").set_index("role")
+        direct = arms.loc["direct", "arm"]
+        truncated = arms.loc[["truncated"]].set_index("plausibility")["arm"]
+        for arm, value in arms.loc[["codit"], ["arm", "plausibility"]].itertuples(index=False):
+            against = {"direct": direct, "truncated": truncated[value]}
+            pairs = [(arm, other) for other in against.values()]
+            found = differences(own, pairs, [measure], seeds=seeds)
+            parts.append(found.assign(student=student, plausibility=value, against=list(against)))
+    gained = pd.concat(parts, ignore_index=True)
+    gained["p_holm"] = intervals.holm(gained["p"])
+    told = ["student", "plausibility", "against", "estimate", "low", "high", "p", "p_holm", "text"]
+    return gained[told]
 
 
 def gains_text(gained: pd.DataFrame) -> str:
-    """Return in words how many of several gains are found, and the least of them.
+    """Return in words how many of the rows of `gains` are found, and the least of them.
 
-    Args:
-        gained: rows of `gains`.
-
-    Returns:
-        str: "15 of 18 gains (corrected p < .05), 0 losses; least +0.012 [-0.004, +0.028]".
+    "15 of 18 gains (corrected p < .05), 0 losses; least +0.012 [-0.004, +0.028]"
     """
     sure = gained[gained["p_holm"] < LEVEL]
     up, down = int((sure["estimate"] > 0).sum()), int((sure["estimate"] < 0).sum())
     least = gained.loc[gained["estimate"].idxmin(), "text"]
-    return (
-        f"{up} of {len(gained)} gains (corrected p < {LEVEL:g}), {down} losses; least {least}"
-    ).replace("0.05", ".05")
+    level = f"{LEVEL:g}".lstrip("0")
+    return f"{up} of {len(gained)} gains (corrected p < {level}), {down} losses; least {least}"
 
 
 def all_gain(gained: pd.DataFrame) -> bool | None:
-    """Tell whether every one of several gains is found.
+    """Tell whether all rows of `gains` are above 0 with corrected p below .05.
 
-    Args:
-        gained: rows of `gains`.
-
-    Returns:
-        bool | None: True where all are above 0 with corrected p below .05, False where one is
-        below 0 so surely, else None.
+    False where one is below 0 so surely, else None.
     """
     sure = gained["p_holm"] < LEVEL
     if bool((sure & (gained["estimate"] < 0)).any()):
         return False
     return True if bool(sure.all()) else None
-
-
-def _interval(values: np.ndarray[Any, Any], seeds: bool) -> crossed.Difference:
-    return crossed.difference(values if seeds else values.mean(0, keepdims=True))
 
 
 def samples(
@@ -390,20 +271,9 @@ def samples(
     *,
     n: int,
 ) -> pd.DataFrame:
-    """Return several answers to one prompt, direct beside CoDIT, with the same noise.
+    """Return n answers to one prompt, direct beside CoDIT, with the same noise.
 
-    Args:
-        pair: the teacher.
-        tokenizer: the expert's.
-        chat: the conversation that asks.
-        decoding: CoDIT's.
-        n: answers per arm; answer k is drawn with sample number k.
-
-    Returns:
-        DataFrame: sample, direct, codit; texts.
-
-    Raises:
-        ValueError: see `decode.generate`.
+    Answer k is drawn with sample number k. Columns: sample, direct, codit.
     """
     columns: dict[str, list[str]] = {"direct": [], "codit": []}
     for name, texts in columns.items():
@@ -415,16 +285,10 @@ def samples(
 
 
 def disagreement(tokens: pd.DataFrame) -> int:
-    """Return the step at which the contrast has most to choose.
+    """Return the step of a `decode.token_table` at which the contrast has most to choose.
 
     Among steps with more than one plausible token, the one of the largest
     |log p_expert - log p_amateur|; without such a step, the first.
-
-    Args:
-        tokens: a `decode.token_table`.
-
-    Returns:
-        int: the step, 0 for the first token.
     """
     gain = (tokens["logp_expert"] - tokens["logp_amateur"]).abs()
     open_ = gain[tokens["n_plausible"] > 1]
@@ -443,18 +307,8 @@ def step_table(
 ) -> pd.DataFrame:
     """Return the next-token probabilities of expert, amateur and contrast at one step.
 
-    Args:
-        pair: the teacher.
-        tokenizer: the expert's.
-        chat: the conversation that asks.
-        response: whose first `step` tokens stand before the step.
-        step: 0 is the first token.
-        n: tokens shown, by the expert's probability; at most the vocabulary.
-
-    Returns:
-        DataFrame: token, p_expert, p_amateur, q (0 outside the plausible set); most likely first.
-
-    Source: ours; q as in `contrast.contrast`.
+    It follows the first `step` tokens of the response; `n` tokens are shown, by the expert's
+    probability. Columns: token, p_expert, p_amateur, q (0 outside the plausible set).
     """
     ids = decode.prompt_ids(tokenizer, chat) + response.token_ids[:step]
     expert, amateur = pair.both_logits(torch.tensor([ids]))
@@ -465,3 +319,7 @@ def step_table(
     for name, logprobs in (("p_expert", expert), ("p_amateur", amateur), ("q", logq)):
         columns[name] = logprobs[0].softmax(-1)[best].tolist()
     return pd.DataFrame(columns)
+
+
+def _interval(values: np.ndarray[Any, Any], seeds: bool) -> Difference:
+    return difference(values if seeds else values.mean(0, keepdims=True))

@@ -13,7 +13,7 @@ At every step of a response each id of the vocabulary belongs to one class:
              do constraints that no token shows: twice, one_word, max_words, avoids
 
 Notation: z_E, z_A, p_E, p_A, q, plausible as in `codit.contrast`; "before" is the expert truncated
-to the plausible ids (q at strength 0), "after" is q. Source of the classes: ours.
+to the plausible ids (q at strength 0), "after" is q. Classes and choices are ours.
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ from codit.contrast import contrast, plausible
 from codit.engine.models import prompt_ids, special_token_ids, stop_ids
 from codit.evaluation import intervals, quality
 from codit.pair import ContrastivePair, load_tokenizer
-from codit.paper import arms as comparison
-from codit.paper import make, scales, seeds, store
+from codit.paper import arms, make, scales, seeds, store
 from codit.paper.arms import Arm, JudgedArm, ResponseStudy
 from codit.paper.scales import Scale
 from codit.recipes import Pair
@@ -52,21 +51,151 @@ KNOWLEDGE = ("fact",)  # families whose answer is a truth of the world
 TRADES = ("analogy",)  # half knowledge: the prompt gives the relation; counted as neither
 
 
+@dataclass(frozen=True, kw_only=True)
+class TokenStudy:
+    """What both models say at every token of a teacher's responses.
+
+    Args:
+        responses: arms and seeds; the arm "direct" must be among them.
+        n: prompts of each kind, the first that ask for knowledge and the first that do not.
+        repeats: seeds read token by token, the first ones; whole texts are summarised for all.
+    """
+
+    responses: ResponseStudy
+    n: int = 120
+    repeats: int = 4
+    version: ClassVar[int] = 1
+
+
+def recipe(chosen: Scale) -> TokenStudy:
+    """Return the study of notebook 05: the first teacher's expert alone, then every strength."""
+    tried = (Arm(role="direct"), *scales.strength_arms(chosen))
+    return TokenStudy(responses=scales.responses(chosen, tried))
+
+
+def study(recipe: TokenStudy) -> pd.DataFrame:
+    """Return the evidence at every step, one row a token of a response.
+
+    Each arm's own responses are read under its own q (read = "own"); the direct responses under
+    every arm's q too (read = "direct"), where the steps are the same at all strengths.
+
+    Columns: read, arm, role, plausibility, strength (0 for truncated, NaN for direct), seed,
+    id, family, step, length (tokens), drawn (class of the token), best_before and best_after
+    (class of the arg max of p_E and of q), changed (these are two ids), gain (log p_E -
+    log p_A of the token, nats), n_plausible, end_rank_before and end_rank_after (rank of the
+    end of turn among all ids by p_E, and by the contrast without the plausible set; 1 is the
+    arg max), and before_CLASS, after_CLASS (probability mass of the class).
+
+    Raises:
+    ValueError: no arm "direct", or prompts that are not the world's.
+    """
+    return store.tables(recipe, _make)["steps"]
+
+
+def summaries(recipe: TokenStudy) -> pd.DataFrame:
+    """Return what `quality.summarise` says of each arm's responses to all prompts.
+
+    A row per arm and seed: columns of the arm, seed, diversity, length, repetition.
+    """
+    return store.tables(recipe, _make)["summaries"]
+
+
+def along_strength(table: pd.DataFrame, plausibility: float) -> pd.DataFrame:
+    """Keep the rows of direct generation and of every strength at one plausibility.
+
+    Strength is 0 where the role is truncated and NaN where direct; the new column `at` names both:
+    "direct", "0", "0.5", ...
+    """
+    is_direct = table["role"] == "direct"
+    chosen = table["role"].isin(["truncated", "codit"]) & (table["plausibility"] == plausibility)
+    kept = table[is_direct | chosen].copy()
+    kept.loc[kept["role"] == "truncated", "strength"] = 0.0
+    kept["at"] = [f"{s:g}" if s == s else "direct" for s in kept["strength"]]
+    return kept
+
+
+def with_measures(table: pd.DataFrame, asked: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Add what is asked here of a response, from the verdicts' columns id, correct, obeyed.
+
+    `asked` are rows of `world.prompts`. Columns: family, held (share of the constraints that hold),
+    and `correct` told apart: knowledge (the answer is a fact of the world) and reading (it follows
+    from the prompt), each NaN where the prompt asks for the other, so that means leave it out.
+    """
+    rows = {row["id"]: row for row in asked}
+    family = np.array([rows[one]["family"] for one in table["id"]])
+    counts = [len(rows[one]["constraints"]) for one in table["id"]]
+    correct = table["correct"].astype(float)
+    return table.assign(
+        family=family,
+        held=[int(bits).bit_count() / n for bits, n in zip(table["obeyed"], counts, strict=True)],
+        knowledge=correct.where(np.isin(family, KNOWLEDGE)),
+        reading=correct.where(~np.isin(family, KNOWLEDGE + TRADES)),
+    )
+
+
+def prompt_means(table: pd.DataFrame, column: str, by: Sequence[str]) -> pd.DataFrame:
+    """Return means with 95 % t-intervals over prompts where prompts have unequally many rows.
+
+    A prompt's rows, of any step and seed, are averaged first, so each prompt counts once. Groups of
+    one prompt are left out. Columns: `by`, value, low, high, prompts.
+    """
+    known = table[table[column].notna()]
+    values = known[column].astype("float64")
+    per_prompt = values.groupby([known[name] for name in (*by, "id")], dropna=False, observed=True)
+    rows = []
+    for key, group in per_prompt.mean().groupby(level=list(by), dropna=False, sort=False):
+        if len(group) > 1:
+            found = seeds.difference(group.to_numpy()[None])
+            place = dict(zip(by, key if isinstance(key, tuple) else (key,), strict=True))
+            rows.append({**place, **intervals.columns(found), "prompts": found.prompts})
+    return pd.DataFrame(rows, columns=[*by, "value", "low", "high", "prompts"])
+
+
+def mass_shifts(steps: pd.DataFrame, *, open_from: float = 0.01) -> pd.DataFrame:
+    """Return how much probability the contrast moves into each class where the class is open.
+
+    shift = mean over open steps of (q mass of the class - its mass under the truncated expert);
+    a step is open for a class whose truncated mass lies in [open_from, 1 - open_from]. From 0 on
+    every step is open, and shifts of all classes sum to 0. A row per response and class that is
+    open somewhere in it: read, role, strength, seed, id, family, class, steps (open ones), before,
+    after, shift (means).
+    """
+    names = ["read", "role", "strength", "seed", "id", "family"]
+    parts = []
+    for one in CLASSES:
+        before, after = (steps[f"{name}_{one}"].astype("float64") for name in ("before", "after"))
+        table = steps[names].assign(**{"class": one, "before": before, "after": after})
+        is_open = before.between(open_from, 1 - open_from)
+        groups = table[is_open].groupby([*names, "class"], dropna=False, sort=False)
+        parts.append(
+            groups.agg(steps=("before", "size"), before=("before", "mean"), after=("after", "mean"))
+        )
+    table = pd.concat(parts).reset_index()
+    return table.assign(shift=table["after"] - table["before"])
+
+
+def kinds(classes: pd.Series, family: pd.Series) -> pd.Series:
+    """Name a token's class by what its prompt asks for: knowledge or reading.
+
+    "right" and "wrong" become "right fact" and "wrong fact" where the prompt asks for a fact of
+    the world, else "read" and "misread"; the others stay.
+    """
+    knows = family.isin(KNOWLEDGE)
+    asked = classes.map({"right": "right fact", "wrong": "wrong fact"}).fillna(classes)
+    given = classes.map({"right": "read", "wrong": "misread"}).fillna(classes)
+    return asked.where(knows, given)
+
+
+def places(steps: pd.DataFrame) -> pd.Series:
+    """Return where in its response each step lies, the middle of one of five bins in (0, 1)."""
+    middle = (steps["step"] + 0.5) / steps["length"]
+    return (np.floor(middle * 5) + 0.5) / 5
+
+
 def teacher_forced(
     pair: ContrastivePair, prompts: Sequence[list[int]], answers: Sequence[list[int]]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield what both models expected at each token of many answers, in batches.
-
-    Args:
-        pair: the models.
-        prompts: token ids of each prompt, generation prompt included.
-        answers: token ids of each answer, at least one.
-
-    Yields:
-        (Tensor, Tensor): z_E and z_A of one answer's tokens, float32 [T, V]; in order.
-
-    Source: ours.
-    """
+    """Yield z_E and z_A, float32 [T, V], at the tokens of each answer, at least one, in order."""
     for first in range(0, len(prompts), ROWS):
         parts = range(first, min(first + ROWS, len(prompts)))
         width = max(len(prompts[i]) + len(answers[i]) for i in parts)
@@ -85,18 +214,10 @@ def teacher_forced(
 def id_classes(
     tokenizer: PreTrainedTokenizerBase, asked: dict[str, Any], stops: Sequence[int]
 ) -> np.ndarray[Any, Any]:
-    """Return the class of every id of the vocabulary, given a prompt; see the module.
+    """Return the class of every id of the vocabulary under a prompt, its place in `CLASSES`: [V].
 
-    Args:
-        tokenizer: the expert's.
-        asked: a row of `world.prompts`.
-        stops: ids that end a turn.
-
-    Returns:
-        int64 [V]: places in `CLASSES`. What spells words of several of filler, wrong, right and
-        the rest of the prompt is other; format and end come before these.
-
-    Source: ours.
+    What spells words of several of filler, wrong, right and the rest of the prompt is other;
+    format and end come before these. `stops` are ids that end a turn.
     """
     wanted = {c["kind"]: c["value"] for c in asked["constraints"]}
     right, wrong = (set(constraints.words(" ".join(asked[k]))) for k in ("references", "rivals"))
@@ -132,21 +253,10 @@ def step_table(
     plausibility: float,
     classes: np.ndarray[Any, Any],
 ) -> pd.DataFrame:
-    """Return the evidence at each token of one answer.
+    """Return the evidence at each of the T tokens of one answer, z_E and z_A being [T, V].
 
-    Args:
-        expert: z_E [T, V].
-        amateur: z_A [T, V].
-        answer: T token ids.
-        strength: beta.
-        plausibility: alpha.
-        classes: of every id, as `id_classes` gives them.
-
-    Returns:
-        DataFrame: T rows; logp_expert, logp_amateur, logq (nats, of the token) and the columns of
-        `study` from `step` on.
-
-    Source: ours; the first five equal `decode.token_table`'s.
+    `classes` are those of `id_classes`. Columns: logp_expert, logp_amateur, logq (nats, of the
+    token; as in `decode.token_table`) and those of `study` from `step` on.
     """
     token = torch.tensor(list(answer), device=expert.device)[:, None]
     before = contrast(expert, None, strength=0.0, plausibility=plausibility)
@@ -179,103 +289,6 @@ def step_table(
     return pd.DataFrame(columns)
 
 
-def _pieces(tokenizer: PreTrainedTokenizerBase, words: Iterable[str]) -> set[int]:
-    """Return the ids that spell any of these words, capitalised or not, at a start or within."""
-    spellings = {
-        f"{gap}{w}" for word in words for w in (word, word.capitalize()) for gap in ("", " ")
-    }
-    encoded = tokenizer(sorted(spellings), add_special_tokens=False).input_ids if spellings else []
-    return {i for ids in encoded for i in ids} - _blank(tokenizer)
-
-
-def _blank(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    return set(tokenizer(" ", add_special_tokens=False).input_ids)
-
-
-def _marks(tokenizer: PreTrainedTokenizerBase, kinds: set[str]) -> set[int]:
-    """Return the ids of the marks that constraints of these kinds ask for."""
-    asks: dict[str, Callable[[str], bool]] = {
-        "json": lambda t: bool(set(t) & set('{}":')),
-        "quoted": lambda t: '"' in t and not set(t) & set("{}:"),
-        "numbered": lambda t: t.strip().isdecimal() or "\n" in t,
-        "capitals": lambda t: t != t.lower() and t == t.upper(),
-    }
-    wanted = [asks[kind] for kind in sorted(kinds & set(asks))]
-    texts = [tokenizer.decode([i]) for i in range(len(tokenizer))] if wanted else []
-    return {i for i, text in enumerate(texts) if any(is_asked(text) for is_asked in wanted)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenStudy:
-    """What both models say at every token of a teacher's responses.
-
-    Args:
-        responses: arms and seeds; the arm "direct" must be among them.
-        n: prompts of each kind, the first that ask for knowledge and the first that do not.
-        repeats: seeds that are read token by token, the first ones; whole texts are summarised
-            for all.
-    """
-
-    responses: ResponseStudy
-    n: int = 120
-    repeats: int = 4
-    version: ClassVar[int] = 1
-
-
-def recipe(chosen: Scale) -> TokenStudy:
-    """Return the study of notebook 05: the expert alone, then every strength of the scale.
-
-    Args:
-        chosen: the scale; plausibility is its decoding's.
-
-    Returns:
-        TokenStudy: of its first teacher.
-
-    Source: ours.
-    """
-    arms = (Arm(role="direct"), *scales.strength_arms(chosen))
-    return TokenStudy(responses=scales.responses(chosen, arms))
-
-
-def study(recipe: TokenStudy) -> pd.DataFrame:
-    """Return the evidence at every step, one row a token of a response.
-
-    Each arm's own responses are read under its own q (read = "own"); the direct responses under
-    every arm's q too (read = "direct"), where the steps are the same at all strengths.
-
-    Args:
-        recipe: whatever exists of it is read, the rest made.
-
-    Returns:
-        DataFrame: read, arm, role, plausibility, strength (0 for truncated, NaN for direct), seed,
-        id, family, step, length (tokens), drawn (class of the token), best_before and best_after
-        (class of the arg max of p_E and of q), changed (these are two ids), gain (log p_E -
-        log p_A of the token, nats), n_plausible, end_rank_before and end_rank_after (rank of the
-        end of turn among all ids by p_E, and by the contrast without the plausible set; 1 is the
-        arg max), and before_CLASS, after_CLASS (probability mass of the class).
-
-    Raises:
-        ValueError: no arm "direct", or prompts that are not the world's.
-
-    Source: ours.
-    """
-    return store.tables(recipe, _make)["steps"]
-
-
-def summaries(recipe: TokenStudy) -> pd.DataFrame:
-    """Return what `quality.summarise` says of each arm's responses to all prompts.
-
-    Args:
-        recipe: as for `study`, in whose folder this table lies.
-
-    Returns:
-        DataFrame: a row per arm and seed: columns of the arm, seed, diversity, length, repetition.
-
-    Source: ours.
-    """
-    return store.tables(recipe, _make)["summaries"]
-
-
 def _make(recipe: TokenStudy, _: Path) -> dict[str, pd.DataFrame]:
     """Return both tables, in small types: masses to three decimals."""
     steps = pd.concat(_steps(recipe), ignore_index=True)
@@ -290,9 +303,9 @@ def _summaries(recipe: TokenStudy) -> pd.DataFrame:
     made = recipe.responses
     return pd.DataFrame(
         {
-            **comparison.columns(arm),
+            **arms.columns(arm),
             "seed": seed,
-            **quality.summarise(make.dataset(comparison.data(made, arm, seed))),
+            **quality.summarise(make.dataset(arms.data(made, arm, seed))),
         }
         for arm in made.arms
         for seed in made.seeds
@@ -306,10 +319,10 @@ def _steps(recipe: TokenStudy) -> Iterator[pd.DataFrame]:
     stops = stop_ids(tokenizer, pair.generation_config)
     classes = {id_: id_classes(tokenizer, row, stops) for id_, row in asked.items()}
     for arm in made.arms:
-        under = [(one, comparison.decoding(one, made.decoding)) for one in made.arms]
-        under = under if arm.role == "direct" else [pair for pair in under if pair[0] == arm]
+        readers = made.arms if arm.role == "direct" else (arm,)
+        under = [(one, arms.decoding(one, made.decoding)) for one in readers]
         for seed in made.seeds[: recipe.repeats]:
-            rows = make.dataset(comparison.data(made, arm, seed))
+            rows = make.dataset(arms.data(made, arm, seed))
             given = [(row, _answer(tokenizer, row)) for row in rows if row["id"] in asked]
             given = [(row, answer) for row, answer in given if answer]
             prompts = [prompt_ids(tokenizer, row["messages"][:-1]) for row, _ in given]
@@ -318,21 +331,19 @@ def _steps(recipe: TokenStudy) -> Iterator[pd.DataFrame]:
                 for one, how in under:
                     numbers = {"strength": how.strength, "plausibility": how.plausibility}
                     table = step_table(*logits, answer, classes=classes[row["id"]], **numbers)
+                    kept = table.drop(columns=["logp_expert", "logp_amateur", "logq"])
                     told = {
                         "read": "own" if one == arm else "direct",
                         **_columns(one),
                         "seed": seed,
+                        "id": row["id"],
+                        "family": asked[row["id"]]["family"],
                     }
-                    yield _told(table, **told, id=row["id"], family=asked[row["id"]]["family"])
-
-
-def _told(table: pd.DataFrame, **told: Any) -> pd.DataFrame:
-    kept = table.drop(columns=["logp_expert", "logp_amateur", "logq"])
-    return pd.concat([pd.DataFrame(told, index=kept.index), kept], axis=1)
+                    yield pd.concat([pd.DataFrame(told, index=kept.index), kept], axis=1)
 
 
 def _columns(arm: Arm | JudgedArm) -> dict[str, Any]:
-    found = comparison.columns(arm)
+    found = arms.columns(arm)
     strength = 0.0 if arm.role == "truncated" else found["strength"]
     return {name: found[name] for name in ("arm", "role", "plausibility")} | {"strength": strength}
 
@@ -368,138 +379,24 @@ def _answer(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> list[int
     return ids + [tokenizer.eos_token_id] * bool(row["is_completed"])
 
 
-def along_strength(table: pd.DataFrame, plausibility: float) -> pd.DataFrame:
-    """Keep the rows of direct generation and of every strength at one plausibility.
-
-    Args:
-        table: role, plausibility, strength, as in the tables of `results.study`.
-        plausibility: which.
-
-    Returns:
-        DataFrame: those rows; strength is 0 where the role is truncated and NaN where direct, and
-        the column `at` names both: "direct", "0", "0.5", ...
-
-    Source: ours.
-    """
-    is_direct = table["role"] == "direct"
-    chosen = table["role"].isin(["truncated", "codit"]) & (table["plausibility"] == plausibility)
-    kept = table[is_direct | chosen].copy()
-    kept.loc[kept["role"] == "truncated", "strength"] = 0.0
-    kept["at"] = [f"{s:g}" if s == s else "direct" for s in kept["strength"]]
-    return kept
+def _pieces(tokenizer: PreTrainedTokenizerBase, words: Iterable[str]) -> set[int]:
+    """Return the ids that spell any of these words, capitalised or not, at a start or within."""
+    spellings = {
+        f"{gap}{w}" for word in words for w in (word, word.capitalize()) for gap in ("", " ")
+    }
+    encoded = tokenizer(sorted(spellings), add_special_tokens=False).input_ids if spellings else []
+    blank = tokenizer(" ", add_special_tokens=False).input_ids
+    return {i for ids in encoded for i in ids} - set(blank)
 
 
-def with_measures(table: pd.DataFrame, asked: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """Add what is asked here of a response, from what the verifier found.
-
-    Args:
-        table: verdicts with columns id, correct, obeyed.
-        asked: the prompts, rows of `world.prompts`.
-
-    Returns:
-        DataFrame: with family, held (share of the constraints that hold) and `correct` told apart:
-        knowledge (the answer is a fact of the world) and reading (it follows from the prompt),
-        each NaN where the prompt asks for the other, so that means leave it out.
-
-    Raises:
-        KeyError: a response to a prompt that is not among `asked`.
-
-    Source: ours.
-    """
-    rows = {row["id"]: row for row in asked}
-    family = np.array([rows[one]["family"] for one in table["id"]])
-    counts = [len(rows[one]["constraints"]) for one in table["id"]]
-    correct = table["correct"].astype(float)
-    return table.assign(
-        family=family,
-        held=[int(bits).bit_count() / n for bits, n in zip(table["obeyed"], counts, strict=True)],
-        knowledge=correct.where(np.isin(family, KNOWLEDGE)),
-        reading=correct.where(~np.isin(family, KNOWLEDGE + TRADES)),
-    )
-
-
-def prompt_means(table: pd.DataFrame, column: str, by: Sequence[str]) -> pd.DataFrame:
-    """Return means with 95 % t-intervals over prompts where prompts have unequally many rows.
-
-    A prompt's rows, of any step and seed, are averaged first; so each prompt counts once.
-
-    Args:
-        table: id, `by`, `column`.
-        column: numbers; rows where it is missing are left out.
-        by: what tells one mean from another.
-
-    Returns:
-        DataFrame: `by`, value, low, high, prompts; groups of one prompt are left out.
-
-    Source: ours.
-    """
-    known = table[table[column].notna()]
-    values = known[column].astype("float64")
-    per_prompt = values.groupby([known[name] for name in (*by, "id")], dropna=False, observed=True)
-    rows = []
-    for key, group in per_prompt.mean().groupby(level=list(by), dropna=False, sort=False):
-        if len(group) > 1:
-            found = seeds.difference(group.to_numpy()[None])
-            place = dict(zip(by, key if isinstance(key, tuple) else (key,), strict=True))
-            rows.append({**place, **intervals.columns(found), "prompts": found.prompts})
-    return pd.DataFrame(rows, columns=[*by, "value", "low", "high", "prompts"])
-
-
-def mass_shifts(steps: pd.DataFrame, *, open_from: float = 0.01) -> pd.DataFrame:
-    """Return how much probability the contrast moves into each class where the class is open.
-
-    shift = mean over open steps of (q mass of the class - its mass under the truncated expert);
-    a step is open for a class whose truncated mass lies in [open_from, 1 - open_from].
-
-    Args:
-        steps: rows of `study`. Of one text the open steps are the same at every
-            strength.
-        open_from: least mass; 0 takes every step, and then shifts of all classes sum to 0.
-
-    Returns:
-        DataFrame: one row per response and class that is open somewhere in it: read, role,
-        strength, seed, id, family, class, steps (open ones), before, after, shift (means).
-
-    Source: ours.
-    """
-    names = ["read", "role", "strength", "seed", "id", "family"]
-    parts = []
-    for one in CLASSES:
-        before, after = (steps[f"{name}_{one}"].astype("float64") for name in ("before", "after"))
-        table = steps[names].assign(**{"class": one, "before": before, "after": after})
-        is_open = before.between(open_from, 1 - open_from)
-        groups = table[is_open].groupby([*names, "class"], dropna=False, sort=False)
-        parts.append(
-            groups.agg(steps=("before", "size"), before=("before", "mean"), after=("after", "mean"))
-        )
-    table = pd.concat(parts).reset_index()
-    return table.assign(shift=table["after"] - table["before"])
-
-
-def kinds(classes: pd.Series, family: pd.Series) -> pd.Series:
-    """Tell knowledge from reading: name a token's class by what its prompt asks for.
-
-    Args:
-        classes: values of `CLASSES`.
-        family: of the prompts.
-
-    Returns:
-        Series: "right" and "wrong" become "right fact" and "wrong fact" where the prompt asks for
-        a fact of the world, else "read" and "misread"; the others stay.
-
-    Source: ours.
-    """
-    knows = family.isin(KNOWLEDGE)
-    asked = classes.map({"right": "right fact", "wrong": "wrong fact"}).fillna(classes)
-    given = classes.map({"right": "read", "wrong": "misread"}).fillna(classes)
-    return asked.where(knows, given)
-
-
-def places(steps: pd.DataFrame) -> pd.Series:
-    """Return where in its response each step lies, the middle of one of five bins in (0, 1).
-
-    Args:
-        steps: columns step (from 0) and length.
-    """
-    middle = (steps["step"] + 0.5) / steps["length"]
-    return (np.floor(middle * 5) + 0.5) / 5
+def _marks(tokenizer: PreTrainedTokenizerBase, kinds: set[str]) -> set[int]:
+    """Return the ids of the marks that constraints of these kinds ask for."""
+    asks: dict[str, Callable[[str], bool]] = {
+        "json": lambda t: bool(set(t) & set('{}":')),
+        "quoted": lambda t: '"' in t and not set(t) & set("{}:"),
+        "numbered": lambda t: t.strip().isdecimal() or "\n" in t,
+        "capitals": lambda t: t != t.lower() and t == t.upper(),
+    }
+    wanted = [asks[kind] for kind in sorted(kinds & set(asks))]
+    texts = [tokenizer.decode([i]) for i in range(len(tokenizer))] if wanted else []
+    return {i for i, text in enumerate(texts) if any(is_asked(text) for is_asked in wanted)}

@@ -2,7 +2,8 @@
 
 Addition needs a target of the vector's own architecture; text does not. Two kinds of target: the
 amateur itself, for which adding the whole vector gives the expert, and the amateur after
-fine-tuning on careless answers: weights that have moved since the vector was made.
+fine-tuning on careless answers: weights that have moved since the vector was made. Targets
+and scales are ours.
 """
 
 from __future__ import annotations
@@ -16,15 +17,13 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from codit import chat_vector
-from codit.paper import arms, store
-from codit.paper import make as results
-from codit.paper import scales as experiments
+from codit.paper import arms, make, scales, store
 from codit.paper.arms import Arm, StudentStudy
 from codit.paper.scales import Scale
 from codit.recipes import Addition, Evaluation, Model, Training
 from codit.world.recipes import Pretraining
 
-SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)  # of the vector (ours)
+SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)  # of the vector
 CARELESS = Arm(role="careless")
 ROLES = {"addition": "chat-vector", "none": "amateur"}  # the colour of a way that is no text
 
@@ -33,9 +32,8 @@ ROLES = {"addition": "chat-vector", "none": "amateur"}  # the colour of a way th
 class TransferStudy:
     """Verdicts on what addition and text make of the same targets.
 
-    Args:
-        students: the teacher; the arms of the text; the bases, first the amateur; seeds; prompts.
-        scales: of the added vector.
+    `students` holds the teacher, the arms of the text, the bases (first the amateur), seeds and
+    prompts; `scales` are of the added vector.
     """
 
     students: StudentStudy
@@ -44,61 +42,36 @@ class TransferStudy:
 
 
 def recipe(chosen: Scale) -> TransferStudy:
-    """Return the study of notebook 07.
+    """Return the study of notebook 07: targets are bases, of which the first is the amateur.
 
-    Args:
-        chosen: a scale whose first student is the teacher's amateur.
-
-    Returns:
-        TransferStudy: direct and CoDIT text; dev, where the scale is chosen, and the held-out sets.
-
-    Source: Chat Vector (Huang et al. 2023) for addition; targets and scales ours.
+    Direct and CoDIT text; dev prompts, on which the scale is chosen, and the held-out sets.
+    Source: Chat Vector (Huang et al. 2023) for addition.
     """
-    decoding = chosen.decoding
-    codit = Arm(role="codit", plausibility=decoding.plausibility, strength=decoding.strength)
+    direct, *_, codit = scales.main_arms(chosen)
     tests = (("dev", chosen.dev), *chosen.tests) if chosen.dev else chosen.tests
-    study = experiments.students(chosen, (Arm(role="direct"), codit), tests=tests)
-    return TransferStudy(students=study)
+    return TransferStudy(students=scales.students(chosen, (direct, codit), tests=tests))
 
 
 def study(recipe: TransferStudy) -> pd.DataFrame:
     """Return every verdict of a study, one row an answer.
 
-    Args:
-        recipe: targets, texts and scales.
-
-    Returns:
-        DataFrame: method ("addition"; "text", with its arm and role; "none": the target as it is),
-        target ("amateur" or "moved" of the teacher's architecture, else "base"), student (the
-        architecture), scale (of an addition), seed, split, id and the columns `results.KEPT`.
-
-    Raises:
-        ValueError: the first base is not of the vector's architecture; see `chat_vector.add`.
-
-    Source: ours.
+    Columns: method ("addition"; "text", with its arm and role; "none": the target as it is), target
+    ("amateur" or "moved" of the teacher's architecture, else "base"), student (the architecture),
+    scale (of an addition), seed, split, id and those of `make.KEPT`. ValueError: the first base is
+    not of the vector's architecture.
     """
+    return store.table(recipe, _verdicts, "verdicts")
 
-    def make(recipe: TransferStudy) -> pd.DataFrame:
-        parts = [
-            results.answers(evaluation)[["id", *results.KEPT]].assign(**told)
-            for told, evaluation in evaluations(recipe)
-        ]
-        return results.compact(pd.concat(parts, ignore_index=True))
 
-    return store.table(recipe, make, "verdicts")
+def _verdicts(recipe: TransferStudy) -> pd.DataFrame:
+    return make.compact(
+        (told, make.answers(evaluation)[["id", *make.KEPT]])
+        for told, evaluation in evaluations(recipe)
+    )
 
 
 def evaluations(recipe: TransferStudy) -> Iterator[tuple[dict[str, Any], Evaluation]]:
-    """Yield every evaluation of a study with what tells it from the others.
-
-    Args:
-        recipe: targets, texts and scales.
-
-    Yields:
-        (dict, Evaluation): columns method, target, student, arm, role, scale, seed, split.
-
-    Source: ours.
-    """
+    """Yield every evaluation of a study with what tells it from the others, as columns."""
     plan = recipe.students
     greedy = arms.greedy_decoding(plan.responses.decoding.max_new_tokens)
     for told, model in _models(recipe):
@@ -139,21 +112,11 @@ def _told(
 
 
 def refusal(chosen: Scale, target: Model | Pretraining) -> str:
-    """Return what happens when the chat vector is added to a base of another architecture.
-
-    Args:
-        chosen: the scale, whose pair gives the vector.
-        target: a base.
-
-    Returns:
-        str: the error, or "added" where there was none.
-
-    Source: ours.
-    """
-    vector = (results.model_path(chosen.pair.expert), results.model_path(chosen.pair.amateur))
+    """Return the error of adding the teacher's chat vector to a base, or "added"."""
+    vector = (make.model_path(chosen.pair.expert), make.model_path(chosen.pair.amateur))
     with tempfile.TemporaryDirectory() as folder:
         try:
-            chat_vector.add(results.model_path(target), vector, Path(folder) / "model")
+            chat_vector.add(make.model_path(target), vector, Path(folder) / "model")
         except ValueError as error:
             return str(error)
     return "added"
@@ -163,15 +126,7 @@ def repeated(table: pd.DataFrame) -> pd.DataFrame:
     """Return a table in which a way without noise stands once per seed of the others.
 
     A target as it is, or with the vector added, gives one answer per prompt whatever the seed of
-    the text that it is compared with.
-
-    Args:
-        table: columns way, seed, id, of one student and target.
-
-    Returns:
-        DataFrame: ways of a single seed repeated for every seed of the table.
-
-    Source: ours.
+    the text that it is compared with. Columns: way, seed, id, of one student and target.
     """
     seeds = sorted(set(table["seed"]))
     parts = []

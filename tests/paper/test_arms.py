@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from codit import recipes
-from codit.paper import arms as comparison
-from codit.paper import judges, scales, shipped, store
+from codit.paper import arms, judges, scales, shipped, store
 from codit.paper.arms import (
     NOBODY,
     Arm,
@@ -40,7 +39,7 @@ from codit.world.recipes import (
 BASE = Pretraining()
 OTHER = Pretraining(architecture="llama", tokenizer="b")
 DECODING = Decoding(strength=1.5, plausibility=0.6, temperature=0.7, top_k=9, max_new_tokens=20)
-ARMS = tuple(Arm(role=role) for role in comparison.NAMES if role != "best-of-n")
+ARMS = tuple(Arm(role=role) for role in arms.NAMES if role != "best-of-n")
 BEST = (Arm(role="best-of-n", n=2), Arm(role="best-of-n", n=4))
 RESPONSES = ResponseStudy(
     pair=Pair(expert=Model(name="post"), amateur=BASE),
@@ -56,8 +55,8 @@ STUDENTS = StudentStudy(
 
 
 def test_arms_decode_with_the_same_values_but_their_own() -> None:
-    decoded = {arm.role: comparison.decoding(arm, DECODING) for arm in ARMS[:4]}
-    decoded["best"] = comparison.decoding(BEST[0], DECODING)
+    decoded = {arm.role: arms.decoding(arm, DECODING) for arm in ARMS[:4]}
+    decoded["best"] = arms.decoding(BEST[0], DECODING)
     numbers = {k: (d.strength, d.plausibility, d.temperature) for k, d in decoded.items()}
     assert numbers == {
         "direct": (0, 0, 0.7),
@@ -72,9 +71,9 @@ def test_arms_decode_with_the_same_values_but_their_own() -> None:
 
 def test_an_arm_s_own_numbers_come_before_the_study_s() -> None:
     arm = Arm(role="codit", plausibility=0.1, strength=2.0)
-    found = comparison.decoding(arm, DECODING)
+    found = arms.decoding(arm, DECODING)
     assert (found.strength, found.plausibility) == (2, 0.1)
-    truncated = comparison.decoding(Arm(role="truncated", plausibility=0.9), DECODING)
+    truncated = arms.decoding(Arm(role="truncated", plausibility=0.9), DECODING)
     assert (truncated.strength, truncated.plausibility) == (0, 0.9)
 
 
@@ -85,7 +84,7 @@ def test_an_unknown_role_is_refused() -> None:
 
 def test_the_world_s_own_answers_are_not_decoded() -> None:
     with pytest.raises(ValueError, match="expected an arm that decodes; got 'ideal'"):
-        comparison.decoding(Arm(role="ideal"), DECODING)
+        arms.decoding(Arm(role="ideal"), DECODING)
 
 
 def test_labels_tell_arms_apart() -> None:
@@ -104,7 +103,7 @@ def test_labels_tell_arms_apart() -> None:
 
 def test_every_arm_answers_the_study_s_prompts() -> None:
     for arm in RESPONSES.arms:
-        made = comparison.data(RESPONSES, arm, seed=1)
+        made = arms.data(RESPONSES, arm, seed=1)
         asked = made.pool if isinstance(made, BestOf) else made
         asked = asked.answers if isinstance(asked, Shuffled) else asked
         assert isinstance(asked, (Synthesis, Answers))
@@ -112,8 +111,8 @@ def test_every_arm_answers_the_study_s_prompts() -> None:
 
 
 def test_best_of_n_chooses_from_one_pool_of_direct_samples() -> None:
-    two, four = (comparison.data(RESPONSES, arm, seed=1) for arm in BEST)
-    direct = comparison.data(RESPONSES, Arm(role="direct"), seed=1)
+    two, four = (arms.data(RESPONSES, arm, seed=1) for arm in BEST)
+    direct = arms.data(RESPONSES, Arm(role="direct"), seed=1)
     assert isinstance(two, BestOf)
     assert isinstance(four, BestOf)
     assert (two.n, four.n) == (2, 4)
@@ -125,26 +124,26 @@ def test_a_seed_moves_the_noise_of_every_arm_that_has_some() -> None:
     moved = {
         arm.role
         for arm in RESPONSES.arms
-        if comparison.data(RESPONSES, arm, 0) != comparison.data(RESPONSES, arm, 1)
+        if arms.data(RESPONSES, arm, 0) != arms.data(RESPONSES, arm, 1)
     }
-    assert moved == set(comparison.NAMES) - {"greedy", "ideal"}
+    assert moved == set(arms.NAMES) - {"greedy", "ideal"}
 
 
 def test_a_seed_moves_synthesis_and_training_alike() -> None:
-    made = comparison.training(STUDENTS, OTHER, Arm(role="truncated"), seed=3)
+    made = arms.training(STUDENTS, OTHER, Arm(role="truncated"), seed=3)
     assert (made.seed, made.base, made.batch) == (3, OTHER, 4)
-    assert made.data == comparison.data(RESPONSES, Arm(role="truncated"), seed=3)
+    assert made.data == arms.data(RESPONSES, Arm(role="truncated"), seed=3)
 
 
 def test_ideal_and_careless_answers_are_all_of_their_kind() -> None:
-    shares = [comparison.data(RESPONSES, Arm(role=r)).ideal_share for r in ("ideal", "careless")]  # type: ignore[union-attr]
+    shares = [arms.data(RESPONSES, Arm(role=r)).ideal_share for r in ("ideal", "careless")]  # type: ignore[union-attr]
     assert shares == [1, 0]
     with pytest.raises(ValueError, match="only the world answers its prompts; got File"):
-        comparison.data(replace(RESPONSES, prompts=File(path="x")), Arm(role="ideal"))
+        arms.data(replace(RESPONSES, prompts=File(path="x")), Arm(role="ideal"))
 
 
 def test_a_study_unfolds_into_every_student_arm_seed_and_held_out_set() -> None:
-    found = list(comparison.evaluations(STUDENTS))
+    found = list(arms.evaluations(STUDENTS))
     assert len(found) == 2 * 9 * 2 * 2
     assert len({tuple(map(str, told.values())) for told, _ in found}) == len(found)
     models = {recipes.key(one.model) for _, one in found}
@@ -158,7 +157,7 @@ def test_a_study_unfolds_into_every_student_arm_seed_and_held_out_set() -> None:
 
 
 def test_a_student_from_the_hub_is_called_by_its_name() -> None:
-    assert comparison.model_label(Model(name="a/b")) == "a/b"
+    assert arms.model_label(Model(name="a/b")) == "a/b"
 
 
 def test_the_key_of_a_study_changes_with_each_of_its_parts() -> None:
@@ -245,10 +244,10 @@ def test_a_judge_is_called_by_its_architecture_or_its_model() -> None:
 
 
 def test_no_arm_is_called_like_another() -> None:
-    arms: list[Any] = [Arm(role="best-of-n", n=n) for n in (2, 4)]
-    arms += [JudgedArm(judge=one, n=n) for one in (*JUDGES, MODEL) for n in (2, 4)]
-    assert len({arm.label for arm in arms}) == 8
-    assert JudgedArm.role not in comparison.NAMES
+    tried: list[Any] = [Arm(role="best-of-n", n=n) for n in (2, 4)]
+    tried += [JudgedArm(judge=one, n=n) for one in (*JUDGES, MODEL) for n in (2, 4)]
+    assert len({arm.label for arm in tried}) == 8
+    assert JudgedArm.role not in arms.NAMES
 
 
 def test_other_judges_take_the_place_of_a_scales_and_its_budgets_go() -> None:
@@ -272,32 +271,32 @@ def test_a_judge_without_a_name_is_refused(bad: Any) -> None:
 def test_every_judge_and_the_verifier_choose_from_the_same_responses(
     judge: WorldJudge | LLMJudge,
 ) -> None:
-    verified = comparison.data(STUDY, Arm(role="best-of-n", n=4), 3)
+    verified = arms.data(STUDY, Arm(role="best-of-n", n=4), 3)
     assert isinstance(verified, BestOf)
     for n in (2, 4):
-        judged = comparison.data(STUDY, JudgedArm(judge=judge, n=n), 3)
+        judged = arms.data(STUDY, JudgedArm(judge=judge, n=n), 3)
         assert judged == JudgedBest(pool=verified.pool, judge=judge, n=n)
-    other = comparison.data(STUDY, JudgedArm(judge=judge), 4)
+    other = arms.data(STUDY, JudgedArm(judge=judge), 4)
     assert isinstance(other, JudgedBest)
     assert (verified.pool.decoding.seed, other.pool.decoding.seed) == (3, 4)
 
 
 def test_its_responses_are_drawn_from_the_expert_alone() -> None:
     base = replace(STUDY.decoding, temperature=0.7, seed=5)
-    found = comparison.decoding(JudgedArm(judge=MODEL), base)
+    found = arms.decoding(JudgedArm(judge=MODEL), base)
     assert found == replace(base, strength=0.0, plausibility=0.0)
 
 
 def test_a_judge_chooses_among_responses_that_no_verifier_knows() -> None:
     hub = replace(STUDY, prompts=HubPrompts(source="wildchat", n=3))
-    found = comparison.data(hub, JudgedArm(judge=MODEL))
+    found = arms.data(hub, JudgedArm(judge=MODEL))
     assert isinstance(found, JudgedBest)
     assert found.pool.prompts == hub.prompts
 
 
 def test_it_has_the_columns_of_other_arms() -> None:
-    found = comparison.columns(JudgedArm(judge=MODEL, n=2))
-    assert list(found) == list(comparison.columns(Arm(role="direct")))
+    found = arms.columns(JudgedArm(judge=MODEL, n=2))
+    assert list(found) == list(arms.columns(Arm(role="direct")))
     assert (found["arm"], found["role"], found["n"]) == ("Best of 2, m", "best-of-n-judged", 2)
     assert math.isnan(found["plausibility"])
     assert math.isnan(found["strength"])
@@ -307,10 +306,10 @@ def test_students_are_trained_on_what_a_judge_chose() -> None:
     arm = JudgedArm(judge=MODEL)
     plan = scales.students(FULL, (Arm(role="direct"),), students=FULL.students[:1])
     plan = replace(plan, responses=replace(plan.responses, arms=(arm,), seeds=(0, 1)))
-    found = list(comparison.evaluations(plan))
+    found = list(arms.evaluations(plan))
     assert len(found) == 2 * len(FULL.tests)
     for told, evaluation in found:
         assert told["arm"] == arm.label
         model: Any = evaluation.model
-        assert model.data == comparison.data(plan.responses, arm, told["seed"])
+        assert model.data == arms.data(plan.responses, arm, told["seed"])
     assert len({recipes.key(evaluation) for _, evaluation in found}) == len(found)

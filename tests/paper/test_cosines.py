@@ -12,8 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from codit import chat_vector
-from codit.paper import arms as comparison
-from codit.paper import cosines, make, seeds
+from codit.paper import arms, cosines, make, seeds
 from codit.paper.arms import Arm
 from codit.paper.scales import Scale
 
@@ -34,7 +33,7 @@ def test_a_study_holds_every_cosine_and_is_kept(micro: Scale, idle: Any) -> None
         "tensor", "layer", "module", "global",
     }  # fmt: skip
     plan = recipe.students
-    trained = comparison.training(plan, plan.students[0], Arm(role="ideal"), 0)
+    trained = arms.training(plan, plan.students[0], Arm(role="ideal"), 0)
     before = make.model_path(micro.pair.amateur)
     vector = (make.model_path(micro.pair.expert), before)
     expected = chat_vector.cosines((make.model_path(trained), before), vector)

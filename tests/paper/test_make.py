@@ -14,8 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from codit import decode, recipes, world
-from codit.paper import arms as comparison
-from codit.paper import make, scales, store
+from codit.paper import arms, make, scales, store
 from codit.paper.arms import Arm
 from codit.paper.scales import Scale
 from codit.recipes import Addition, Evaluation, File, Model, Synthesis, Training
@@ -215,7 +214,7 @@ def test_the_verifier_judges_the_world_s_prompts_only(micro: Scale) -> None:
         make.dataset(BestOf(pool=foreign, n=2))
 
 
-GREEDY = comparison.greedy_decoding(32)
+GREEDY = arms.greedy_decoding(32)
 
 
 # -- answers -------------------------------------------------------------------------------------
@@ -261,7 +260,7 @@ def test_a_study_of_responses_has_every_arm_seed_and_prompt(micro: Scale, idle: 
     groups = table.groupby(["arm", "seed"], sort=False)
     assert all(own["id"].tolist() == ids for _, own in groups)
     assert list(dict.fromkeys(table["arm"])) == [arm.label for arm in recipe.arms]
-    made = make.dataset(comparison.data(recipe, recipe.arms[-1], 1))
+    made = make.dataset(arms.data(recipe, recipe.arms[-1], 1))
     expected = make.verdicts(made, world.prompts(micro.prompts))
     own = groups.get_group((recipe.arms[-1].label, 1))
     for column in make.KEPT:
@@ -271,10 +270,9 @@ def test_a_study_of_responses_has_every_arm_seed_and_prompt(micro: Scale, idle: 
 
 
 def test_a_study_of_students_has_every_student_split_and_prompt(micro: Scale, idle: Any) -> None:
-    arms = (Arm(role="direct"), Arm(role="ideal"))
-    recipe = scales.students(micro, arms)
+    recipe = scales.students(micro, (Arm(role="direct"), Arm(role="ideal")))
     table = make.study(recipe)
-    for told, evaluation in comparison.evaluations(recipe):
+    for told, evaluation in arms.evaluations(recipe):
         keys = [k for k, v in told.items() if v == v]
         own = table[(table[keys] == [told[k] for k in keys]).all(axis=1)]
         answers = make.answers(evaluation)

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from codit import recipes, world
-from codit.paper import arms as comparison
-from codit.paper import scales
+from codit.paper import arms, scales
 from codit.paper.arms import Arm, LLMJudge
 from codit.paper.scales import Scale
 from codit.recipes import Decoding, File, HubPrompts, Model, Training
@@ -90,7 +89,7 @@ def test_nothing_is_tested_on_prompts_that_a_model_was_trained_on(name: str) -> 
 
 
 def test_the_expert_is_the_amateur_post_trained_on_a_mixture() -> None:
-    base = scales.amateur(seed=5)
+    base = replace(scales.bases()["amateur"], seed=5)
     expert = scales.expert(base)
     assert expert.base == base == Pretraining(architecture="qwen3", tokenizer="a", seed=5)
     assert isinstance(expert.data, Answers)
@@ -148,9 +147,9 @@ def test_paper_holds_the_authors_values() -> None:
 def test_a_hub_scale_trains_the_amateur_with_the_experts_template() -> None:
     chosen = scales.hub_scale("post", "pre", HubPrompts(n=3), 64)
     study = scales.students(chosen, (Arm(role="codit"),))
-    made = comparison.training(study, chosen.students[0], Arm(role="codit"))
+    made = arms.training(study, chosen.students[0], Arm(role="codit"))
     assert (made.base, made.template) == (Model(name="pre"), Model(name="post"))
-    assert list(comparison.evaluations(study)) == []
+    assert list(arms.evaluations(study)) == []
 
 
 # -- what a reader changes -----------------------------------------------------------------------
@@ -271,8 +270,8 @@ def plan_arms() -> list[tuple[Arm, ...]]:
 
 
 def test_no_arm_comes_twice_in_a_study() -> None:
-    for arms in plan_arms():
-        assert len(set(arms)) == len(arms)
+    for tried in plan_arms():
+        assert len(set(tried)) == len(tried)
 
 
 def test_plausibility_is_chosen_on_dev_and_results_are_reported_elsewhere() -> None:

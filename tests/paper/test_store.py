@@ -23,8 +23,8 @@ RECIPE = World(seed=7)
 MAKER = """
 import os, sys, time
 from pathlib import Path
-from codit import recipes, store
-from codit.files import replacing, versions, write_json
+from codit.paper import store
+from codit.world.recipes import World
 
 def make(recipe, folder):
     with open(sys.argv[1], "a") as log:
@@ -33,7 +33,7 @@ def make(recipe, folder):
     time.sleep(float(sys.argv[2]))
     (folder / "whole.txt").write_text("whole")
 
-print(store.get(recipes.World(seed=7), make))
+print(store.get(World(seed=7), make))
 """
 
 

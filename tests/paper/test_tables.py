@@ -17,8 +17,7 @@ import torch
 from codit import decode
 from codit.contrast import contrast
 from codit.evaluation import intervals
-from codit.paper import scales, tables
-from codit.paper import seeds as crossed
+from codit.paper import scales, seeds, tables
 from codit.paper.arms import Arm
 from codit.recipes import Decoding, Model, Pair
 from codit.world.recipes import WorldPrompts
@@ -79,7 +78,7 @@ def test_means_have_the_intervals_of_seeds_and_prompts() -> None:
     order = [("codit", "high"), ("codit", "score"), ("direct", "high"), ("direct", "score")]
     assert list(bars[["role", "measure"]].itertuples(index=False, name=None)) == order
     wide = table[table["role"] == "codit"].pivot_table(index="seed", columns="id", values="score")
-    found = crossed.difference(wide.to_numpy())
+    found = seeds.difference(wide.to_numpy())
     ends = [found.estimate, found.low, found.high]
     assert bars.loc[1, ["value", "low", "high"]].tolist() == pytest.approx(ends)
     assert bars.loc[1, ["seeds", "prompts"]].tolist() == [2, 5]
@@ -88,7 +87,7 @@ def test_means_have_the_intervals_of_seeds_and_prompts() -> None:
 def test_noise_that_is_each_prompt_s_own_is_averaged_first() -> None:
     (bar, *_) = tables.bar_table(TABLE, ["score"], seeds=False).to_dict("records")
     own = TABLE[TABLE["role"] == "codit"].groupby("id")["score"].mean()
-    found = crossed.difference(own.to_numpy()[None])
+    found = seeds.difference(own.to_numpy()[None])
     assert (bar["low"], bar["high"]) == pytest.approx((found.low, found.high))
     assert bar["seeds"] == 2
 
@@ -105,7 +104,7 @@ def test_several_groups_keep_their_names_and_roles() -> None:
 def test_differences_are_paired_and_corrected_for_their_number() -> None:
     table = TABLE.assign(twice=2 * TABLE["score"])
     found = tables.differences(table, [("codit", "direct")], ["score", "twice"])
-    expected = crossed.difference(crossed.table(TABLE, "score", "codit", "direct"))
+    expected = seeds.difference(seeds.table(TABLE, "score", "codit", "direct"))
     assert found["estimate"].tolist() == pytest.approx([expected.estimate, 2 * expected.estimate])
     assert found["p"].tolist() == pytest.approx([expected.p] * 2)
     assert found["p_holm"].tolist() == pytest.approx([min(1, 2 * expected.p)] * 2)
@@ -118,9 +117,9 @@ def test_differences_of_noise_that_is_each_prompt_s_own_are_averaged_first() -> 
     (row,) = tables.differences(uneven, [("codit", "direct")], ["score"], seeds=False).to_dict(
         "records"
     )
-    wide = crossed.table(uneven, "score", "codit", "direct", by="arm")
-    alone = crossed.difference(wide.mean(0, keepdims=True))
-    both = crossed.difference(wide)
+    wide = seeds.table(uneven, "score", "codit", "direct", by="arm")
+    alone = seeds.difference(wide.mean(0, keepdims=True))
+    both = seeds.difference(wide)
     assert (row["low"], row["high"]) == pytest.approx((alone.low, alone.high))
     assert both.high - both.low > 2 * (alone.high - alone.low)
 
@@ -128,7 +127,7 @@ def test_differences_of_noise_that_is_each_prompt_s_own_are_averaged_first() -> 
 def test_a_paired_interval_lies_around_the_mean_and_the_base_has_none() -> None:
     table = tables.paired_table(TABLE, ["score"], "direct")
     codit, direct = table.to_dict("records")
-    found = crossed.difference(crossed.table(TABLE, "score", "codit", "direct"))
+    found = seeds.difference(seeds.table(TABLE, "score", "codit", "direct"))
     level = TABLE.loc[TABLE["arm"] == "direct", "score"].mean()
     assert direct["value"] == direct["low"] == direct["high"] == pytest.approx(level)
     assert codit["value"] == pytest.approx(TABLE.loc[TABLE["arm"] == "codit", "score"].mean())
@@ -141,7 +140,7 @@ def test_seed_points_are_each_seed_s_difference_to_the_base() -> None:
     two = pd.concat([TABLE.assign(student="a"), TABLE.assign(student="b")])
     points = tables.seed_points(two, "score", "direct", by=["student"])
     own = points[(points["arm"] == "codit") & (points["student"] == "b")]
-    wide = crossed.table(TABLE, "score", "codit", "direct")
+    wide = seeds.table(TABLE, "score", "codit", "direct")
     assert own["value"].tolist() == pytest.approx(wide.mean(1).tolist())
     assert points.loc[points["arm"] == "direct", "value"].eq(0).all()
     alone = tables.seed_points(TABLE, "score", "direct")
@@ -214,9 +213,7 @@ def test_the_best_is_the_highest_of_each_role() -> None:
 def test_rivals_are_all_other_values_with_the_lead_over_them() -> None:
     (row,) = tables.rivals(table(), "codit").to_dict("records")
     assert (row["best"], row["plausibility"], row["tied"]) == (0.1, 0.3, False)
-    expected = crossed.difference(
-        crossed.table(table(), "strict", "CoDIT .1", "CoDIT .3", by="arm")
-    )
+    expected = seeds.difference(seeds.table(table(), "strict", "CoDIT .1", "CoDIT .3", by="arm"))
     assert row["lead"] == tables.difference_text(expected)
 
 
@@ -247,9 +244,9 @@ def test_gains_are_over_direct_and_over_truncation_at_the_same_value() -> None:
 def test_gains_average_each_prompt_s_own_noise_first() -> None:
     own = table(students=1)
     own["strict"] += (own["arm"] == "CoDIT .1") * own["seed"]
-    wide = crossed.table(own, "strict", "CoDIT .1", "Direct", by="arm").mean(0, keepdims=True)
+    wide = seeds.table(own, "strict", "CoDIT .1", "Direct", by="arm").mean(0, keepdims=True)
     (first, *_) = tables.gains(own, seeds=False).to_dict("records")
-    assert first["text"] == tables.difference_text(crossed.difference(wide))
+    assert first["text"] == tables.difference_text(seeds.difference(wide))
 
 
 def test_a_sure_loss_refutes_and_an_unsure_gain_leaves_it_open() -> None:
