@@ -1,8 +1,7 @@
-"""The micro world: a language, facts, instructions, a verifier and tokenizers of our own making.
+"""The micro world: a language, facts, instructions, a verifier and tokenizers. All values are ours.
 
 Knowledge (who lives where) and instruction-following (twelve verifiable constraints) are told
-apart by construction, so that the paper's hypothesis can be measured. Layer 0: nothing here
-knows of models, decoding or files.
+apart by construction, so that the paper's hypothesis can be measured.
 """
 
 from codit.world.constraints import Constraint, obeys
