@@ -48,8 +48,8 @@ def completed(dataset: Dataset) -> Dataset:
             '[{"role": "user", "content": ...}, {"role": "assistant", "content": ...}].'
         )
     if "is_completed" in dataset.column_names:
-        done = enumerate(dataset["is_completed"])
-        dataset = dataset.select([i for i, value in done if value is not False])
+        done = dataset["is_completed"]
+        dataset = dataset.select([i for i, value in enumerate(done) if value is not False])
     if len(dataset) == 0:
         raise ValueError(
             "expected at least one completed row; got none. Raise max_new_tokens, or check how "
@@ -111,8 +111,12 @@ def tokenised(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_lengt
     unlike = 0
     for name, messages in zip(names, tqdm(dataset["messages"], "tokenising"), strict=True):
         row, label, alike = encode(messages, tokenizer, name=name)
-        stop = checked(row, label, tokenizer, name=name, max_length=max_length)
-        stops.setdefault(stop, name)
+        if len(row) > max_length:
+            raise ValueError(
+                f"row {name!r}: expected at most {max_length} tokens; got {len(row)}. Raise "
+                "max_length (up to the model's context) or drop the row: answers are never cut."
+            )
+        stops.setdefault(final(label, tokenizer, name=name), name)
         ids.append(row)
         labels.append(label)
         unlike += not alike
@@ -159,20 +163,8 @@ def encode(
     return ids, labels, shared == len(prompt)
 
 
-def checked(
-    ids: list[int],
-    labels: list[int],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    name: Any,
-    max_length: int,
-) -> int:
-    """Return the end of turn, a row's last token in the loss; ValueError if the row is no good."""
-    if len(ids) > max_length:
-        raise ValueError(
-            f"row {name!r}: expected at most {max_length} tokens; got {len(ids)}. Raise max_length "
-            "(up to the model's context) or drop the row: answers are never cut."
-        )
+def final(labels: list[int], tokenizer: PreTrainedTokenizerBase, *, name: Any) -> int:
+    """Return the end of turn, which must be a row's last token in the loss."""
     stop = next((label for label in reversed(labels) if label != MASKED), None)
     if stop is None:
         raise ValueError(

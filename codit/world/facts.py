@@ -13,19 +13,10 @@ from codit.world.recipes import World
 
 TOWNS = "Dorn Velt Arga Pell Quist Hami Tober Lusk Orrin Fenn Sarn Wick Mold Bray Yarl Keth".split()
 JOBS = {  # who makes what: also the table of word analogies
-    "baker": "bread",
-    "fisher": "fish",
-    "tailor": "coats",
-    "potter": "bowls",
-    "farmer": "corn",
-    "smith": "nails",
-    "weaver": "cloth",
-    "brewer": "beer",
-    "painter": "pictures",
-    "miller": "flour",
-    "cobbler": "boots",
-    "printer": "books",
-}
+    "baker": "bread", "fisher": "fish", "tailor": "coats", "potter": "bowls", "farmer": "corn",
+    "smith": "nails", "weaver": "cloth", "brewer": "beer", "painter": "pictures",
+    "miller": "flour", "cobbler": "boots", "printer": "books",
+}  # fmt: skip
 PETS = "cat dog horse goat rabbit parrot turtle mouse".split()
 FOODS = "soup cheese apples pears rice beans honey cake".split()
 INSTRUMENTS = "drum flute violin piano harp horn".split()
