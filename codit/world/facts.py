@@ -35,13 +35,9 @@ MATERIALS = "wood iron glass leather silver paper wool clay".split()
 ROOMS = "kitchen cellar attic hall garden stable".split()
 NEIGHBOURS = "hill road wall well field wood bridge gate".split()
 CAUSES = {
-    "storm": "bridge was broken",
-    "rain": "road was wet",
-    "snow": "house was cold",
-    "sun": "field was dry",
-    "fire": "roof was black",
-    "wind": "door was open",
-}
+    "storm": "bridge was broken", "rain": "road was wet", "snow": "house was cold",
+    "sun": "field was dry", "fire": "roof was black", "wind": "door was open",
+}  # fmt: skip
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "town": tuple(TOWNS),

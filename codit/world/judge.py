@@ -123,10 +123,8 @@ def judged(folder: str | Path, rows: Sequence[Mapping[str, Any]]) -> pd.DataFram
     """
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     asked = [_messages(row)[:1] for row in rows]
-    greedy = recipes.Decoding(
-        strength=0, plausibility=0, temperature=0, max_new_tokens=REPLY_TOKENS
-    )
-    told = decode.generate(model, load_tokenizer(str(folder)), asked, greedy, progress=False)
+    how = recipes.Decoding(strength=0, plausibility=0, temperature=0, max_new_tokens=REPLY_TOKENS)
+    told = decode.generate(model, load_tokenizer(str(folder)), asked, how, progress=False)
     said = [
         replies.value_in(reply.text, TEMPLATES[row["template"]])[0]
         for reply, row in zip(told, rows, strict=True)

@@ -49,19 +49,14 @@ def pretrain(
     and ends with the weights of an uninterrupted run.
 
     Args:
-        recipe: architecture, size, length and seed; see `Pretraining`.
-        texts: documents, read until `recipe.tokens` tokens are filled; the rest is not read.
-        tokenizer: encodes the documents; its length is the vocabulary.
-        out: folder for the model; made if absent.
-
-    Returns:
-        Path: `out` with config, float32 safetensors, tokenizer and `training_log.json` (losses in
-        nats per token by step, parameters, tokens).
+        recipe: architecture, size, length and seed.
+        texts: documents; what is not needed to fill `recipe.tokens` is not read.
+        tokenizer: its length is the vocabulary.
+        out: folder for the model in float32 and the tokenizer; made if absent.
 
     Raises:
-        ValueError: the texts end before `recipe.tokens`, the tokens do not fill one step, the
-            architecture is unknown or does not fit, no document end, or `out` holds an unfinished
-            training on something else.
+        ValueError: too few texts or tokens, an architecture that is unknown or does not fit, no
+            document end, or `out` holds an unfinished training on something else.
     """
     out = Path(out)
     rows = pack(texts, tokenizer, recipe)

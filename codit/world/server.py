@@ -66,14 +66,10 @@ def serve(
         command += ["--continuous-batching", "--cb-block-size", str(BLOCK)]
         command += ["--cb-num-blocks", str(cache_tokens // BLOCK)]
         command += ["--cb-max-batch-tokens", str(BATCH_TOKENS)]
+    offline, none = os.environ | {"HF_HUB_OFFLINE": "1"}, subprocess.DEVNULL
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         process = subprocess.Popen(
-            command,
-            cwd=folder.parent,
-            env=os.environ | {"HF_HUB_OFFLINE": "1"},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
+            command, cwd=folder.parent, env=offline, stdin=none, stdout=log, stderr=log
         )
         try:
             if address := _answering(process, deadline):
