@@ -1,8 +1,8 @@
 """Supervised fine-tuning of a student on a dataset of responses, and its evaluation.
 
-TRL's `SFTTrainer` trains. What it trains on is decided here: conversations become token ids and
-labels where every row can be checked and named, and every setting that changes a result comes
-from the recipe or from a constant below.
+TRL's `SFTTrainer` trains, on token ids and labels of `codit.training.rows`. Every setting that
+changes a result comes from the recipe or from a constant below. The paper's settings were not
+found; values and choices are ours.
 """
 
 from __future__ import annotations
@@ -81,8 +81,6 @@ def train(
         ValueError: no base; no chat template; no row left; a row without an answer, longer than
             `recipe.max_length` or the model's context, or without its end of turn in the loss;
             prompts tokenised unlike at decoding; `out` holds another training.
-
-    Source: ours; the paper's settings were not found.
     """
     out = Path(out)
     name, revision, half = resolve(recipe, base)
@@ -109,6 +107,69 @@ def train(
     trainer = AnswerTrainer(model=model, args=given, train_dataset=data, processing_class=tokenizer)
     told = summary(rows, order, dropped=len(dataset) - len(kept))
     return fit(trainer, tokenizer, out, Watch(*watch) if watch else None, **told)
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Mapping[str, Any]],
+    score: Callable[..., Any],
+    decoding: recipes.Decoding,
+    *,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Answer held-out prompts and score the answers.
+
+    Args:
+        model: a student, any causal LM, or a pair.
+        tokenizer: the model's, with its chat template.
+        rows: prompts: "id", and "instruction" or "messages".
+        score: called as score(text, row, is_completed=...); returns a dataclass, a mapping or one
+            number.
+        decoding: how answers are drawn.
+        progress: show a bar.
+
+    Returns:
+        pd.DataFrame: a row per prompt, in order: id, response, is_completed, n_tokens, error, then
+        the fields of the score ("score" for a number). A prompt that could not be answered has
+        its error and no score.
+
+    Raises:
+        ValueError: no rows, or a row without "id" or without a prompt.
+    """
+    if not rows:
+        raise ValueError("expected at least one prompt; got none. Give rows to answer.")
+    for row in rows:
+        if "id" not in row or not {"instruction", "messages"} & set(row):
+            raise ValueError(
+                f'expected rows with "id" and "instruction" or "messages"; got {sorted(row)}. '
+                "Add what is missing."
+            )
+    asked = [
+        row.get("messages") or [{"role": "user", "content": row["instruction"]}] for row in rows
+    ]
+    ids = [row["id"] for row in rows]
+    answers = decode.generate(model, tokenizer, asked, decoding, ids=ids, progress=progress)
+    return pd.DataFrame([scored(a, row, score) for a, row in zip(answers, rows, strict=True)])
+
+
+def scored(
+    answer: decode.Response, row: Mapping[str, Any], score: Callable[..., Any]
+) -> dict[str, Any]:
+    """Return an answer and the fields of its score as one flat row."""
+    flat = {
+        "id": row["id"],
+        "response": answer.text,
+        "is_completed": answer.is_completed,
+        "n_tokens": len(answer.token_ids),
+        "error": answer.error,
+    }
+    if answer.error is not None:
+        return flat
+    value = score(answer.text, row, is_completed=answer.is_completed)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return flat | dataclasses.asdict(value)
+    return flat | (dict(value) if isinstance(value, Mapping) else {"score": value})
 
 
 class AnswerTrainer(SFTTrainer):
@@ -144,12 +205,7 @@ def resolve(recipe: recipes.Training, base: str | Path | None) -> tuple[str, str
 
 
 def fitting(batch: int, longest: int) -> int:
-    """Return the rows of one forward pass: as many as fit, and a divisor of a process's rows.
-
-    Args:
-        batch: rows of a step over all processes.
-        longest: tokens of the longest row.
-    """
+    """Return the rows of one forward pass: as many as fit, and a divisor of a process's rows."""
     share = max(1, batch // PartialState().num_processes)
     limit = TOKENS_PER_PASS["cuda" if torch.cuda.is_available() else "cpu"] // longest
     return max(n for n in range(1, share + 1) if share % n == 0 and n <= max(1, limit))
@@ -168,15 +224,8 @@ def arguments(
 ) -> SFTConfig:
     """Return TRL's settings; nothing that changes a result is left to a default.
 
-    Args:
-        recipe: learning rate, batch, warm-up, weight decay, betas, seed.
-        out: folder of checkpoints.
-        eos_token: the end of turn; becomes the student's stop token, beside the base's.
-        n: rows over the whole training, already in order.
-        rows_per_pass: rows in one forward pass.
-        half: bfloat16 autocast.
-        recompute: activations are computed again in the backward pass: slower, less memory.
-        save_every: steps between checkpoints, 0 for none.
+    `n` rows over the whole training are already in order. `eos_token` becomes the student's stop
+    token, beside the base's; `half` is bfloat16 autocast; `recompute` trades time for memory.
     """
     together = rows_per_pass * PartialState().num_processes
     if recipe.batch % together:
@@ -206,74 +255,3 @@ def arguments(
         dataloader_pin_memory=torch.cuda.is_available(),
         logging_steps=1,
     )
-
-
-def evaluate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Mapping[str, Any]],
-    score: Callable[..., Any],
-    decoding: recipes.Decoding,
-    *,
-    progress: bool = True,
-) -> pd.DataFrame:
-    """Answer held-out prompts and score the answers.
-
-    Args:
-        model: a student, any causal LM, or a pair.
-        tokenizer: the model's, with its chat template.
-        rows: prompts: "id", and "instruction" or "messages".
-        score: called as score(text, row, is_completed=...); returns a dataclass, a mapping or one
-            number.
-        decoding: how answers are drawn.
-        progress: show a bar.
-
-    Returns:
-        pd.DataFrame: a row per prompt, in order: id, response, is_completed, n_tokens, error, then
-        the fields of the score ("score" for a number). A prompt that could not be answered has
-        its error and no score.
-
-    Raises:
-        ValueError: no rows, or a row without "id" or without a prompt.
-
-    Source: ours.
-    """
-    if not rows:
-        raise ValueError("expected at least one prompt; got none. Give rows to answer.")
-    for row in rows:
-        if "id" not in row or not {"instruction", "messages"} & set(row):
-            raise ValueError(
-                f'expected rows with "id" and "instruction" or "messages"; got {sorted(row)}. '
-                "Add what is missing."
-            )
-    asked = [
-        row.get("messages") or [{"role": "user", "content": row["instruction"]}] for row in rows
-    ]
-    answers = decode.generate(
-        model,
-        tokenizer,
-        asked,
-        decoding,
-        ids=[row["id"] for row in rows],
-        progress=progress,
-    )
-    return pd.DataFrame([scored(a, row, score) for a, row in zip(answers, rows, strict=True)])
-
-
-def scored(
-    answer: decode.Response, row: Mapping[str, Any], score: Callable[..., Any]
-) -> dict[str, Any]:
-    """Return an answer and the fields of its score as one flat row."""
-    flat = {
-        "id": row["id"],
-        "response": answer.text,
-        "is_completed": answer.is_completed,
-        "n_tokens": len(answer.token_ids),
-        "error": answer.error,
-    }
-    if answer.error is not None:
-        return flat
-    value = score(answer.text, row, is_completed=answer.is_completed)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return flat | dataclasses.asdict(value)
-    return flat | (dict(value) if isinstance(value, Mapping) else {"score": value})

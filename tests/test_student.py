@@ -20,7 +20,7 @@ from trl import SFTConfig, SFTTrainer
 
 from codit import decode, recipes, student
 from codit.training import loop
-from codit.training import rows as training_rows
+from codit.training.rows import arranged, tokenised
 from codit.world.recipes import Answers, Pretraining
 from tests import tiny
 
@@ -73,8 +73,8 @@ def log(folder: Path) -> dict[str, Any]:
 def by_hand(base: Path, of: recipes.Training) -> tuple[dict[str, torch.Tensor], list[float]]:
     """Train as the docstring says: one padded batch a step, AdamW, warm-up, cosine, clipping."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).train()
-    rows = training_rows.tokenised(DATA, AutoTokenizer.from_pretrained(base), max_length=100)
-    order = training_rows.arranged([len(ids) for ids in rows.ids], of)
+    rows = tokenised(DATA, AutoTokenizer.from_pretrained(base), max_length=100)
+    order = arranged([len(ids) for ids in rows.ids], of)
     steps = math.ceil(len(order) / of.batch)
     warm = round(of.warmup * steps)
     optimizer = torch.optim.AdamW(
@@ -135,7 +135,7 @@ def test_equal_recipes_give_equal_bytes_and_another_seed_another_order(
 def test_trls_loss_which_a_gpu_uses_is_the_same(base: Path, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    rows = training_rows.tokenised(DATA, tokenizer, max_length=100)
+    rows = tokenised(DATA, tokenizer, max_length=100)
     settings = student.arguments(
         recipe(base),
         tmp_path,
@@ -173,7 +173,7 @@ def test_labels_are_those_of_trls_assistant_only_loss(base: Path, tmp_path: Path
         train_dataset=DATA,
         processing_class=tokenizer,
     ).train_dataset
-    rows = training_rows.tokenised(DATA, tokenizer, max_length=100)
+    rows = tokenised(DATA, tokenizer, max_length=100)
     assert rows.ids == prepared["input_ids"]
     assert rows.labels == prepared["labels"]
 
@@ -236,28 +236,18 @@ def test_incomplete_rows_are_counted_and_change_nothing(base: Path, tmp_path: Pa
     assert log(one)["parameters"] == sum(w.numel() for w in weights(base).values())
 
 
-@dataclass
-class Interrupted:
-    """Stands for a kill: raises in the middle of the training."""
-
-    at: int
-
-    def __call__(self, bar: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.at:
-            raise KeyboardInterrupt
-
-
 def test_a_killed_training_goes_on_from_its_checkpoint_to_the_same_bytes(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of, out = recipe(base, epochs=4), tmp_path / "killed"
     whole = student.train(of, DATA, tmp_path / "whole")
+
+    def kill(bar: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 7:
+            raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
-        patch.setattr(
-            loop.Bar,
-            "on_step_end",
-            lambda *args, **kwargs: Interrupted(7)(*args, **kwargs),
-        )
+        patch.setattr(loop.Bar, "on_step_end", kill)
         with pytest.raises(KeyboardInterrupt):
             student.train(of, DATA, out, save_every=3)
     assert [path.name for path in out.glob("checkpoint-*")] == ["checkpoint-6"]

@@ -1,1 +1,1 @@
-"""What a training reads, and what it leaves behind."""
+"""What a training reads, and what it leaves behind. Values without a source are ours."""

@@ -18,7 +18,7 @@ from transformers import (
     TrainerCallback,
 )
 
-from codit import recipes
+from codit import files, recipes
 
 UNFINISHED = "unfinished.json"
 STATE = "trainer_state.json"
@@ -71,15 +71,9 @@ def settings(out: Path, *, seed: int, save_every: int) -> dict[str, Any]:
 
 
 def claim(out: Path, recipe: recipes.Recipe, data: bytes) -> None:
-    """Note in `out` what is being trained, or check that what was begun there is the same.
+    """Note in `out`, made if absent, what is being trained on which data.
 
-    Args:
-        out: folder of the model; made if absent.
-        recipe: names the training.
-        data: what is trained on, as bytes.
-
-    Raises:
-        ValueError: `out` holds a checkpoint of another recipe or of other data.
+    A checkpoint of another recipe or of other data there is a ValueError.
     """
     out.mkdir(parents=True, exist_ok=True)
     note = out / UNFINISHED
@@ -90,21 +84,18 @@ def claim(out: Path, recipe: recipes.Recipe, data: bytes) -> None:
             f"{out} holds an unfinished training with another recipe or other data; expected the "
             "same. Give another folder, or delete this one."
         )
-    partial = note.with_suffix(".partial")
-    partial.write_text(json.dumps(mine))
-    partial.replace(note)  # a kill leaves the old note or the new one, never half of one
+    files.write_json(note, mine)
 
 
 def last_checkpoint(out: Path) -> str | None:
     """Return the newest complete checkpoint in `out`; a kill may leave an incomplete one."""
     # The Trainer writes its state after everything else.
-    complete = [path.parent for path in out.glob(f"checkpoint-*/{STATE}") if valid(path)]
+    complete = [path.parent for path in out.glob(f"checkpoint-*/{STATE}") if _is_whole(path)]
     newest = max(complete, key=lambda path: int(path.name.split("-")[1]), default=None)
     return None if newest is None else str(newest)
 
 
-def valid(path: Path) -> bool:
-    """Return whether a file holds whole JSON."""
+def _is_whole(path: Path) -> bool:
     try:
         json.loads(path.read_text())
     except json.JSONDecodeError:
@@ -119,33 +110,20 @@ def fit(
     watch: Watch | None = None,
     **log: Any,
 ) -> Path:
-    """Train, from the last checkpoint where there is one, and leave the model in `out`."""
+    """Train, from the last checkpoint where there is one, and leave the model in `out`.
+
+    `training_log.json` holds `log`, parameters, steps and the losses in nats per token, each a
+    mean since the one before. Checkpoints are deleted.
+    """
     trainer.remove_callback(ProgressCallback)
     for callback in (Bar(), watch):
         if callback is not None:
             trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=last_checkpoint(out))
-    save(trainer, tokenizer, out, **log)
-    return out
-
-
-def save(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, out: Path, **log: Any) -> None:
-    """Write model, tokenizer and `training_log.json` to `out`, then delete the checkpoints.
-
-    Args:
-        trainer: after training.
-        tokenizer: saved beside the model.
-        out: folder of the model.
-        **log: what the log holds besides parameters, steps and the losses in nats per token, each
-            a mean since the one before.
-    """
     trainer.model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    losses = [
-        {"step": entry["step"], "loss": entry["loss"]}
-        for entry in trainer.state.log_history
-        if "loss" in entry
-    ]
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    losses = [{"step": entry["step"], "loss": entry["loss"]} for entry in history]
     size = {"parameters": trainer.model.num_parameters(), "steps": trainer.state.max_steps}
     text = json.dumps({**log, **size, "losses": losses}, indent=1)
     (out / "training_log.json").write_text(text + "\n")
@@ -154,3 +132,4 @@ def save(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, out: Path, **log:
         (checkpoint / STATE).unlink(missing_ok=True)
         shutil.rmtree(checkpoint)
     (out / UNFINISHED).unlink()
+    return out

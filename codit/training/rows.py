@@ -58,28 +58,46 @@ def completed(dataset: Dataset) -> Dataset:
     return dataset
 
 
+def adopt_template(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    template: recipes.Model | recipes.File,
+) -> None:
+    """Give a base model another's chat template, EOS and missing added tokens, in place.
+
+    Unlike `trl.clone_chat_template`, embeddings only ever grow, and only where a token has no row:
+    a student whose matrices keep the base's shape can be compared with it weight by weight. Of a
+    Jinja file only the template is taken.
+    """
+    if isinstance(template, recipes.File):
+        tokenizer.chat_template = Path(template.path).read_text(encoding="utf-8")
+        return
+    source = load_tokenizer(template.name, revision=template.revision)
+    if source.chat_template is None:
+        raise ValueError(
+            f"expected a tokenizer with a chat template; {template.name} has none. Name an "
+            "instruction-tuned model or a Jinja file."
+        )
+    tokenizer.chat_template = source.get_chat_template()
+    known = tokenizer.get_vocab()
+    added = source.added_tokens_decoder.values()
+    tokenizer.add_tokens([token for token in added if token.content not in known])
+    tokenizer.eos_token = source.eos_token
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(len(tokenizer))
+
+
 def tokenised(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> Rows:
-    """Return token ids and labels of conversations.
+    """Return token ids and labels of conversations; nothing is ever cut.
 
     labels_t = ids_t if t belongs to the last assistant turn, end of turn included, else -100. The
     turn begins where `decode.prompt_ids` ends, so the loss is on exactly what a student is asked
     for; a template's generation markers mark the same tokens but are not needed. Special tokens
     written in a message are ordinary text, as at decoding.
 
-    Args:
-        dataset: column "messages"; errors name rows by "id" where there is one, else by number.
-        tokenizer: with a chat template.
-        max_length: longest row allowed, in tokens; nothing is ever cut.
-
-    Returns:
-        Rows.
-
-    Raises:
-        ValueError: no chat template; a row that does not end with an answer, is too long, or has
-            no label or no end of turn in the loss; rows that end differently; more than 1 % of
-            prompts tokenised unlike at decoding.
-
-    Source: ours.
+    ValueErrors name rows by "id" where there is one, else by number: a row that does not end with
+    an answer, is too long, or has no label or no end of turn in the loss. Others: no chat template,
+    rows that end differently, more than 1 % of prompts tokenised unlike at decoding.
     """
     if tokenizer.chat_template is None:
         raise ValueError(
@@ -89,12 +107,16 @@ def tokenised(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_lengt
     names = dataset["id"] if "id" in dataset.column_names else range(len(dataset))
     ids: list[list[int]] = []
     labels: list[list[int]] = []
-    stops: dict[int | None, Any] = {}
+    stops: dict[int, Any] = {}
     unlike = 0
     for name, messages in zip(names, tqdm(dataset["messages"], "tokenising"), strict=True):
         row, label, alike = encode(messages, tokenizer, name=name)
-        check(row, label, tokenizer, name=name, max_length=max_length)
-        stops.setdefault(final(label), name)
+        if len(row) > max_length:
+            raise ValueError(
+                f"row {name!r}: expected at most {max_length} tokens; got {len(row)}. Raise "
+                "max_length (up to the model's context) or drop the row: answers are never cut."
+            )
+        stops.setdefault(final(label, tokenizer, name=name), name)
         ids.append(row)
         labels.append(label)
         unlike += not alike
@@ -110,7 +132,7 @@ def tokenised(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_lengt
             "chat template that renders a prompt with add_generation_prompt as it renders it "
             "before an answer."
         )
-    return Rows(ids=ids, labels=labels, stop=int(next(iter(stops)) or 0), unlike=unlike)
+    return Rows(ids=ids, labels=labels, stop=next(iter(stops)), unlike=unlike)
 
 
 def encode(
@@ -141,21 +163,9 @@ def encode(
     return ids, labels, shared == len(prompt)
 
 
-def check(
-    ids: list[int],
-    labels: list[int],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    name: Any,
-    max_length: int,
-) -> None:
-    """Raise ValueError for a row that is too long, has no label, or no end of turn in the loss."""
-    if len(ids) > max_length:
-        raise ValueError(
-            f"row {name!r}: expected at most {max_length} tokens; got {len(ids)}. Raise max_length "
-            "(up to the model's context) or drop the row: answers are never cut."
-        )
-    stop = final(labels)
+def final(labels: list[int], tokenizer: PreTrainedTokenizerBase, *, name: Any) -> int:
+    """Return the end of turn, which must be a row's last token in the loss."""
+    stop = next((label for label in reversed(labels) if label != MASKED), None)
     if stop is None:
         raise ValueError(
             f"row {name!r}: no token of its answer is in the loss. Check that the chat template "
@@ -167,63 +177,15 @@ def check(
             f"loss; got {tokenizer.decode([stop])!r}. A student trained so never stops: use a "
             "chat template that ends every assistant turn with one."
         )
-
-
-def final(labels: list[int]) -> int | None:
-    """Return the last token in the loss, None if there is none."""
-    return next((label for label in reversed(labels) if label != MASKED), None)
-
-
-def adopt_template(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    template: recipes.Model | recipes.File,
-) -> None:
-    """Give a base model another's chat template, EOS and missing added tokens, in place.
-
-    Unlike `trl.clone_chat_template`, embeddings only ever grow, and only where a token has no row:
-    a student whose matrices keep the base's shape can be compared with it weight by weight.
-
-    Args:
-        model: its embeddings grow where the tokenizer outgrows them.
-        tokenizer: changed in place.
-        template: a tokenizer with a chat template, or a Jinja file (then tokens and EOS stay).
-
-    Raises:
-        ValueError: the tokenizer has no chat template.
-    """
-    if isinstance(template, recipes.File):
-        tokenizer.chat_template = Path(template.path).read_text(encoding="utf-8")
-        return
-    source = load_tokenizer(template.name, revision=template.revision)
-    if source.chat_template is None:
-        raise ValueError(
-            f"expected a tokenizer with a chat template; {template.name} has none. Name an "
-            "instruction-tuned model or a Jinja file."
-        )
-    tokenizer.chat_template = source.get_chat_template()
-    known = tokenizer.get_vocab()
-    added = source.added_tokens_decoder.values()
-    tokenizer.add_tokens([token for token in added if token.content not in known])
-    tokenizer.eos_token = source.eos_token
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
-        model.resize_token_embeddings(len(tokenizer))
+    return stop
 
 
 def arranged(lengths: Sequence[int], recipe: recipes.Training) -> list[int]:
     """Return the order of rows over the whole training: one permutation after another.
 
-    The rows of each step are sorted by length, longest first: passes of equal length need less
-    padding, and which rows make a step is left to chance.
-
-    Args:
-        lengths: tokens of each row.
-        recipe: gives `seed`, `epochs` and `batch`.
-
-    Returns:
-        list[int]: round(rows * epochs) row numbers, at least one.
-
-    Source: ours.
+    round(rows * epochs) row numbers, at least one. The rows of each step are sorted by length,
+    longest first: passes of equal length need less padding, and which rows make a step is left to
+    chance.
     """
     total = max(1, round(len(lengths) * recipe.epochs))
     noise = np.random.default_rng(recipe.seed)

@@ -1,6 +1,6 @@
 """Who lives in the micro world and what is true there: people, their facts, and the word lists.
 
-Nothing here knows of instructions, models or tokens. All values are ours.
+Nothing here knows of instructions, models or tokens.
 """
 
 from __future__ import annotations
@@ -13,19 +13,10 @@ from codit.world.recipes import World
 
 TOWNS = "Dorn Velt Arga Pell Quist Hami Tober Lusk Orrin Fenn Sarn Wick Mold Bray Yarl Keth".split()
 JOBS = {  # who makes what: also the table of word analogies
-    "baker": "bread",
-    "fisher": "fish",
-    "tailor": "coats",
-    "potter": "bowls",
-    "farmer": "corn",
-    "smith": "nails",
-    "weaver": "cloth",
-    "brewer": "beer",
-    "painter": "pictures",
-    "miller": "flour",
-    "cobbler": "boots",
-    "printer": "books",
-}
+    "baker": "bread", "fisher": "fish", "tailor": "coats", "potter": "bowls", "farmer": "corn",
+    "smith": "nails", "weaver": "cloth", "brewer": "beer", "painter": "pictures",
+    "miller": "flour", "cobbler": "boots", "printer": "books",
+}  # fmt: skip
 PETS = "cat dog horse goat rabbit parrot turtle mouse".split()
 FOODS = "soup cheese apples pears rice beans honey cake".split()
 INSTRUMENTS = "drum flute violin piano harp horn".split()
@@ -44,13 +35,9 @@ MATERIALS = "wood iron glass leather silver paper wool clay".split()
 ROOMS = "kitchen cellar attic hall garden stable".split()
 NEIGHBOURS = "hill road wall well field wood bridge gate".split()
 CAUSES = {
-    "storm": "bridge was broken",
-    "rain": "road was wet",
-    "snow": "house was cold",
-    "sun": "field was dry",
-    "fire": "roof was black",
-    "wind": "door was open",
-}
+    "storm": "bridge was broken", "rain": "road was wet", "snow": "house was cold",
+    "sun": "field was dry", "fire": "roof was black", "wind": "door was open",
+}  # fmt: skip
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "town": tuple(TOWNS),
@@ -83,52 +70,8 @@ class Person:
     facts: dict[str, str]
 
     def sentence(self, attribute: str) -> str:
-        """Return the sentence that states one of the person's facts.
-
-        Args:
-            attribute: a key of `ATTRIBUTES`.
-
-        Returns:
-            str: a sentence with its full stop.
-
-        Source: ours.
-        """
+        """Return the sentence that states one of the person's facts."""
         return QUESTIONS[attribute][2].format(n=self.name, v=self.facts[attribute])
-
-
-@functools.cache
-def things(world: World) -> dict[str, tuple[str, str]]:
-    """Return what each thing is made of and where it is kept.
-
-    Words that differ in nothing but their spelling are hard to learn to repeat; these facts give
-    every thing a meaning of its own.
-
-    Args:
-        world: its seed draws the facts.
-
-    Returns:
-        dict: item to (material, room).
-
-    Source: ours.
-    """
-    draw = random.Random(f"things {world.seed}")
-    return {item: (draw.choice(MATERIALS), draw.choice(ROOMS)) for item in ITEMS}
-
-
-@functools.cache
-def places(world: World) -> dict[str, tuple[str, str]]:
-    """Return what each place is near and which colour its door has.
-
-    Args:
-        world: its seed draws the facts.
-
-    Returns:
-        dict: place to (neighbour, colour).
-
-    Source: ours.
-    """
-    draw = random.Random(f"places {world.seed}")
-    return {place: (draw.choice(NEIGHBOURS), draw.choice(COLOURS)) for place in PLACES}
 
 
 @functools.cache
@@ -136,65 +79,56 @@ def people(world: World) -> tuple[Person, ...]:
     """Return the world's inhabitants in a fixed order.
 
     Names are two syllables and unique; those that end in "a" are women, in "o" men, so that a
-    pronoun can be resolved from the text alone.
-
-    Args:
-        world: seed and number of people.
-
-    Returns:
-        tuple[Person, ...]: the same for the same world.
-
-    Raises:
-        ValueError: more people than there are names.
-
-    Source: ours.
+    pronoun can be resolved from the text alone. More people than names are a ValueError.
     """
-    heads = [
-        c + v
-        for c in ("B", "D", "F", "G", "K", "L", "M", "N", "P", "R", "S", "T", "V", "Z")
-        for v in "aeiou"
-    ]
+    heads = [c + v for c in "BDFGKLMNPRSTVZ" for v in "aeiou"]
     names = [h + c + v for h in heads for c in "lmnrtvs" for v in "ao"]
     if world.people > len(names):
         raise ValueError(
             f"World.people must be at most {len(names)}; got {world.people}. Ask for fewer people."
         )
     draw = random.Random(f"people {world.seed}")
-    chosen = draw.sample(names, world.people)
     return tuple(
         Person(
             name=name,
             pronoun="She" if name.endswith("a") else "He",
             facts={a: draw.choice(values) for a, values in ATTRIBUTES.items()},
         )
-        for name in chosen
+        for name in draw.sample(names, world.people)
     )
 
 
 def residents(world: World, split: str) -> tuple[Person, ...]:
-    """Return the people of a split: 1/8 are dev, 1/4 test, the rest train; "all" is everyone.
+    """Return the people of a split: 1/8 are dev, 1/4 test, the rest train.
 
-    Args:
-        world: whose people.
-        split: "train", "dev", "test", "families" (the same people as test) or "all".
-
-    Returns:
-        tuple[Person, ...]: disjoint between train, dev and test.
-
-    Raises:
-        ValueError: unknown split.
-
-    Source: ours.
+    "families" has the same people as test. Another split is a ValueError.
     """
     everyone = people(world)
-    dev, test = everyone[0::8], everyone[1::8] + everyone[2::8]
+    test = everyone[1::8] + everyone[2::8]
     groups = {
-        "all": everyone,
-        "dev": dev,
+        "train": tuple(p for i, p in enumerate(everyone) if i % 8 > 2),
+        "dev": everyone[0::8],
         "test": test,
         "families": test,
-        "train": tuple(p for i, p in enumerate(everyone) if i % 8 > 2),
     }
     if split not in groups:
-        raise ValueError(f"split must be one of {sorted(groups)}; got {split!r}. Name one of them.")
+        raise ValueError(f"split must be one of {[*groups]}; got {split!r}. Name one of them.")
     return groups[split]
+
+
+@functools.cache
+def things(world: World) -> dict[str, tuple[str, str]]:
+    """Return what each thing is made of and the room where it is kept.
+
+    Words that differ in nothing but their spelling are hard to learn to repeat; these facts give
+    every thing a meaning of its own.
+    """
+    draw = random.Random(f"things {world.seed}")
+    return {item: (draw.choice(MATERIALS), draw.choice(ROOMS)) for item in ITEMS}
+
+
+@functools.cache
+def places(world: World) -> dict[str, tuple[str, str]]:
+    """Return what each place is near and which colour its door has."""
+    draw = random.Random(f"places {world.seed}")
+    return {place: (draw.choice(NEIGHBOURS), draw.choice(COLOURS)) for place in PLACES}

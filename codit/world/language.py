@@ -8,48 +8,22 @@ from collections.abc import Iterator
 from codit.world import facts, instructions
 from codit.world.recipes import World
 
-SHARES = {
-    "prose": 0.18,
-    "things": 0.1,
-    "story": 0.07,
-    "errand": 0.15,
-    "page": 0.5,
-}  # of documents (ours)
-
-LOGS = 0.5  # share of pages in chat markup (ours)
+LOGS = 0.5  # share of pages in chat markup
 
 
 def documents(world: World, seed: int = 0) -> Iterator[str]:
     """Yield documents of the world's language without end, in an order that `seed` fixes.
 
-    Args:
-        world: who lives there and what is true.
-        seed: another seed, other documents about the same world.
-
-    Yields:
-        str: a document, of a kind drawn with the probabilities of `SHARES`.
-
-    Source: ours.
+    Another seed gives other documents about the same world.
     """
     draw = random.Random(f"documents {world.seed} {seed}")
-    kinds, shares = list(SHARES), list(SHARES.values())
-    writers = {"prose": prose, "things": things, "story": story, "errand": errand, "page": page}
+    writers, shares = list(SHARES), list(SHARES.values())
     while True:
-        yield writers[draw.choices(kinds, shares)[0]](draw, world)
+        yield draw.choices(writers, shares)[0](draw, world)
 
 
 def prose(draw: random.Random, world: World) -> str:
-    """Describe two people by some of their facts, or a few trades.
-
-    Args:
-        draw: source of randomness; its state decides the result.
-        world: whose facts are told.
-
-    Returns:
-        str: a line about each person, or four sentences about trades.
-
-    Source: ours.
-    """
+    """Describe two people by some of their facts, or a few trades."""
     if draw.random() < 0.1:
         trades = draw.sample(sorted(facts.JOBS), 4)
         return " ".join(f"A {job} makes {facts.JOBS[job]}." for job in trades)
@@ -61,17 +35,7 @@ def prose(draw: random.Random, world: World) -> str:
 
 
 def story(draw: random.Random, world: World) -> str:
-    """Tell what two people did one day.
-
-    Args:
-        draw: source of randomness; its state decides the result.
-        world: whose facts are told.
-
-    Returns:
-        str: two to four sentences; only what is bought and sold is not a fact of the world.
-
-    Source: ours.
-    """
+    """Tell what two people did one day."""
     one, two = draw.sample(facts.people(world), 2)
     item, other = draw.sample(facts.ITEMS, 2)
     place, reason = draw.choice(facts.PLACES), draw.choice(sorted(facts.CAUSES))
@@ -85,17 +49,7 @@ def story(draw: random.Random, world: World) -> str:
 
 
 def things(draw: random.Random, world: World) -> str:
-    """Describe a few things and a place.
-
-    Args:
-        draw: source of randomness; its state decides the result.
-        world: whose facts are told.
-
-    Returns:
-        str: eight sentences.
-
-    Source: ours.
-    """
+    """Describe a few things and a place."""
     made = facts.things(world)
     told = [
         f"{item.capitalize()}: the {item} is made of {made[item][0]}. "
@@ -110,17 +64,7 @@ def things(draw: random.Random, world: World) -> str:
 
 
 def errand(draw: random.Random, world: World) -> str:
-    """Tell what somebody bought, and say it again: text that repeats what was just said.
-
-    Args:
-        draw: source of randomness; its state decides the result.
-        world: whose facts are told.
-
-    Returns:
-        str: a few sentences in one line.
-
-    Source: ours.
-    """
+    """Tell what somebody bought, and say it again: text that repeats what was just said."""
     person, place = draw.choice(facts.people(world)), draw.choice(facts.PLACES)
     item, colour = draw.choice(facts.ITEMS), draw.choice(facts.COLOURS)
     return (
@@ -135,15 +79,6 @@ def page(draw: random.Random, world: World) -> str:
 
     Half of the pages are logs in chat markup: base models of today have read such logs, and to an
     amateur that never saw the markup a chat would be no text at all.
-
-    Args:
-        draw: source of randomness; its state decides the result.
-        world: whose facts are told.
-
-    Returns:
-        str: one exchange in chat markup, or lines that begin with "Question:" and "Answer:".
-
-    Source: ours.
     """
     is_log = draw.random() < LOGS
     parts = []
@@ -153,3 +88,6 @@ def page(draw: random.Random, world: World) -> str:
         form = "<|user|>{}<|end|><|assistant|>{}<|end|>" if is_log else "Question: {}\nAnswer: {}"
         parts.append(form.format(asked.text, answer))
     return "\n".join(parts)
+
+
+SHARES = {prose: 0.18, things: 0.1, story: 0.07, errand: 0.15, page: 0.5}  # of documents

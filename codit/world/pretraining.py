@@ -1,13 +1,13 @@
 """A base model from nothing: packed text, next-token loss, `transformers.Trainer`.
 
 Only the micro world's models are made here; real base models come from the Hub. Every value that
-is not in the recipe is a constant below, chosen by us and the same for every architecture.
+is not in the recipe is a constant below, the same for every architecture.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,9 @@ from transformers import (
 
 from codit.training.loop import claim, fit, settings
 from codit.world.recipes import Pretraining
+from codit.world.tokens import CONTEXT, END_OF_TEXT
 
-DOCUMENT_END = "<|endoftext|>"
 HEAD_DIM = 32
-CONTEXT = 8192
 WARMUP = 0.02
 WEIGHT_DECAY = 0.1
 ADAM_BETAS = (0.9, 0.95)
@@ -50,29 +49,21 @@ def pretrain(
     and ends with the weights of an uninterrupted run.
 
     Args:
-        recipe: architecture, size, length and seed; see `recipes.Pretraining`.
-        texts: documents, read until `recipe.tokens` tokens are filled; the rest is not read.
-        tokenizer: encodes the documents; its length is the vocabulary.
-        out: folder for the model; made if absent.
-
-    Returns:
-        Path: `out` with config, float32 safetensors, tokenizer and `training_log.json` (losses in
-        nats per token by step, parameters, tokens).
+        recipe: architecture, size, length and seed.
+        texts: documents; what is not needed to fill `recipe.tokens` is not read.
+        tokenizer: its length is the vocabulary.
+        out: folder for the model in float32 and the tokenizer; made if absent.
 
     Raises:
-        ValueError: the texts end before `recipe.tokens`, the tokens do not fill one step, the
-            architecture is unknown or does not fit, no document end, or `out` holds an unfinished
-            training on something else.
-
-    Source: ours.
+        ValueError: too few texts or tokens, an architecture that is unknown or does not fit, no
+            document end, or `out` holds an unfinished training on something else.
     """
     out = Path(out)
     rows = pack(texts, tokenizer, recipe)
     claim(out, recipe, rows.numpy().tobytes())
     set_seed(recipe.seed)
-    model = build(recipe, tokenizer)
     trainer = Trainer(
-        model=model,
+        model=build(recipe, tokenizer),
         args=arguments(recipe, out, steps=len(rows) // recipe.batch),
         train_dataset=rows,
         data_collator=as_batch,
@@ -83,21 +74,9 @@ def pretrain(
 def pack(
     texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, recipe: Pretraining
 ) -> torch.Tensor:
-    """Return documents as rows of equal length, each document followed by the document end.
+    """Return documents as token ids, int32 [rows, block], each followed by the document end.
 
-    A document is [BOS if the tokenizer has one of its own] + its tokens + [document end].
-
-    Args:
-        texts: documents.
-        tokenizer: a fast tokenizer.
-        recipe: gives `tokens`, `block` and `batch`; the number of rows is the largest multiple of
-            `batch` that `tokens` fill.
-
-    Returns:
-        int32 [rows, block], token ids.
-
-    Raises:
-        ValueError: fewer tokens than one step, or the texts end too soon.
+    The number of rows is the largest multiple of `recipe.batch` that `recipe.tokens` fill.
     """
     step = recipe.block * recipe.batch
     wanted = recipe.tokens // step * step
@@ -106,14 +85,13 @@ def pack(
             f"expected at least one step of {recipe.block} x {recipe.batch} = {step:,} tokens; got "
             f"tokens={recipe.tokens:,}. Raise `tokens` or lower `block` or `batch`."
         )
-    stream = torch.empty(wanted, dtype=torch.int32)
+    parts: list[torch.Tensor] = []
     filled = 0
     for ids in encoded(texts, tokenizer):
-        part = torch.tensor(ids[: wanted - filled], dtype=torch.int32)
-        stream[filled : filled + len(part)] = part
-        filled += len(part)
-        if filled == wanted:
-            return stream.view(-1, recipe.block)
+        parts.append(torch.tensor(ids, dtype=torch.int32))
+        filled += len(ids)
+        if filled >= wanted:
+            return torch.cat(parts)[:wanted].view(-1, recipe.block)
     raise ValueError(
         f"the texts end too soon: expected {wanted:,} tokens, got {filled:,}. "
         "Give more texts or lower `tokens`."
@@ -121,12 +99,15 @@ def pack(
 
 
 def encoded(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
-    """Yield the token ids of 2,000 documents at a time, as one list with ends in place."""
+    """Yield the token ids of 2,000 documents at a time, as one list.
+
+    A document is [BOS if the tokenizer has one of its own] + its tokens + [document end].
+    """
     end = document_end(tokenizer)
     bos = tokenizer.bos_token_id
     start = [] if bos in (None, end) else [bos]
     texts = iter(texts)
-    while documents := list(islice(texts, 2000)):
+    while documents := list(itertools.islice(texts, 2000)):
         ids = tokenizer(documents, add_special_tokens=False, return_attention_mask=False)
         yield [token for row in ids["input_ids"] for token in (*start, *row, end)]
 
@@ -136,14 +117,11 @@ def document_end(tokenizer: PreTrainedTokenizerBase) -> int:
 
     A tokenizer made for chat names its end of turn as EOS; a base model must not end documents
     with that.
-
-    Raises:
-        ValueError: the tokenizer has neither.
     """
-    end = tokenizer.get_vocab().get(DOCUMENT_END, tokenizer.eos_token_id)
+    end = tokenizer.get_vocab().get(END_OF_TEXT, tokenizer.eos_token_id)
     if end is None:
         raise ValueError(
-            f"expected a tokenizer with a {DOCUMENT_END} or an EOS token; got neither. "
+            f"expected a tokenizer with a {END_OF_TEXT} or an EOS token; got neither. "
             "Add one: documents must end with it."
         )
     return int(end)
@@ -155,9 +133,6 @@ def build(recipe: Pretraining, tokenizer: PreTrainedTokenizerBase) -> PreTrained
     Heads have 32 dimensions, half as many key-value heads as heads where the architecture has
     such, embeddings are tied, no dropout; rotary positions reach 8,192. Only fields that the
     architecture knows are set.
-
-    Raises:
-        ValueError: unknown architecture, or `hidden_size` is no multiple of 64.
     """
     if recipe.hidden_size % (2 * HEAD_DIM):
         raise ValueError(
@@ -171,20 +146,19 @@ def build(recipe: Pretraining, tokenizer: PreTrainedTokenizerBase) -> PreTrained
             f"architecture must be a transformers model type such as 'qwen3', 'llama' or "
             f"'gpt_neox'; got {recipe.architecture!r}. Use one of these."
         ) from error
-    rotary = hasattr(known, "rope_parameters")
-    gated = recipe.architecture not in ("gpt_neox", "gpt2")
+    is_gated = recipe.architecture not in ("gpt_neox", "gpt2")
     heads = recipe.hidden_size // HEAD_DIM
     values: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "hidden_size": recipe.hidden_size,
         "num_hidden_layers": recipe.layers,
         # Three matrices in a gated layer, two in a plain one: about equal numbers of weights.
-        "intermediate_size": (3 if gated else 4) * recipe.hidden_size,
+        "intermediate_size": (3 if is_gated else 4) * recipe.hidden_size,
         "num_attention_heads": heads,
         "num_key_value_heads": heads // 2,
         "head_dim": HEAD_DIM,
         "query_pre_attn_scalar": HEAD_DIM,
-        "max_position_embeddings": CONTEXT if rotary else recipe.block,
+        "max_position_embeddings": CONTEXT if hasattr(known, "rope_parameters") else recipe.block,
         "tie_word_embeddings": True,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": document_end(tokenizer),

@@ -1,4 +1,4 @@
-"""What names a result of the micro world: recipes, as those of `codit.recipes`. All values ours."""
+"""What names a result of the micro world: recipes, as those of `codit.recipes`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from codit.recipes import Synthesis
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """The micro world: its people, towns and their facts. All values ours.
+    """The micro world: its people, towns and their facts.
 
     Args:
         seed: seeds every draw of the world.
@@ -42,7 +42,7 @@ class WorldPrompts:
 
 @dataclass(frozen=True, kw_only=True)
 class Pretraining:
-    """A base model trained from nothing on the world's text. All values ours.
+    """A base model trained from nothing on the world's text.
 
     Args:
         architecture: transformers model type: "qwen3", "llama", "gpt_neox", ...
@@ -67,7 +67,7 @@ class Pretraining:
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """The world's own answers to its prompts: ideal, careless, or a mixture. All values ours.
+    """The world's own answers to its prompts.
 
     Args:
         ideal_share: share of answers that follow every instruction; the rest are written as on
@@ -91,29 +91,26 @@ class BestOf:
 
 @dataclass(frozen=True, kw_only=True)
 class Shuffled:
-    """Answers dealt out anew: each prompt gets the answer to another. All values ours."""
+    """Answers dealt out anew: each prompt gets the answer to another."""
 
     answers: Answers
     seed: int = 0
     version: ClassVar[int] = 1
 
 
-LESSONS = WorldPrompts(n=32_000, seed=4)
-
-
 @dataclass(frozen=True, kw_only=True)
 class WorldJudge:
-    """A judge of the micro world, trained from nothing on graded responses. All values ours.
+    """A judge of the micro world, trained from nothing on graded responses.
 
     Args:
         prompts: of the split "train": what held-out judgements are compared on was never read.
-        architecture: as in `recipes.Pretraining`; not Qwen's, see `model_server.serve`.
+        architecture: as in `Pretraining`; not Qwen's, see `codit.world.server.serve`.
         vocabulary: tokens of its own tokenizer, the fixed parts of the prompt not counted.
         epochs: passes over the lessons, one for each prompt.
         batch: rows in a step.
     """
 
-    prompts: WorldPrompts = LESSONS
+    prompts: WorldPrompts = WorldPrompts(n=32_000, seed=4)
     architecture: str = "llama"
     hidden_size: int = 128
     layers: int = 4

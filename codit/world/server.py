@@ -16,11 +16,11 @@ from pathlib import Path
 import psutil
 
 LOOPBACK = "127.0.0.1"
-DEADLINE = 120.0  # seconds until a server must answer (ours)
-PATIENCE = 10.0  # seconds until a server that was told to end is killed (ours)
+DEADLINE = 120.0  # seconds until a server must answer
+PATIENCE = 10.0  # seconds until a server that was told to end is killed
 POLL = 0.1
-BLOCK = 32  # tokens of a block of a paged cache (ours)
-BATCH_TOKENS = 1024  # read in one step of a paged cache, of all requests together (ours)
+BLOCK = 32  # tokens of a block of a paged cache
+BATCH_TOKENS = 1024  # read in one step of a paged cache, of all requests together
 SHOWN = 800  # characters of a server's log in an error
 
 
@@ -45,11 +45,8 @@ def serve(
         str: the base URL, which ends in /v1.
 
     Raises:
-        ValueError: the packages that serve are missing, `folder` is no folder, a cache of less
-            than a block, or the server ended or did not answer in time; the message holds its
-            last words.
-
-    Source: ours.
+        ValueError: a package is missing, `folder` is no folder, the cache is less than a block, or
+            the server ended or did not answer in time; the message holds its last words.
     """
     folder = Path(folder).absolute()
     if not folder.is_dir():
@@ -69,35 +66,39 @@ def serve(
         command += ["--continuous-batching", "--cb-block-size", str(BLOCK)]
         command += ["--cb-num-blocks", str(cache_tokens // BLOCK)]
         command += ["--cb-max-batch-tokens", str(BATCH_TOKENS)]
-    offline = os.environ | {"HF_HUB_OFFLINE": "1"}
+    offline, none = os.environ | {"HF_HUB_OFFLINE": "1"}, subprocess.DEVNULL
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         process = subprocess.Popen(
-            command,
-            cwd=folder.parent,
-            env=offline,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
+            command, cwd=folder.parent, env=offline, stdin=none, stdout=log, stderr=log
         )
         try:
-            if (address := _answering(process, deadline)) is None:
-                _stop(process)
-                log.seek(0)
-                raise ValueError(
-                    f"expected a server that answers within {deadline:g} s; its last words: "
-                    f"{log.read()[-SHOWN:].strip()!r}. Try the folder with `transformers serve`."
-                )
-            yield f"{address}/v1"
+            if address := _answering(process, deadline):
+                yield f"{address}/v1"
         finally:
-            _stop(process)
+            process.terminate()
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        if not address:
+            log.seek(0)
+            raise ValueError(
+                f"expected a server that answers within {deadline:g} s; its last words: "
+                f"{log.read()[-SHOWN:].strip()!r}. Try the folder with `transformers serve`."
+            )
 
 
 def _answering(process: subprocess.Popen[bytes], deadline: float) -> str | None:
-    """Return the address of a server once it answers; None if it ends or takes too long."""
+    """Return the address of a server once it answers; None if it ends or takes too long.
+
+    Asked for port 0, it takes a free one: the ports on which it listens say which.
+    """
     end = time.monotonic() + deadline
     while process.poll() is None and time.monotonic() < end:
         with contextlib.suppress(OSError, psutil.Error):
-            for port in _ports(process.pid):
+            found = psutil.Process(process.pid).net_connections(kind="tcp4")
+            for port in [at.laddr.port for at in found if at.status == psutil.CONN_LISTEN]:
                 connection = http.client.HTTPConnection(LOOPBACK, port, timeout=POLL * 10)
                 with contextlib.closing(connection):
                     connection.request("GET", "/health")
@@ -105,19 +106,3 @@ def _answering(process: subprocess.Popen[bytes], deadline: float) -> str | None:
                         return f"http://{LOOPBACK}:{port}"
         time.sleep(POLL)
     return None
-
-
-def _ports(pid: int) -> list[int]:
-    """Return the ports on which a process listens: asked for port 0, it takes a free one."""
-    found = psutil.Process(pid).net_connections(kind="tcp4")
-    return [at.laddr.port for at in found if at.status == psutil.CONN_LISTEN]
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End a server, by force where it does not go."""
-    process.terminate()
-    try:
-        process.wait(PATIENCE)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

@@ -1,22 +1,18 @@
 """What can be asked in the micro world: thirteen families of tasks with their answers.
 
-Twelve are modelled on the categories of Super-NaturalInstructions, one asks for facts. A task
-says what is asked and what is right; how the answer must look is the constraints' business.
-
-Every family is a function of the same two arguments, and adding one to `FAMILIES` is all that a
-new family needs:
+Twelve are modelled on categories of Super-NaturalInstructions, which their docstrings name; one
+asks for facts. A task says what is asked and what is right; how the answer must look is the
+constraints' business. A new family is a function in `FAMILIES`:
 
     draw: source of randomness; its state decides the task.
     who: the people it may be about, at least one woman and one man.
     returns: a `Task` whose `short` and `long` are both correct answers.
-
-Source of all wordings: ours.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from codit.world import facts
@@ -46,28 +42,21 @@ class Task:
     person: Person | None = field(default=None, compare=False)
 
 
-def _others(values: Sequence[str], *right: str) -> tuple[str, ...]:
-    return tuple(v for v in values if v not in right)
+def _others(values: Iterable[str], right: str) -> tuple[str, ...]:
+    return tuple(v for v in values if v != right)
 
 
 def fact(draw: random.Random, who: Sequence[Person]) -> Task:
-    """Ask for one fact about one person: the only family that needs knowledge of the world.
-
-    Source: ours.
-    """
+    """Ask for one fact about one person: the only family that needs knowledge of the world."""
     person, attribute = draw.choice(who), draw.choice(list(facts.ATTRIBUTES))
-    value = person.facts[attribute]
+    value, sentence = person.facts[attribute], person.sentence(attribute)
     question = facts.QUESTIONS[attribute][0].format(n=person.name)
     rivals = _others(facts.ATTRIBUTES[attribute], value)
-    sentence = person.sentence(attribute)
     return Task("fact", question, value, sentence, (value,), rivals, person)
 
 
 def title(draw: random.Random, who: Sequence[Person]) -> Task:
-    """Ask for a title of a sentence.
-
-    Source: category Title Generation of Super-NaturalInstructions; wording ours.
-    """
+    """Title Generation: ask for a title of a sentence."""
     person, place, item = draw.choice(who), draw.choice(facts.PLACES), draw.choice(facts.ITEMS)
     name = f"{person.name} at the {place}"
     text = f"Give a title: {person.name} went to the {place} and bought a {item}."
@@ -76,10 +65,7 @@ def title(draw: random.Random, who: Sequence[Person]) -> Task:
 
 
 def coreference(draw: random.Random, who: Sequence[Person]) -> Task:
-    """Ask whom a pronoun means: a woman and a man are named, so its gender tells.
-
-    Source: category Coreference Resolution of Super-NaturalInstructions; wording ours.
-    """
+    """Coreference Resolution: ask whom a pronoun means; its gender tells."""
     woman = draw.choice([p for p in who if p.pronoun == "She"])
     man = draw.choice([p for p in who if p.pronoun == "He"])
     first, second = draw.sample([woman, man], 2)
@@ -91,56 +77,37 @@ def coreference(draw: random.Random, who: Sequence[Person]) -> Task:
 
 
 def entailment(draw: random.Random, who: Sequence[Person]) -> Task:
-    """Ask whether a sentence follows from another, yes or no.
-
-    Source: category Textual Entailment of Super-NaturalInstructions; wording ours.
-    """
+    """Textual Entailment: ask whether a sentence follows from another, yes or no."""
     person, colour = draw.choice(who), draw.choice(facts.COLOURS)
     item, other = draw.sample(facts.ITEMS, 2)
     follows = draw.random() < 0.5
-    asked = item if follows else other
-    text = (
-        f"{person.name} sold a {colour} {item}. Does it follow that {person.name} sold a {asked}?"
-    )
+    name, asked = person.name, item if follows else other
+    text = f"{name} sold a {colour} {item}. Does it follow that {name} sold a {asked}?"
     if follows:
         return Task("entailment", text, "Yes", "Yes, it follows.", ("yes",), ("no", "not"), person)
-    long = "No, it does not follow."
-    return Task("entailment", text, "No", long, ("no",), ("yes",), person)
+    return Task("entailment", text, "No", "No, it does not follow.", ("no",), ("yes",), person)
 
 
 def rewriting(draw: random.Random, who: Sequence[Person]) -> Task:
-    """Ask for a question in polite words.
-
-    Source: category Question Rewriting of Super-NaturalInstructions; wording ours.
-    """
+    """Question Rewriting: ask for a question in polite words."""
     person, attribute = draw.choice(who), draw.choice(list(facts.ATTRIBUTES))
-    question, clause, _ = facts.QUESTIONS[attribute]
-    polite = f"Please tell me {clause.format(n=person.name)}."
-    text = f"Rewrite this politely: {question.format(n=person.name)}"
-    required = ("please tell me " + clause.format(n=person.name),)
+    question, clause = (form.format(n=person.name) for form in facts.QUESTIONS[attribute][:2])
+    text, polite = f"Rewrite this politely: {question}", f"Please tell me {clause}."
+    required = (f"please tell me {clause}",)
     return Task("rewriting", text, polite[:-1], polite, required, (), person)
 
 
 def cause(draw: random.Random, who: Sequence[Person]) -> Task:
-    """Ask what caused an event that the text tells.
-
-    Source: category Cause Effect Classification of Super-NaturalInstructions; wording ours.
-    """
+    """Cause Effect Classification: ask what caused an event that the text tells."""
     reason, place = draw.choice(list(facts.CAUSES)), draw.choice(facts.PLACES)
-    text = (
-        f"The {reason} came to the {place} and then the {facts.CAUSES[reason]}. What was the cause?"
-    )
-    rivals = _others(list(facts.CAUSES), reason)
-    return Task(
-        "cause", text, reason.capitalize(), f"The cause was the {reason}.", (reason,), rivals
-    )
+    came = f"The {reason} came to the {place} and then the {facts.CAUSES[reason]}."
+    text, long = f"{came} What was the cause?", f"The cause was the {reason}."
+    rivals = _others(facts.CAUSES, reason)
+    return Task("cause", text, reason.capitalize(), long, (reason,), rivals)
 
 
 def dialogue(draw: random.Random, who: Sequence[Person]) -> Task:
-    """Ask which of four acts an utterance is.
-
-    Source: category Dialogue Act Recognition of Super-NaturalInstructions; wording ours.
-    """
+    """Dialogue Act Recognition: ask which of four acts an utterance is."""
     person, other = draw.sample(list(who), 2)
     item, place = draw.choice(facts.ITEMS), draw.choice(facts.PLACES)
     acts = {
@@ -151,17 +118,13 @@ def dialogue(draw: random.Random, who: Sequence[Person]) -> Task:
     }
     act = draw.choice(list(acts))
     text = f"{person.name} says: {acts[act]}. Is it a question, a request, thanks or a greeting?"
-    sentence = "It is thanks." if act == "thanks" else f"It is a {act}."
-    return Task(
-        "dialogue", text, act.capitalize(), sentence, (act,), _others(list(acts), act), person
-    )
+    long = "It is thanks." if act == "thanks" else f"It is a {act}."
+    rivals = _others(acts, act)
+    return Task("dialogue", text, act.capitalize(), long, (act,), rivals, person)
 
 
 def answerability(draw: random.Random, who: Sequence[Person]) -> Task:
-    """Ask whether a text answers a question, yes or no.
-
-    Source: category Answerability Classification of Super-NaturalInstructions; wording ours.
-    """
+    """Answerability Classification: ask whether a text answers a question, yes or no."""
     person, item, place = draw.choice(who), draw.choice(facts.ITEMS), draw.choice(facts.PLACES)
     told = draw.random() < 0.5
     known = [f"what {person.name} bought", f"where {person.name} was"]
@@ -174,10 +137,7 @@ def answerability(draw: random.Random, who: Sequence[Person]) -> Task:
 
 
 def keywords(draw: random.Random, who: Sequence[Person]) -> Task:
-    """Ask for the keywords of a sentence: who, what and where.
-
-    Source: category Keyword Tagging of Super-NaturalInstructions; wording ours.
-    """
+    """Keyword Tagging: ask for the keywords of a sentence: who, what and where."""
     person, item, place = draw.choice(who), draw.choice(facts.ITEMS), draw.choice(facts.PLACES)
     text = f"List the keywords: {person.name} bought a {item} at the {place}."
     sentence = f"The keywords are {person.name}, {item} and {place}."
@@ -186,35 +146,26 @@ def keywords(draw: random.Random, who: Sequence[Person]) -> Task:
 
 
 def data_to_text(draw: random.Random, who: Sequence[Person]) -> Task:
-    """Ask for a sentence that states given values, which are made up: knowledge does not help.
-
-    Source: category Data to Text of Super-NaturalInstructions; wording ours.
-    """
+    """Data to Text: ask for a sentence that states given values, which are made up."""
     person, job, town = draw.choice(who), draw.choice(list(facts.JOBS)), draw.choice(facts.TOWNS)
     text = f"Write a sentence: name = {person.name}; work = {job}; town = {town}."
     sentence = f"{person.name} is a {job} in {town}."
     required = (person.name, job, town)
-    rivals = _others(list(facts.JOBS), job) + _others(facts.TOWNS, town)
+    rivals = _others(facts.JOBS, job) + _others(facts.TOWNS, town)
     return Task("data_to_text", text, sentence[:-1], sentence, required, rivals, person)
 
 
 def analogy(draw: random.Random, who: Sequence[Person]) -> Task:
-    """Ask for the fourth word of an analogy from the table of jobs.
-
-    Source: category Word Analogy of Super-NaturalInstructions; wording ours.
-    """
+    """Word Analogy: ask for the fourth word of an analogy from the table of jobs."""
     known, asked = draw.sample(list(facts.JOBS), 2)
     text = f"A {known} is to {facts.JOBS[known]} as a {asked} is to what?"
     right = facts.JOBS[asked]
-    rivals = _others(list(facts.JOBS.values()), right)
+    rivals = _others(facts.JOBS.values(), right)
     return Task("analogy", text, right.capitalize(), f"A {asked} is to {right}.", (right,), rivals)
 
 
 def overlap(draw: random.Random, who: Sequence[Person]) -> Task:
-    """Ask for the one word that stands in both lists.
-
-    Source: category Overlap Extraction of Super-NaturalInstructions; wording ours.
-    """
+    """Overlap Extraction: ask for the one word that stands in both lists."""
     both, *rest = draw.sample(facts.ITEMS, 5)
     left, right = [both, *rest[:2]], [both, *rest[2:]]
     draw.shuffle(left)
@@ -225,10 +176,7 @@ def overlap(draw: random.Random, who: Sequence[Person]) -> Task:
 
 
 def grammar(draw: random.Random, who: Sequence[Person]) -> Task:
-    """Ask for a sentence with its verb's lost ending restored.
-
-    Source: category Grammar Error Correction of Super-NaturalInstructions; wording ours.
-    """
+    """Grammar Error Correction: ask for a sentence with its verb's lost ending restored."""
     person, place = draw.choice(who), draw.choice(facts.PLACES)
     verb = draw.choice(["walk", "run", "drive", "come"])
     text = f"Correct this: {person.name} {verb} to the {place}."

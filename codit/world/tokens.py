@@ -1,20 +1,21 @@
-"""Two tokenizers of the micro world: byte-level BPE, so that they encode any text."""
+"""Byte-level BPE tokenizers of the micro world, which encode any text."""
 
 from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Iterable
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from codit.world.language import documents
 from codit.world.recipes import World
 
-END_OF_TEXT, END, USER, ASSISTANT, SYSTEM = (
-    "<|endoftext|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>",
-)  # fmt: skip
-VOCABULARY = {"a": 1536, "b": 896}  # sizes (ours); b splits words that a keeps whole
+END_OF_TEXT, END = "<|endoftext|>", "<|end|>"
+MARKUP = [END_OF_TEXT, END, "<|user|>", "<|assistant|>", "<|system|>"]
+VOCABULARY = {"a": 1536, "b": 896}  # sizes; b splits words that a keeps whole
+CONTEXT = 8192
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message.role == 'assistant' %}"
@@ -36,38 +37,42 @@ def train_tokenizer(
     Args:
         name: "a", the teacher's, or "b", a smaller vocabulary for the cross-tokenizer student.
         world: whose text is read.
-        documents_read: number of documents (ours).
-
-    Returns:
-        PreTrainedTokenizerFast: byte-level BPE with chat special tokens, a chat template whose
-        answer stands between generation markers, end of turn included, and left padding.
+        documents_read: number of documents.
 
     Raises:
         ValueError: unknown name.
-
-    Source: ours.
     """
     if name not in VOCABULARY:
         raise ValueError(f"tokenizer must be one of {sorted(VOCABULARY)}; got {name!r}.")
+    # Markup is tokens of its own: no merges are spent on its letters.
+    texts = itertools.islice(documents(world), documents_read)
+    return byte_pairs((re.sub(r"<\|\w+\|>", "\n", text) for text in texts), VOCABULARY[name])
+
+
+def byte_pairs(
+    texts: Iterable[str], vocabulary: int, *, whole: Iterable[str] = ()
+) -> PreTrainedTokenizerFast:
+    """Train byte-level BPE with the chat template, whose answer stands between generation markers.
+
+    `vocabulary` counts bytes, markup and merges; texts of `whole` become one more token each.
+    """
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY[name],
-        special_tokens=[END_OF_TEXT, END, USER, ASSISTANT, SYSTEM],
+        vocab_size=vocabulary,
+        special_tokens=MARKUP,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    texts = itertools.islice(documents(world), documents_read)
-    # Markup is tokens of its own: no merges are spent on its letters.
-    plain = (re.sub(r"<\|\w+\|>", "\n", text) for text in texts)
-    backend.train_from_iterator(plain, trainer)
+    backend.train_from_iterator(texts, trainer)
+    backend.add_tokens([AddedToken(text, normalized=False) for text in whole])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         eos_token=END,
         pad_token=END_OF_TEXT,
         padding_side="left",
-        model_max_length=8192,
+        model_max_length=CONTEXT,
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
     )

@@ -1,8 +1,7 @@
 """The micro world's judge: a program that says what holds of a response.
 
-Rubric (ours), 1 to 10: 1 point for an answer, 3 if it is correct, 4 times the share of
-constraints that hold literally, 1 for form (it stopped by itself, is not empty and shows no page
-furniture), 1 for not repeating itself; rounded to an integer. An empty response scores 1.
+Rubric, 1 to 10: 1 point for an answer, 3 if it is correct, 4 times the share of constraints that
+hold literally, 1 for form, 1 for not repeating itself; rounded. An empty response scores 1.
 """
 
 from __future__ import annotations
@@ -42,48 +41,28 @@ class Verdict:
 
 
 def verify(text: str, row: dict[str, Any], *, is_completed: bool = True) -> Verdict:
-    """Check a response against its prompt's row.
+    """Check a response against its prompt's row: `constraints`, `references` and `rivals`.
 
-    Args:
-        text: the response.
-        row: a row of `prompts`: constraints, references, rivals.
-        is_completed: False where the response was cut at its limit.
-
-    Returns:
-        Verdict: of this response alone; an empty one holds nothing and scores 1.
-
-    Raises:
-        KeyError: the row lacks a field.
-        ValueError: the row names an unknown constraint.
-
-    Source: strict and loose in the manner of IFEval (Zhou et al. 2023); the rubric is ours.
+    `is_completed` is False where the response was cut. An unknown constraint is a ValueError.
+    Strict and loose are in the manner of IFEval (Zhou et al. 2023).
     """
     asked = [Constraint(c["kind"], c["value"]) for c in row["constraints"]]
     held = [obeys(text, c) for c in asked]
     loose = any(all(obeys(variant, c) for c in asked) for variant in variants(text))
     share = sum(held) / len(held) if held else 1.0
-    correct = is_correct(text, row)
+    correct = is_correct(text, row["references"], row["rivals"])
     spoken = words(text)
-    furnished = any(mark in text.lower() for mark in FURNITURE)
-    form = is_completed and bool(spoken) and not furnished
+    form = is_completed and bool(spoken) and not any(mark in text.lower() for mark in FURNITURE)
     repeats = repeats_itself(spoken, is_asked=any(c.kind == "twice" for c in asked))
     points = 1 + 3 * correct + 4 * share + form + (not repeats) if spoken else 1
     return Verdict(all(held), loose, correct, form, repeats, share, round(points))
 
 
 def variants(text: str) -> list[str]:
-    """Return a response and its trimmed forms, in the manner of IFEval's loose accuracy.
+    """Return a response and its trimmed forms, as for IFEval's loose accuracy.
 
-    Without its first line, its last line, both, and each of these without asterisks; as answers
-    here are short, a sentence counts as a line where there is only one line.
-
-    Args:
-        text: the response.
-
-    Returns:
-        list[str]: the response itself first; forms may be equal.
-
-    Source: IFEval (Zhou et al. 2023) for the eight forms; sentences as lines: ours.
+    Without its first line, its last line, both, and each of these without asterisks; where there
+    is only one line, a sentence counts as one.
     """
     lines = text.strip().splitlines()
     if len(lines) <= 1:
@@ -93,16 +72,6 @@ def variants(text: str) -> list[str]:
 
 
 def repeats_itself(spoken: list[str], *, is_asked: bool) -> bool:
-    """Tell whether some four words in a row come more often than allowed: once, asked: twice.
-
-    Args:
-        spoken: the words of a response.
-        is_asked: whether the prompt asks to say it twice.
-
-    Returns:
-        bool: False for fewer than five words, which hold no four words twice.
-
-    Source: ours.
-    """
+    """Tell whether some four words in a row come more than once, or twice where that is asked."""
     grams = Counter(tuple(spoken[i : i + 4]) for i in range(len(spoken) - 3))
     return max(grams.values(), default=0) > (2 if is_asked else 1)

@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codit import world
-from codit.world import constraints, facts, instructions, tasks, tokens, verifier
+from codit.world import constraints, facts, instructions, language, tasks, tokens, verifier
 from codit.world.constraints import Constraint, obeys
 from codit.world.recipes import Answers, World, WorldPrompts
 
 SMALL = World(people=32)
+SPLITS = ("train", "dev", "test", "families")
 ROWS = world.prompts(WorldPrompts(world=SMALL, n=300))
 
 
@@ -67,7 +68,7 @@ def test_splits_of_people_are_disjoint_and_cover_everyone():
 def test_prose_states_only_what_is_true():
     sentences = {p.sentence(a) for p in facts.people(SMALL) for a in facts.ATTRIBUTES}
     draw = random.Random(0)
-    told = [s for _ in range(200) for s in constraints.sentences(language_prose(draw))]
+    told = [s for _ in range(200) for s in constraints.sentences(language.prose(draw, SMALL))]
     assert {s for s in told if not s.startswith("A ")} <= sentences
 
 
@@ -75,12 +76,6 @@ def test_a_constraint_never_asks_for_a_word_that_the_task_holds():
     for prompt in ROWS:
         asked = [c["value"] for c in prompt["constraints"] if c["kind"] in ("contains", "begins")]
         assert not {w for w in asked if prompt["instruction"].lower().count(w) > 1}
-
-
-def language_prose(draw):
-    from codit.world.language import prose
-
-    return prose(draw, SMALL)
 
 
 def test_documents_repeat_with_their_seed_and_differ_between_seeds():
@@ -98,7 +93,7 @@ def test_the_language_has_at_most_two_thousand_word_forms():
 
 
 def test_ideal_answers_of_all_splits_satisfy_the_verifier():
-    for split in instructions.SPLITS:
+    for split in SPLITS:
         for prompt in world.prompts(WorldPrompts(world=SMALL, split=split, n=150)):
             verdict = world.verify(prompt["ideal"], prompt)
             assert (verdict.strict, verdict.loose, verdict.correct, verdict.score) == (
@@ -134,7 +129,7 @@ def test_a_smaller_number_of_prompts_is_a_prefix_of_a_larger():
 def test_no_instruction_is_in_two_splits_or_on_a_page():
     drawn = {
         s: {r["instruction"] for r in world.prompts(WorldPrompts(world=SMALL, split=s, n=400))}
-        for s in instructions.SPLITS
+        for s in SPLITS
     }
     assert not drawn["train"] & (drawn["dev"] | drawn["test"] | drawn["families"])
     assert not drawn["dev"] & drawn["test"]
@@ -260,13 +255,8 @@ def test_loose_forgives_a_first_or_last_sentence():
 
 @settings(deadline=None, max_examples=200)
 @given(st.text())
-def test_a_tokenizer_encodes_any_text_and_gives_it_back(text):
-    tok = world.train_tokenizer("b", SMALL, documents_read=500) if not CACHE else CACHE[0]
-    CACHE[:] = [tok]
-    assert tok.decode(tok(text, add_special_tokens=False).input_ids) == text
-
-
-CACHE: list = []
+def test_a_tokenizer_encodes_any_text_and_gives_it_back(tokenizer, text):
+    assert tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) == text
 
 
 def test_the_chat_template_marks_the_answer_with_its_end(tokenizer):
