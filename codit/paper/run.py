@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -243,8 +244,8 @@ def fingerprint(path: Path, parameters: Mapping[str, Any]) -> str:
     """
     package = Path(codit.__file__).parent
     inputs = sorted(package.rglob("*.py"))
-    for place in store.SHIPPED:
-        inputs += sorted((package.parent / place).glob(f"*/{store.MANIFEST}"))
+    for place, names in itertools.product(store.SHIPPED, ("*.json", f"*/{store.MANIFEST}")):
+        inputs += sorted((package.parent / place).glob(names))
     cells = [(cell.cell_type, cell.source) for cell in nbformat.read(path, as_version=4).cells]
     files = [(str(f.relative_to(package.parent)), f.read_text(encoding="utf-8")) for f in inputs]
     parts = [cells, sorted(parameters.items()), files, versions()]
