@@ -65,7 +65,7 @@ Names: TypeAlias = Annotated[tuple[str, ...], tyro.conf.Positional]
 
 
 def models() -> dict[str, Recipe]:
-    """Return the recipe of every embedded model by its folder's name, a base before its students."""
+    """Return the recipe of every embedded model by its folder's name, bases first."""
     bases = scales.bases()
     base = bases["amateur"]
     experts = {"expert": scales.expert(base), "expert-b": scales.second_expert(base)}
