@@ -2,7 +2,7 @@
 
 A figure is four files of one name: PDF and PNG, the plotted numbers as CSV, and the provenance as
 JSON. The same numbers give the same bytes, so that a figure made again changes nothing in git.
-How marks are drawn is `codit.paper.plots`.
+How marks are drawn is `codit.paper.plots`. Choices without a source are ours.
 """
 
 from __future__ import annotations
@@ -46,18 +46,10 @@ COLOURS: dict[str, str] = {
     "unrelated": "#000000",
 }
 LABELS: dict[str, str] = {
-    "direct": "Direct",
-    "truncated": "Truncated",
+    **{role: role.replace("-", " ").capitalize() for role in COLOURS},
     "codit": "CoDIT",
-    "greedy": "Greedy",
     "best-of-n": "Best-of-N",
     "best-of-n-judged": "Best-of-N, judged",
-    "expert": "Expert",
-    "amateur": "Amateur",
-    "ideal": "Ideal",
-    "careless": "Careless",
-    "chat-vector": "Chat vector",
-    "unrelated": "Unrelated",
 }
 COMMITTED = "full"  # the scale whose figures are in git
 # What may differ between two makings of one figure without its content being another.
@@ -82,17 +74,11 @@ class Claim:
 
 
 def folder(scale: str = COMMITTED) -> Path:
-    """Return the folder that figures of a scale are written to.
+    """Return the folder, absolute, that figures of a scale are written to.
 
-    Args:
-        scale: the committed pictures are those of `full`; the others have a folder of their own.
-
-    Returns:
-        Path: absolute; the environment variable CODIT_FIGURES where it is set, else `figures` of
-        the checkout, and in it a folder named after any scale but `full`. It decides where figures
-        lie and never what they show.
-
-    Source: ours.
+    The environment variable CODIT_FIGURES where it is set, else `figures` of the checkout, and in
+    it a folder named after any scale but `full`. It decides where figures lie and never what they
+    show.
     """
     relocated = os.environ.get("CODIT_FIGURES")
     root = Path(relocated).absolute() if relocated else store.repository() / "figures"
@@ -100,10 +86,7 @@ def folder(scale: str = COMMITTED) -> Path:
 
 
 def theme() -> None:
-    """Give matplotlib the look of this repository, whatever the reader's own settings are.
-
-    Source: ours.
-    """
+    """Give matplotlib the look of this repository, whatever the reader's own settings are."""
     import seaborn  # brings scipy.stats: a second that those who only ask for `folder` save
 
     matplotlib.rcdefaults()
@@ -133,11 +116,10 @@ def save(
     scale: str = COMMITTED,
     parameters: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a figure as NAME.pdf, NAME.png, NAME.csv and NAME.json, each at once.
+    """Write a figure as NAME.pdf, NAME.png, NAME.csv and NAME.json; return the PNG's path.
 
-    The provenance holds commit, parameters, recipes with keys and seconds, versions, seeds,
-    minutes and claims. Where numbers, recipes, versions and claims are those already there, the
-    provenance stays as it is: it names the commit at which this result first came out.
+    Where numbers, recipes, versions and claims are those already there, the provenance stays as it
+    is: it names the commit at which this result first came out.
 
     Args:
         fig: the picture.
@@ -148,13 +130,8 @@ def save(
         scale: whose numbers these are; decides the folder, see `folder`.
         parameters: further values that the picture depends on, the notebook's parameters say.
 
-    Returns:
-        Path: the PNG file.
-
     Raises:
         ValueError: the name has another form; no data, no recipe; a claim is not a `Claim`.
-
-    Source: ours.
     """
     _check(name, data, recipes, claims)
     record = provenance(recipes, claims, parameters={"scale": scale, **(parameters or {})})
@@ -163,13 +140,10 @@ def save(
     table = data.to_csv(index=False, float_format="%.8g", lineterminator="\n").encode()
     is_kept = _is_same(stem, table, record)
     # No dates and no program names: equal pictures are equal files.
-    metadata: dict[str, dict[str, None]] = {
-        "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
-        "png": {"Software": None},
-    }
-    for kind, fields in metadata.items():
+    unnamed = {"pdf": ("CreationDate", "Creator", "Producer"), "png": ("Software",)}
+    for kind, fields in unnamed.items():
         with replacing(f"{stem}.{kind}") as stream:
-            fig.savefig(stream, format=kind, metadata=fields)
+            fig.savefig(stream, format=kind, metadata=dict.fromkeys(fields))
     with replacing(f"{stem}.csv") as stream:
         stream.write(table)
     if not is_kept:
@@ -183,28 +157,14 @@ def provenance(
     *,
     parameters: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return where a figure's numbers come from.
+    """Return where a figure's numbers come from; arguments as of `save`.
 
-    Args:
-        recipes: a name to a recipe, or to a sequence of recipes.
-        claims: evaluated statements.
-        parameters: further JSON values.
-
-    Returns:
-        dict: `commit` (None outside git), `dirty` (files other than figures differ from it),
-        `minutes` (this process so far), `parameters`, `results` (per name a list of key, recipe
-        and the recorded seconds of making it), `seeds`, `versions`, `machine`, `claims`.
-
-    Source: ours.
+    `commit` (None outside git), `dirty` (files other than figures differ from it), `minutes` (this
+    process so far), `parameters`, `results` (per name a list of key, recipe and the recorded
+    seconds of making it), `seeds`, `versions`, `machine`, `claims`.
     """
     groups = {name: _as_list(value) for name, value in recipes.items()}
-    described = {
-        name: [
-            {"key": recipe.key(one), "seconds": _seconds(one), "recipe": recipe.describe(one)}
-            for one in group
-        ]
-        for name, group in groups.items()
-    }
+    described = {name: list(map(_described, group)) for name, group in groups.items()}
     return {
         **_commit(),
         "minutes": round((time.time() - psutil.Process().create_time()) / 60, 2),
@@ -254,9 +214,10 @@ def _commit() -> dict[str, Any]:
     return {"commit": head and head.strip(), "dirty": None if changes is None else bool(changes)}
 
 
-def _seconds(one: Any) -> float | None:
+def _described(one: Any) -> dict[str, Any]:
     found = store.find(one)
-    return store.read_manifest(found).get("seconds") if found else None
+    seconds = store.read_manifest(found).get("seconds") if found else None
+    return {"key": recipe.key(one), "seconds": seconds, "recipe": recipe.describe(one)}
 
 
 def _seeds(value: Any) -> set[int]:
@@ -264,9 +225,9 @@ def _seeds(value: Any) -> set[int]:
         return set().union(*map(_seeds, value))
     if not dataclasses.is_dataclass(value):
         return set()
-    fields = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
-    own = {content for name, content in fields if name == "seed"}
-    return own.union(*(_seeds(content) for _, content in fields))
+    fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    own = {fields["seed"]} if "seed" in fields else set()
+    return own.union(*map(_seeds, fields.values()))
 
 
 def _is_same(stem: Path, table: bytes, record: dict[str, Any]) -> bool:

@@ -6,7 +6,7 @@ things: a score for each response of the arms; a score for each of several direc
 itself; and scores under budgets too small for some replies. Every reply is kept while the study is
 made, and everything is asked twice: the second time must cost nothing. Students' answers are scored
 from 1 to 10 (as WildBench's) and compared with those of direct sampling (as AlpacaEval's). The
-verifier's word on the same texts stands beside.
+verifier's word on the same texts stands beside. Values and choices without a source are ours.
 """
 
 from __future__ import annotations
@@ -25,31 +25,20 @@ from datasets import Dataset
 from codit import recipes, world
 from codit.dataset import output
 from codit.evaluation import intervals, judge
+from codit.evaluation.intervals import Scores
 from codit.evaluation.judge import Asking, Judge, Judged
 from codit.files import line_of, replacing, write_json
-from codit.paper import arms as comparison
-from codit.paper import make as results
-from codit.paper import scales, store
-from codit.paper import tables as evidence
-from codit.paper.arms import (
-    POOL,
-    Arm,
-    JudgedArm,
-    JudgedBest,
-    LLMJudge,
-    ResponseStudy,
-    StudentStudy,
-    check_names,
-    judge_label,
-)
-from codit.paper.make import dataset, responses
+from codit.paper import arms, scales, store, tables
+from codit.paper import make as makers
+from codit.paper.arms import Arm, JudgedArm, JudgedBest, LLMJudge, ResponseStudy, StudentStudy
+from codit.paper.make import dataset
 from codit.paper.scales import Scale
 from codit.recipes import File
 from codit.world import judge as world_judge
 from codit.world.recipes import WorldJudge, WorldPrompts
 
-CACHE_TOKENS = 16_384  # of a served judge: 64 questions of the world at the same time (ours)
-AT_ONCE = 64  # ours
+CACHE_TOKENS = 16_384  # of a served judge: 64 questions of the world at the same time
+AT_ONCE = 64
 ADDRESS = "OPENAI_BASE_URL"
 JUDGEMENTS = "judgements.sqlite"  # of every judge that a recipe asks
 REPLIES = "replies.sqlite"  # of a study, while it is made
@@ -59,15 +48,12 @@ MEASURES = ("strict", "correct")
 BASELINE = "direct"  # role of the arm that the others are compared with
 VERIFIER = "verifier"
 
+Rows = list[dict[str, Any]]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """A judge that answers.
-
-    Args:
-        judge: whom to ask.
-        asking: how; failures are counted and never end a run.
-    """
+    """A judge that answers, and how it is asked: failures are counted and never end a run."""
 
     judge: Judge
     asking: Asking
@@ -78,18 +64,7 @@ def asked(recipe: WorldJudge | LLMJudge) -> Iterator[Asked]:
     """Make a judge answer, for a `with` block.
 
     The world's judge is made where there is none and served on this machine; it answers greedily.
-    Any other is asked where OPENAI_BASE_URL says.
-
-    Args:
-        recipe: which judge.
-
-    Yields:
-        Asked: for `judge.score` and its sisters.
-
-    Raises:
-        ValueError: a served judge that does not start, or no address of another.
-
-    Source: ours.
+    Any other is asked where OPENAI_BASE_URL says; ValueError where it says nothing.
     """
     if isinstance(recipe, LLMJudge):
         if not os.environ.get(ADDRESS):
@@ -116,21 +91,12 @@ def asked(recipe: WorldJudge | LLMJudge) -> Iterator[Asked]:
 def judged_best(recipe: JudgedBest) -> Dataset:
     """Return, for each prompt, that of the first n responses which a judge scores highest.
 
-    Args:
-        recipe: the pool of responses, the judge, n; what is missing is made.
-
-    Returns:
-        Dataset: rows of the pool; of equal scores the first sample. Every reply is kept in the
-        store's `judgements.sqlite` and paid for once, whichever recipe asks.
-
-    Raises:
-        ValueError: see `best_of`.
-
-    Source: Best-of-N is a baseline of CoDIT (arXiv 2604.13538); N and ties: ours.
+    Rows of the pool; of equal scores the first sample; what is missing is made. Every reply is kept
+    in the store's `judgements.sqlite` and paid for once, whichever recipe asks.
     """
 
     def make(recipe: JudgedBest, folder: Path) -> None:
-        pool = list(responses(recipe.pool))
+        pool = list(makers.responses(recipe.pool))
         rows, summary = best_of(recipe, pool, cache=store.cache() / JUDGEMENTS)
         with replacing(folder / "responses.jsonl") as stream:
             stream.writelines(line_of(row).encode() for row in rows)
@@ -139,24 +105,12 @@ def judged_best(recipe: JudgedBest) -> Dataset:
     return output.read(store.get(recipe, make) / "responses.jsonl")
 
 
-def best_of(
-    recipe: JudgedBest, pool: list[dict[str, Any]], *, cache: str | Path
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return, of the first n responses to each prompt, the one that a judge scores highest.
+def best_of(recipe: JudgedBest, pool: Rows, *, cache: str | Path) -> tuple[Rows, dict[str, Any]]:
+    """Return the rows of a pool that a judge chooses, and the summary of `judge.best_of`.
 
-    Args:
-        recipe: judge and n.
-        pool: rows of the pool's dataset, n or more to an id.
-        cache: SQLite file of every reply.
-
-    Returns:
-        tuple: the kept rows; the summary of `judge.best_of`.
-
-    Raises:
-        ValueError: fewer than n responses to an id, as `asked`, or more failed judgements than
-            `Asking` allows by default: a dataset must not be chosen by accident.
-
-    Source: Best-of-N is a baseline of CoDIT (arXiv 2604.13538), judged by its judge; N: ours.
+    ValueError with fewer than n responses to an id, or more failed judgements than `Asking` allows
+    by default: a dataset must not be chosen by accident. Best-of-N is a baseline of CoDIT
+    (arXiv 2604.13538), judged by its judge.
     """
     with asked(recipe.judge) as one:
         asking = replace(one.asking, max_failures=Asking().max_failures)
@@ -187,42 +141,79 @@ class JudgeStudy:
     version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        check_names(self.judges)
+        arms.check_names(self.judges)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedStudents:
+    """Judges on students' answers to held-out prompts.
+
+    Args:
+        students: arms, seeds and the prompts of one held-out set.
+        judges: who is asked.
+        n_prompts: the first so many prompts are scored.
+        n_pairs: and so many compared with the answers of direct sampling, in both orders.
+    """
+
+    students: StudentStudy
+    judges: tuple[WorldJudge | LLMJudge, ...]
+    n_prompts: int
+    n_pairs: int
+    version: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        arms.check_names(self.judges)
 
 
 def studies(chosen: Scale) -> dict[str, JudgeStudy]:
-    """Return the studies of notebook 08 by what their prompts are to a judge.
+    """Return a scale's studies of responses by what their prompts are to a judge.
 
-    Args:
-        chosen: the scale.
-
-    Returns:
-        dict: "known": the datasets' own prompts; of the micro world they are about people of whom
-        its judges have read. "unknown", where the scale has a test set: about people of whom they
-        have not, so that they cannot know what is right. Budgets are tried on the first alone.
-
-    Raises:
-        ValueError: a scale without judges, or whose prompts are a file.
-
-    Source: judged datasets: CoDIT, Figures 2 and 4; all else ours.
+    "known": the datasets' own prompts; of the micro world they are about people of whom its judges
+    have read. "unknown", where the scale has a test set: about people of whom they have not, so
+    that they cannot know what is right. Budgets are tried on the first alone. ValueError for a
+    scale without judges, or whose prompts are a file. Judged datasets: CoDIT, Figures 2 and 4.
     """
     told = chosen.judging
     if not told.judges or isinstance(chosen.prompts, File):
         raise ValueError("expected a scale with judges, whose prompts are drawn. Give judges.")
-    arms = (Arm(role="direct"), *scales.contrast_arms(chosen.decoding.plausibility))
+    compared = (Arm(role="direct"), *scales.contrast_arms(chosen.decoding.plausibility))
     sets = {"known": chosen.prompts, "unknown": dict(chosen.tests).get("test")}
     found: dict[str, JudgeStudy] = {}
     for name, prompts in sets.items():
         if prompts is not None:
-            asked_of = replace(prompts, n=min(prompts.n, told.n_prompts))
+            few = replace(prompts, n=min(prompts.n, told.n_prompts))
             found[name] = JudgeStudy(
-                responses=scales.responses(chosen, arms, prompts=asked_of, seeds=(0,)),
+                responses=scales.responses(chosen, compared, prompts=few, seeds=(0,)),
                 judges=told.judges,
                 n_pairs=told.n_prompts // 2,
                 budgets=() if found else told.budgets,
                 n_budget=told.n_prompts // 2,
             )
     return found
+
+
+def students_recipe(chosen: Scale) -> StudentStudy:
+    """Return the study of Best-of-N as an arm: chosen by a judge, by the verifier, not at all.
+
+    The first student, the seeds of `chosen.judging`, test prompts.
+    """
+    compared: tuple[Arm | JudgedArm, ...] = (Arm(role="direct"), Arm(role="best-of-n", n=4))
+    compared += tuple(JudgedArm(judge=one, n=4) for one in chosen.judging.judges[:1])
+    compared += scales.contrast_arms(chosen.decoding.plausibility)[1:]
+    found = scales.students(chosen, (), tests=chosen.tests[:1], students=chosen.students[:1])
+    responses = replace(found.responses, arms=compared, seeds=chosen.judging.seeds)
+    return replace(found, responses=responses)
+
+
+def judged_recipe(chosen: Scale) -> JudgedStudents:
+    """Return the study of the students of `students_recipe`, by the scale's judges.
+
+    Students on WildBench and AlpacaEval 2: CoDIT, results table.
+    """
+    n = chosen.judging.n_prompts
+    return JudgedStudents(
+        students=students_recipe(chosen), judges=chosen.judging.judges, n_prompts=n, n_pairs=n // 2
+    )
 
 
 def study(recipe: JudgeStudy | JudgedStudents) -> dict[str, pd.DataFrame]:
@@ -253,256 +244,6 @@ def make(recipe: JudgeStudy | JudgedStudents, folder: Path) -> dict[str, pd.Data
     return _of_responses(recipe, folder)
 
 
-def _of_responses(recipe: JudgeStudy, folder: Path) -> dict[str, pd.DataFrame]:
-    """Ask every judge everything, twice."""
-    seen = lessons(recipe)
-    arms = {arm.role: _rows(recipe, arm, seen) for arm in recipe.responses.arms}
-    pool = _rows(recipe, Arm(role="best-of-n", n=POOL), seen)
-    found: dict[str, list[pd.DataFrame]] = {name: [] for name in TABLES}
-    for one in recipe.judges:
-        with asked(one) as whom:
-            for run in (1, 2):
-                for name, table in _ask(recipe, arms, pool, whom, folder / REPLIES):
-                    if run == 1 or name == "costs":
-                        found[name].append(table.assign(judge=judge_label(one), run=run))
-                check_heard(pd.concat([t["state"] for n in TABLES[:2] for t in found[n]]))
-    known = _verifier(recipe, arms, pool)
-    scores = pd.concat(found["scores"], ignore_index=True).drop(columns="run")
-    scores = scores.merge(known, on=["arm", "id", "sample"], how="left", validate="many_to_one")
-    pairs = _both(pd.concat(found["comparisons"], ignore_index=True).drop(columns="run"), known)
-    costs = pd.concat(found["costs"], ignore_index=True)
-    return {"scores": scores, "comparisons": pairs, "costs": costs}
-
-
-def check_heard(states: pd.Series[str]) -> None:
-    """Raise where a server fell silent: what lacks its replies must not be kept as finished.
-
-    Args:
-        states: of judgements.
-
-    Raises:
-        ValueError: more have no reply than `Asking` lets fail by default.
-
-    Source: ours.
-    """
-    share = float((states == "api_error").mean())
-    if share > judge.Asking().max_failures:
-        raise ValueError(
-            f"expected replies; {share:.1%} of {len(states)} judgements have none. Look at the "
-            "server and ask again: what was replied is kept."
-        )
-
-
-def lessons(recipe: JudgeStudy) -> frozenset[str]:
-    """Return the instructions that judges of a study were trained on.
-
-    Args:
-        recipe: which study.
-
-    Returns:
-        frozenset: texts; empty where all judges come from elsewhere.
-
-    Source: ours.
-    """
-    taught = {one.prompts for one in recipe.judges if isinstance(one, WorldJudge)}
-    return frozenset(text for prompts in taught for text in _texts(prompts))
-
-
-@functools.lru_cache(maxsize=2)
-def _texts(prompts: WorldPrompts) -> tuple[str, ...]:
-    return tuple(row["instruction"] for row in world.prompts(prompts))
-
-
-def _rows(recipe: JudgeStudy, arm: Arm | JudgedArm, seen: frozenset[str]) -> list[dict[str, Any]]:
-    """Return an arm's responses as a judge takes them; of Best-of-N all that compete."""
-    data: Any = comparison.data(recipe.responses, arm, recipe.responses.seeds[0])
-    found = dataset(data.pool if arm.role == "best-of-n" else data)
-    names = ("id", "instruction", "response", "is_completed", "sample")
-    new = [row for row in found if row["instruction"] not in seen]
-    return [{name: row[name] for name in names if name in row} for row in new]
-
-
-def _ask(
-    recipe: JudgeStudy,
-    arms: dict[str, list[dict[str, Any]]],
-    pool: list[dict[str, Any]],
-    whom: Asked,
-    cache: Path,
-) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Yield a judge's tables, part by part, each with its costs."""
-    score = functools.partial(judge.score, cache=cache, asking=whom.asking)
-    compare = functools.partial(judge.compare, cache=cache, asking=whom.asking)
-    for role, rows in {**arms, "pool": pool}.items():
-        part = {"part": "pool" if role == "pool" else "arms", "arm": role, "budget": 0}
-        yield from _told("scores", score(rows, whom.judge), part)
-    few = {role: rows[: recipe.n_pairs] for role, rows in arms.items()}
-    wanted = [(a, b) for a, b in recipe.pairs if a in few and b in few]
-    for one, other in [*wanted, *((role, role) for role in list(few)[-1:])]:
-        part = {"part": SAME if one == other else "arms", "one": one, "other": other}
-        yield from _told("comparisons", compare(few[one], few[other], whom.judge), part)
-    last = list(arms)[-1]
-    for budget in recipe.budgets:
-        tight = replace(whom.judge, max_tokens=budget)
-        part = {"part": "budget", "arm": last, "budget": budget}
-        yield from _told("scores", score(arms[last][: recipe.n_budget], tight), part)
-
-
-def _told(name: str, judged: Judged, part: dict[str, Any]) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Yield what was said and what it cost."""
-    table = judged.table if name == "scores" else judged.judgements
-    kept = ["id", "sample", "length", "score", "state", "length_baseline", "order", "value"]
-    table = table[[column for column in kept if column in table]]
-    yield name, table.assign(**part)
-    tally = asdict(judged.tally)
-    schema, states = tally.pop("schema"), tally.pop("states")
-    counts = {name: schema.get(name, 0) for name in ("honoured", "ignored", "rejected")}
-    costs = {**tally, **counts, "ok": states.get("ok", 0), "of": name}
-    yield "costs", pd.DataFrame([{**costs, **{k: v for k, v in part.items() if k != "budget"}}])
-
-
-def _verifier(
-    recipe: JudgeStudy, arms: dict[str, list[dict[str, Any]]], pool: list[dict[str, Any]]
-) -> pd.DataFrame:
-    """Return what the verifier says of every response; NaN where it does not know the prompts."""
-    prompts, parts = recipe.responses.prompts, {**arms, "pool": pool}
-    names = {"score": "verifier", "strict": "strict", "correct": "correct"}
-    asked_of = world.prompts(prompts) if isinstance(prompts, WorldPrompts) else []
-    tables = []
-    for role, rows in parts.items():
-        told = pd.DataFrame({"id": [row["id"] for row in rows], "arm": role})
-        told["sample"] = [row.get("sample", 0) for row in rows]
-        if asked_of:
-            said = results.verdicts(rows, asked_of)
-            told = told.assign(**{to: said[name].astype("float64") for name, to in names.items()})
-        else:
-            told = told.assign(**dict.fromkeys(names.values(), float("nan")))
-        tables.append(told)
-    return pd.concat(tables, ignore_index=True)
-
-
-def _both(pairs: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
-    """Return comparisons with the verifier's scores of both responses."""
-    known = known[["arm", "id", "sample", "verifier"]]
-    for side in ("one", "other"):
-        own = known.rename(columns={"arm": side, "verifier": f"verifier_{side}"})
-        pairs = pairs.merge(own, on=[side, "id", "sample"], how="left", validate="many_to_one")
-    return pairs.rename(columns={"length": "length_one", "length_baseline": "length_other"})
-
-
-@dataclass(frozen=True, kw_only=True)
-class JudgedStudents:
-    """Judges on students' answers to held-out prompts.
-
-    Args:
-        students: arms, seeds and the prompts of one held-out set.
-        judges: who is asked.
-        n_prompts: the first so many prompts are scored.
-        n_pairs: and so many compared with the answers of direct sampling, in both orders.
-    """
-
-    students: StudentStudy
-    judges: tuple[WorldJudge | LLMJudge, ...]
-    n_prompts: int
-    n_pairs: int
-    version: ClassVar[int] = 1
-
-    def __post_init__(self) -> None:
-        check_names(self.judges)
-
-
-def students_recipe(chosen: Scale) -> StudentStudy:
-    """Return the study of Best-of-N as an arm: chosen by a judge, by the verifier, not at all.
-
-    Args:
-        chosen: the scale.
-
-    Returns:
-        StudentStudy: the first student; the seeds of `chosen.judging`; test prompts.
-
-    Source: Best-of-N is a baseline of CoDIT (arXiv 2604.13538); the comparison of judges: ours.
-    """
-    arms: tuple[Arm | JudgedArm, ...] = (Arm(role="direct"), Arm(role="best-of-n", n=4))
-    arms += tuple(JudgedArm(judge=one, n=4) for one in chosen.judging.judges[:1])
-    arms += scales.contrast_arms(chosen.decoding.plausibility)[1:]
-    study = scales.students(chosen, (), tests=chosen.tests[:1], students=chosen.students[:1])
-    responses = replace(study.responses, arms=arms, seeds=chosen.judging.seeds)
-    return replace(study, responses=responses)
-
-
-def answers(chosen: Scale) -> pd.DataFrame:
-    """Return the verdicts on the students of `students_recipe`.
-
-    Args:
-        chosen: the scale.
-
-    Returns:
-        DataFrame: see `results.study`; without rows where no verifier knows the prompts.
-
-    Source: ours.
-    """
-    if "verifier" in chosen.evaluations:
-        return students(students_recipe(chosen))
-    return pd.DataFrame(columns=["arm", "role", "seed", "id", *MEASURES])
-
-
-def students(recipe: StudentStudy) -> pd.DataFrame:
-    """Return the verdicts on students of whom some learn from what a judge chose."""
-
-    def make(recipe: StudentStudy) -> pd.DataFrame:
-        _choose(recipe)
-        return results.verdict_table(recipe)
-
-    return store.table(recipe, make, "verdicts")
-
-
-def _choose(recipe: StudentStudy) -> None:
-    """Let judges choose what students of theirs learn from, where they have yet to."""
-    for arm in recipe.responses.arms:
-        for seed in recipe.responses.seeds:
-            data = comparison.data(recipe.responses, arm, seed)
-            if isinstance(data, JudgedBest):
-                judged_best(data)
-
-
-def gains(answers: pd.DataFrame) -> pd.DataFrame:
-    """Return what judged Best-of-N gives students, beside the others.
-
-    Args:
-        answers: of `answers`.
-
-    Returns:
-        DataFrame: one, other, measure ("strict", "correct"), estimate, low, high, text, holds (see
-        `evidence.differences`): judged less direct, judged less the verifier's choice, CoDIT less
-        judged. Without rows where there are no answers.
-
-    Source: ours.
-    """
-    kept = ["one", "other", "measure", "estimate", "low", "high", "text", "holds"]
-    named = dict(zip(answers["role"], answers["arm"], strict=True))
-    if JudgedArm.role not in named:
-        return pd.DataFrame(columns=kept)
-    judged = named[JudgedArm.role]
-    pairs = [(judged, named["direct"]), (judged, named["best-of-n"]), (named["codit"], judged)]
-    return evidence.differences(answers, pairs, list(MEASURES))[kept]
-
-
-def judged_recipe(chosen: Scale) -> JudgedStudents:
-    """Return the study of notebook 08's judged students.
-
-    Args:
-        chosen: the scale.
-
-    Returns:
-        JudgedStudents: the students of `students_recipe`, by the scale's judges.
-
-    Source: students on WildBench and AlpacaEval 2: CoDIT, results table; in this world: ours.
-    """
-    n = chosen.judging.n_prompts
-    return JudgedStudents(
-        students=students_recipe(chosen), judges=chosen.judging.judges, n_prompts=n, n_pairs=n // 2
-    )
-
-
 def judged(chosen: Scale) -> dict[str, pd.DataFrame]:
     """Return what judges say of students' answers; whatever does not exist yet is made.
 
@@ -514,15 +255,234 @@ def judged(chosen: Scale) -> dict[str, pd.DataFrame]:
         "comparisons": judge, arm, seed, id, preference (for the arm over direct sampling; NaN
         without one), verifier (its preference), length, length_baseline (characters). Without rows
         where no verifier knows the prompts.
-
-    Source: ours.
     """
-    if "verifier" not in chosen.evaluations:
-        return {
-            "scores": pd.DataFrame(columns=["judge", "arm", "seed", "id", "score", "verifier"]),
-            "comparisons": pd.DataFrame(columns=["judge", "arm", "seed", "id", "preference"]),
-        }
-    return study(judged_recipe(chosen))
+    if VERIFIER in chosen.evaluations:
+        return study(judged_recipe(chosen))
+    columns = ["judge", "arm", "seed", "id"]
+    return {
+        "scores": pd.DataFrame(columns=[*columns, "score", VERIFIER]),
+        "comparisons": pd.DataFrame(columns=[*columns, "preference"]),
+    }
+
+
+def answers(chosen: Scale) -> pd.DataFrame:
+    """Return the verdicts on the students of `students_recipe`, as `make.study` does.
+
+    Without rows where no verifier knows the prompts.
+    """
+    if VERIFIER in chosen.evaluations:
+        return students(students_recipe(chosen))
+    return pd.DataFrame(columns=["arm", "role", "seed", "id", *MEASURES])
+
+
+def students(recipe: StudentStudy) -> pd.DataFrame:
+    """Return the verdicts on students of whom some learn from what a judge chose."""
+
+    def make(recipe: StudentStudy) -> pd.DataFrame:
+        _choose(recipe)
+        return makers.verdict_table(recipe)
+
+    return store.table(recipe, make, "verdicts")
+
+
+def gains(answers: pd.DataFrame) -> pd.DataFrame:
+    """Return what judged Best-of-N gives students, beside the others.
+
+    Args:
+        answers: of `answers`.
+
+    Returns:
+        DataFrame: one, other, measure ("strict", "correct"), estimate, low, high, text, holds (see
+        `tables.differences`): judged less direct, judged less the verifier's choice, CoDIT less
+        judged. Without rows where there are no answers.
+    """
+    kept = ["one", "other", "measure", "estimate", "low", "high", "text", "holds"]
+    named = dict(zip(answers["role"], answers["arm"], strict=True))
+    if JudgedArm.role not in named:
+        return pd.DataFrame(columns=kept)
+    judged = named[JudgedArm.role]
+    pairs = [(judged, named["direct"]), (judged, named["best-of-n"]), (named["codit"], judged)]
+    return tables.differences(answers, pairs, list(MEASURES))[kept]
+
+
+def score_gains(judged: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Return what each arm's students gain in score over those of direct sampling.
+
+    Args:
+        judged: of `judged`.
+
+    Returns:
+        DataFrame: who, arm, role, value, low, high, text, holds (see `tables.differences`).
+    """
+    columns = ["who", "arm", "role", "value", "low", "high", "text", "holds"]
+    found = []
+    for who, own in _by(judged["scores"], "score"):
+        roles = dict(zip(own["arm"], own["role"], strict=True))
+        (base,) = (arm for arm, role in roles.items() if role == BASELINE)
+        pairs = [(arm, base) for arm in roles if arm != base]
+        gained = tables.differences(own, pairs, ["score"])
+        found.append(gained.assign(who=who, role=gained["one"].map(roles)))
+    if not found:
+        return pd.DataFrame(columns=columns)
+    return pd.concat(found).rename(columns={"one": "arm", "estimate": "value"})[columns]
+
+
+def wins(judged: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Return win rates over direct sampling, raw and length-controlled, by judge and verifier.
+
+    Args:
+        judged: of `judged`. Seeds of a prompt are averaged first.
+
+    Returns:
+        DataFrame: who, arm, role, kind ("raw" or "length-controlled"), value, low, high, prompts.
+    """
+    rows: Rows = []
+    for who, own in _by(judged["comparisons"], "preference"):
+        for arm, table in own.groupby("arm", sort=False):
+            told = {"who": who, "arm": arm, "role": table["role"].iloc[0]}
+            raw = table.groupby("id")["preference"].mean()
+            rows += [{**told, **rate, "prompts": len(raw)} for rate in rates(raw.to_numpy(), table)]
+    columns = ["who", "arm", "role", "kind", "value", "low", "high", "prompts"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def rates(raw: Scores, table: pd.DataFrame) -> Rows:
+    """Return both win rates as columns kind, value, low, high; NaN where nothing can be fitted.
+
+    `raw`: a preference for each prompt; `table`: see `win_rates`. AlpacaEval 2 (arXiv 2404.04475).
+    """
+    fitted = judge.length_controlled(table)
+    names = {"value": "length_controlled", "low": "lc_low", "high": "lc_high"}
+    controlled = {end: fitted[name] for end, name in names.items()}
+    return [
+        {"kind": "raw", **intervals.columns(intervals.mean_interval(raw))},
+        {"kind": "length-controlled", **controlled},
+    ]
+
+
+def check_heard(states: pd.Series[str]) -> None:
+    """Raise ValueError where a server fell silent: that is not to be kept as finished."""
+    share = float((states == "api_error").mean())
+    if share > Asking().max_failures:
+        raise ValueError(
+            f"expected replies; {share:.1%} of {len(states)} judgements have none. Look at the "
+            "server and ask again: what was replied is kept."
+        )
+
+
+def lessons(recipe: JudgeStudy) -> frozenset[str]:
+    """Return the instructions that the world's judges of a study were trained on."""
+    taught = {one.prompts for one in recipe.judges if isinstance(one, WorldJudge)}
+    return frozenset(text for prompts in taught for text in _texts(prompts))
+
+
+@functools.lru_cache(maxsize=2)
+def _texts(prompts: WorldPrompts) -> tuple[str, ...]:
+    return tuple(row["instruction"] for row in world.prompts(prompts))
+
+
+# -- of responses --------------------------------------------------------------------------------
+
+
+def _of_responses(recipe: JudgeStudy, folder: Path) -> dict[str, pd.DataFrame]:
+    """Ask every judge everything, twice."""
+    seen = lessons(recipe)
+    given = {arm.role: _rows(recipe, arm, seen) for arm in recipe.responses.arms}
+    pool = _rows(recipe, Arm(role="best-of-n", n=arms.POOL), seen)
+    found: dict[str, list[pd.DataFrame]] = {name: [] for name in TABLES}
+    for one in recipe.judges:
+        with asked(one) as whom:
+            for run in (1, 2):
+                for name, table in _ask(recipe, given, pool, whom, folder / REPLIES):
+                    if run == 1 or name == "costs":
+                        found[name].append(table.assign(judge=arms.judge_label(one), run=run))
+                check_heard(pd.concat([t["state"] for n in TABLES[:2] for t in found[n]]))
+    known = _verifier(recipe, {**given, "pool": pool})
+    scores, pairs, costs = (pd.concat(found[name], ignore_index=True) for name in TABLES)
+    scores = scores.drop(columns="run")
+    scores = scores.merge(known, on=["arm", "id", "sample"], how="left", validate="many_to_one")
+    return {
+        "scores": scores,
+        "comparisons": _both(pairs.drop(columns="run"), known),
+        "costs": costs,
+    }
+
+
+def _rows(recipe: JudgeStudy, arm: Arm | JudgedArm, seen: frozenset[str]) -> Rows:
+    """Return an arm's responses as a judge takes them; of Best-of-N all that compete."""
+    data: Any = arms.data(recipe.responses, arm, recipe.responses.seeds[0])
+    found = dataset(data.pool if arm.role == "best-of-n" else data)
+    names = ("id", "instruction", "response", "is_completed", "sample")
+    new = [row for row in found if row["instruction"] not in seen]
+    return [{name: row[name] for name in names if name in row} for row in new]
+
+
+def _ask(
+    recipe: JudgeStudy, given: dict[str, Rows], pool: Rows, whom: Asked, cache: Path
+) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield a judge's tables, part by part, each with its costs."""
+    score = functools.partial(judge.score, cache=cache, asking=whom.asking)
+    compare = functools.partial(judge.compare, cache=cache, asking=whom.asking)
+    for role, rows in {**given, "pool": pool}.items():
+        part = {"part": "pool" if role == "pool" else "arms", "arm": role, "budget": 0}
+        yield from _told("scores", score(rows, whom.judge), part)
+    few = {role: rows[: recipe.n_pairs] for role, rows in given.items()}
+    last = list(given)[-1]
+    for one, other in (*recipe.pairs, (last, last)):
+        if one in few and other in few:
+            part = {"part": SAME if one == other else "arms", "one": one, "other": other}
+            yield from _told("comparisons", compare(few[one], few[other], whom.judge), part)
+    for budget in recipe.budgets:
+        tight = replace(whom.judge, max_tokens=budget)
+        part = {"part": "budget", "arm": last, "budget": budget}
+        yield from _told("scores", score(given[last][: recipe.n_budget], tight), part)
+
+
+def _told(name: str, judged: Judged, part: dict[str, Any]) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield what was said and what it cost."""
+    table = judged.table if name == "scores" else judged.judgements
+    kept = ["id", "sample", "length", "score", "state", "length_baseline", "order", "value"]
+    yield name, table[[column for column in kept if column in table]].assign(**part)
+    tally = asdict(judged.tally)
+    schema, states = tally.pop("schema"), tally.pop("states")
+    counts = {name: schema.get(name, 0) for name in ("honoured", "ignored", "rejected")}
+    costs = {**tally, **counts, "ok": states.get("ok", 0), "of": name, **part}
+    costs.pop("budget", None)
+    yield "costs", pd.DataFrame([costs])
+
+
+def _verifier(recipe: JudgeStudy, given: dict[str, Rows]) -> pd.DataFrame:
+    """Return what the verifier says of every response; NaN where it does not know the prompts."""
+    prompts, measures = recipe.responses.prompts, ["score", *MEASURES]
+    asked_of = world.prompts(prompts) if isinstance(prompts, WorldPrompts) else []
+    found = []
+    for role, rows in given.items():
+        said = pd.DataFrame(index=range(len(rows)), columns=measures)
+        said = makers.verdicts(rows, asked_of)[measures] if asked_of else said
+        ids, samples = [row["id"] for row in rows], [row.get("sample", 0) for row in rows]
+        found.append(said.astype("float64").assign(arm=role, id=ids, sample=samples))
+    return pd.concat(found, ignore_index=True).rename(columns={"score": VERIFIER})
+
+
+def _both(pairs: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
+    """Return comparisons with the verifier's scores of both responses."""
+    known = known[["arm", "id", "sample", VERIFIER]]
+    for side in ("one", "other"):
+        own = known.rename(columns={"arm": side, VERIFIER: f"verifier_{side}"})
+        pairs = pairs.merge(own, on=[side, "id", "sample"], how="left", validate="many_to_one")
+    return pairs.rename(columns={"length": "length_one", "length_baseline": "length_other"})
+
+
+# -- of students ---------------------------------------------------------------------------------
+
+
+def _choose(recipe: StudentStudy) -> None:
+    """Let judges choose what students of theirs learn from, where they have yet to."""
+    for arm in recipe.responses.arms:
+        for seed in recipe.responses.seeds:
+            data = arms.data(recipe.responses, arm, seed)
+            if isinstance(data, JudgedBest):
+                judged_best(data)
 
 
 def _of_students(recipe: JudgedStudents, folder: Path) -> dict[str, pd.DataFrame]:
@@ -533,16 +493,16 @@ def _of_students(recipe: JudgedStudents, folder: Path) -> dict[str, pd.DataFrame
     for one in recipe.judges:
         with asked(one) as whom:
             for name, table in _ask_students(recipe, given, whom, folder / REPLIES):
-                found[name].append(table.assign(judge=judge_label(one)))
-    return {name: pd.concat(tables, ignore_index=True) for name, tables in found.items()}
+                found[name].append(table.assign(judge=arms.judge_label(one)))
+    return {name: pd.concat(parts, ignore_index=True) for name, parts in found.items()}
 
 
 def _answers(recipe: JudgedStudents) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
     """Yield each student and its answers, with the prompts' texts."""
     ((_, prompts),) = recipe.students.tests
     texts = {row["id"]: row["instruction"] for row in world.prompts(prompts)}
-    for told, evaluation in comparison.evaluations(recipe.students):
-        table = results.answers(evaluation).iloc[: recipe.n_prompts]
+    for told, evaluation in arms.evaluations(recipe.students):
+        table = makers.answers(evaluation).iloc[: recipe.n_prompts]
         named = {name: told[name] for name in ("arm", "role", "seed")}
         yield named, table.assign(instruction=table["id"].map(texts))
 
@@ -556,75 +516,23 @@ def _ask_students(
     """Yield a judge's scores, then its comparisons with direct sampling of the same seed."""
     how: dict[str, Any] = {"cache": cache, "asking": whom.asking}
     rows = [table[["id", "instruction", "response"]].to_dict("records") for _, table in given]
-    for (told, table), own in zip(given, rows, strict=True):
-        judged = judge.score(own, whom.judge, **how)
-        check_heard(judged.judgements["state"])
-        found = judged.table
-        truth = table["score"].astype("float64").to_numpy()
-        yield "scores", found[["id", "score"]].assign(verifier=truth, **told)
+    truths = [table["score"].astype("float64").to_numpy() for _, table in given]
+    for (told, _), own, truth in zip(given, rows, truths, strict=True):
+        said = judge.score(own, whom.judge, **how)
+        check_heard(said.judgements["state"])
+        yield "scores", said.table[["id", "score"]].assign(verifier=truth, **told)
     baseline = {told["seed"]: k for k, (told, _) in enumerate(given) if told["role"] == BASELINE}
-    for (told, table), own in zip(given, rows, strict=True):
-        other = baseline[told["seed"]]
+    for (told, _), own, truth in zip(given, rows, truths, strict=True):
         if told["role"] == BASELINE:
             continue
-        few, base = (part[: recipe.n_pairs] for part in (own, rows[other]))
-        judged = judge.compare(few, base, whom.judge, **how)
-        check_heard(judged.judgements["state"])
-        found = judged.table
-        gap = table["score"].astype("float64") - given[other][1]["score"].astype("float64")
-        truth = ((gap > 0) + 0.5 * (gap == 0)).to_numpy()[: recipe.n_pairs]
-        kept = found[["id", "preference", "length", "length_baseline"]]
-        yield "comparisons", kept.assign(verifier=truth, **told)
-
-
-def score_gains(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Return what each arm's students gain in score over those of direct sampling.
-
-    Args:
-        tables: of `judged`.
-
-    Returns:
-        DataFrame: who, arm, role, value, low, high, text, holds (see `evidence.differences`).
-
-    Source: ours.
-    """
-    rows = []
-    for who, own in _by(tables["scores"], "score"):
-        roles = dict(zip(own["arm"], own["role"], strict=True))
-        (base,) = (arm for arm, role in roles.items() if role == BASELINE)
-        pairs = [(arm, base) for arm in roles if arm != base]
-        found = evidence.differences(own, pairs, ["score"]).assign(who=who)
-        rows.append(found.assign(role=found["one"].map(roles)))
-    columns = ["who", "arm", "role", "value", "low", "high", "text", "holds"]
-    if not rows:
-        return pd.DataFrame(columns=columns)
-    return pd.concat(rows).rename(columns={"one": "arm", "estimate": "value"})[columns]
-
-
-def wins(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Return win rates over direct sampling, raw and length-controlled, by judge and verifier.
-
-    Args:
-        tables: of `judged`. Seeds of a prompt are averaged first.
-
-    Returns:
-        DataFrame: who, arm, role, kind ("raw" or "length-controlled"), value, low, high, prompts.
-
-    Source: AlpacaEval 2 (arXiv 2404.04475), on this world's prompts: ours.
-    """
-    rows: list[dict[str, Any]] = []
-    for who, own in _by(tables["comparisons"], "preference"):
-        for arm, table in own.groupby("arm", sort=False):
-            raw = intervals.mean_interval(table.groupby("id")["preference"].mean().to_numpy())
-            fitted = judge.length_controlled(table)  # NaN where nothing can be fitted
-            controlled = (fitted[k] for k in ("length_controlled", "lc_low", "lc_high"))
-            told = {"who": who, "arm": arm, "role": table["role"].iloc[0]}
-            told["prompts"] = table["id"].nunique()
-            rows.append({**told, "kind": "raw", **intervals.columns(raw)})
-            ends = dict(zip(("value", "low", "high"), controlled, strict=True))
-            rows.append({**told, "kind": "length-controlled", **ends})
-    columns = ["who", "arm", "role", "kind", "value", "low", "high", "prompts"]
-    return pd.DataFrame(rows, columns=columns)
+        other = baseline[told["seed"]]
+        said = judge.compare(
+            own[: recipe.n_pairs], rows[other][: recipe.n_pairs], whom.judge, **how
+        )
+        check_heard(said.judgements["state"])
+        gap = (truth - truths[other])[: recipe.n_pairs]
+        kept = said.table[["id", "preference", "length", "length_baseline"]]
+        yield "comparisons", kept.assign(verifier=(gap > 0) + 0.5 * (gap == 0), **told)
 
 
 def _by(table: pd.DataFrame, column: str) -> Iterator[tuple[str, pd.DataFrame]]:

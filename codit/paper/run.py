@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -57,9 +58,6 @@ def command(
 
     Returns:
         int: exit status, 0 where no notebook failed.
-
-    Raises:
-        ValueError: see `reproduce`.
     """
     given = {"scale": scale, **dict(map(_parse, parameter))}
     # Threads of one kernel that wait for a core another one holds cost a hundredfold.
@@ -75,18 +73,8 @@ def reproduce(
 ) -> list[str]:
     """Bring notebooks up to date; one that fails does not stop the others.
 
-    Args:
-        paths: the notebooks.
-        parameters: name to value; every name must be a parameter of every notebook.
-        jobs: notebooks executed at the same time, each in a process of its own.
-        fresh: execute what is up to date too.
-
-    Returns:
-        list[str]: one "executed", "up to date" or "failed" per notebook.
-
-    Raises:
-        ValueError: an unknown parameter, of which papermill would only warn; a parameters cell
-            that computes; jobs below 1.
+    Returns "executed", "up to date" or "failed" for each. Every parameter must be one of every
+    notebook, of which papermill would only warn: ValueError. `jobs` are processes.
     """
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1; got {jobs}. Give 1 for one after another.")
@@ -113,17 +101,10 @@ def bring_up_to_date(
     out: Path | None = None,
     cwd: Path | None = None,
 ) -> str:
-    """Execute one notebook, unless it is up to date, and say so in a line.
+    """Execute one notebook, unless it is up to date, say so in a line, and return it.
 
-    Args:
-        path: the notebook.
-        parameters: name to value, "scale" among them.
-        fresh: execute it in any case.
-        out: where the executed notebook goes; None: `executed/SCALE/` beside the notebook.
-        cwd: working directory of the kernel; None: the notebook's folder.
-
-    Returns:
-        str: "executed", "up to date" or "failed".
+    `out`: where the executed notebook goes; None: `executed/SCALE/` beside the notebook. `cwd`:
+    working directory of the kernel; None: the notebook's folder.
     """
     path, name = path.absolute(), path.stem
     out = out or path.parent / "executed" / str(parameters["scale"])
@@ -168,24 +149,16 @@ def bring_up_to_date(
         print(f"[{name}] failed after {seconds} s, {draft}: {' '.join(error.split())}", flush=True)
         return "failed"
     os.replace(draft, out / path.name)
-    record = {"inputs": inputs, "parameters": dict(parameters), "seconds": seconds}
-    write_json(state, {**record, "versions": versions()})
+    record = {"inputs": inputs, "parameters": dict(parameters), "versions": versions()}
+    write_json(state, {**record, "seconds": seconds})
     print(f"[{name}] executed in {seconds} s: {', '.join(p.stem for p in pictures)}", flush=True)
     return "executed"
 
 
 def choose(folder: Path, only: Sequence[str] = ()) -> list[Path]:
-    """Return the notebooks `NN_slug.ipynb` of a folder, all or those named.
+    """Return the notebooks `NN_slug.ipynb` of a folder in their order, all or those named.
 
-    Args:
-        folder: holds them.
-        only: numbers ("1", "01") or names ("01_score_distribution").
-
-    Returns:
-        list[Path]: in the order of the numbers, each once.
-
-    Raises:
-        ValueError: there is no notebook, or one that is named does not exist.
+    `only`: numbers ("1", "01") or names ("01_score_distribution"). ValueError: there is none.
     """
     paths = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
     if not paths:
@@ -203,11 +176,8 @@ def choose(folder: Path, only: Sequence[str] = ()) -> list[Path]:
 def parameters_of(path: Path) -> dict[str, Any]:
     """Return the names and values of a notebook's cell tagged `parameters`.
 
-    A value computed there from another parameter would be stale: papermill injects its values
-    below that cell. So only constants are allowed.
-
-    Raises:
-        ValueError: not exactly one such cell, or a statement in it is not `name = constant`.
+    ValueError: not one such cell, or a statement in it is not `name = constant`. What is computed
+    there would be stale, for papermill injects its values below that cell.
     """
     cells = nbformat.read(path, as_version=4).cells
     tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
@@ -238,13 +208,13 @@ def declared_figures(path: Path) -> tuple[str, ...]:
 def fingerprint(path: Path, parameters: Mapping[str, Any]) -> str:
     """Return the SHA-256 of what an execution depends on.
 
-    That is the notebook's cells without their outputs, its parameters, the package, the versions
-    of packages and the manifests of shipped models and results.
+    Cells without their outputs, parameters, the package, versions of packages, shipped results'
+    manifests and numbers.
     """
     package = Path(codit.__file__).parent
     inputs = sorted(package.rglob("*.py"))
-    for place in store.SHIPPED:
-        inputs += sorted((package.parent / place).glob(f"*/{store.MANIFEST}"))
+    for place, names in itertools.product(store.SHIPPED, ("*.json", f"*/{store.MANIFEST}")):
+        inputs += sorted((package.parent / place).glob(names))
     cells = [(cell.cell_type, cell.source) for cell in nbformat.read(path, as_version=4).cells]
     files = [(str(f.relative_to(package.parent)), f.read_text(encoding="utf-8")) for f in inputs]
     parts = [cells, sorted(parameters.items()), files, versions()]

@@ -1,10 +1,11 @@
-"""What ships with the repository: models, the tables of results, and what the README says of them.
+"""What ships with the repository: models, tables of results, and what pages say of the figures.
 
 `python -m codit.paper.shipped models` trains the embedded checkpoints again (about 20 minutes of
 one CPU core each) into `data/models/`; `tables` makes what is missing of the tables of scale `full`
 (hours the first time; killed, it goes on) into `data/results/`: the store finds both by their
-recipes' keys. `claims` writes the README's tables from what stands beside the committed figures:
-nobody types a verdict, and a test compares them.
+recipes' keys. `claims` writes the README's table of figures and `figures/README.md` from what
+stands beside the committed figures: nobody types a verdict, and a test compares them. Values
+without a source are ours.
 """
 
 from __future__ import annotations
@@ -26,24 +27,37 @@ from transformers import AutoModelForCausalLM
 from codit import student, world
 from codit.engine.models import load_tokenizer
 from codit.files import replacing, write_json
-from codit.paper import arms, cosines, figures, run, scales, store, tokens, transfer
-from codit.paper import judges as judging
-from codit.paper import make as results
-from codit.paper import tables as evidence
+from codit.paper import arms, cosines, figures, judges, run, scales, store, tokens, transfer
+from codit.paper import make as makers
+from codit.paper import tables as paper_tables
 from codit.paper.scales import Scale
 from codit.recipes import Model, Training
 from codit.world import judge
 from codit.world.pretraining import encoded
 from codit.world.recipes import JUDGES, Pretraining, WorldJudge, WorldPrompts
 
-HELD_OUT_TEXT = 1_000_000  # seed of documents that no recipe trains on (ours)
+HELD_OUT_TEXT = 1_000_000  # seed of documents that no recipe trains on
 DOCUMENTS = 100
 PROMPTS = 100
 GREEDY_TOKENS = 96
 JUDGED = 200
-TOO_LARGE = 3_000_000  # bytes of one table; a clone should stay quick (ours)
+TOO_LARGE = 3_000_000  # bytes of one table; a clone should stay quick
 WORDS = {True: "holds", False: "does not", None: "undecided"}
-MARKS = ("<!-- {}: written by `python -m codit.paper.shipped claims` -->", "<!-- end of {} -->")
+MARKS = (
+    "<!-- figures: written by `python -m codit.paper.shipped claims` -->",
+    "<!-- end of figures -->",
+)
+CLAIMS = """\
+# Figures and claims
+
+Every statement that a notebook evaluates, the paper's and ours, on the committed results of scale
+`full`. *holds*: our numbers support it; *does not*: they speak against it; *undecided*: the
+numbers do not decide. Beside each PNG lie the same picture as PDF, the plotted numbers as CSV, and
+as JSON what they were made from. `python -m codit.paper.shipped claims` writes this page.
+
+| figure | claim | source | found | verdict |
+| --- | --- | --- | --- | --- |
+"""
 
 Recipe: TypeAlias = Pretraining | Training | WorldJudge
 Made: TypeAlias = tuple[Any, Callable[[Any], object]]  # a recipe and what makes its table
@@ -51,16 +65,11 @@ Names: TypeAlias = Annotated[tuple[str, ...], tyro.conf.Positional]
 
 
 def models() -> dict[str, Recipe]:
-    """Return the recipe of every embedded model by the name of its folder.
-
-    Returns:
-        dict: in an order in which each base comes before what is trained from it.
-    """
+    """Return the recipe of every embedded model by its folder's name, bases first."""
     bases = scales.bases()
     base = bases["amateur"]
     experts = {"expert": scales.expert(base), "expert-b": scales.second_expert(base)}
-    judges = dict(zip(("judge", "judge-b"), JUDGES, strict=True))
-    return {**bases, **experts, **judges}
+    return {**bases, **experts, **dict(zip(("judge", "judge-b"), JUDGES, strict=True))}
 
 
 def folder(name: str) -> Path:
@@ -70,26 +79,19 @@ def folder(name: str) -> Path:
 
 
 def embed(name: str, *, fresh: bool = False) -> Path:
-    """Make an embedded model, evaluate it, and put it into `data/models/`.
+    """Make an embedded model, evaluate it, put it into `data/models/`, and return its folder.
 
-    Args:
-        name: one of `models`.
-        fresh: train it even where a result of its recipe exists.
-
-    Returns:
-        Path: its folder: model, tokenizer, training log, `evaluation.json`, model card, manifest.
-
-    Raises:
-        ValueError: unknown name.
+    There are then model, tokenizer, training log, `evaluation.json`, model card, manifest. `fresh`
+    trains it even where a result of its recipe exists. An unknown name is a ValueError.
     """
     _check([name], models())
     recipe, target = models()[name], folder(name)
-    makers: dict[type, Any] = {
-        Pretraining: results.make_base,
-        Training: results.make_student,
+    make: dict[type, Any] = {
+        Pretraining: makers.make_base,
+        Training: makers.make_student,
         WorldJudge: judge.make,
     }
-    made = store.get(recipe, makers[type(recipe)], fresh=fresh)
+    made = store.get(recipe, make[type(recipe)], fresh=fresh)
     if made == target:
         return target
     staged = _staged(made, target, store.MANIFEST)
@@ -102,16 +104,10 @@ def embed(name: str, *, fresh: bool = False) -> Path:
 def evaluate(folder: Path, recipe: Recipe) -> dict[str, float]:
     """Return what is recorded of an embedded model, so that a test can tell that it is the same.
 
-    Args:
-        folder: model and tokenizer.
-        recipe: a base is measured on text, a fine-tuned model on dev prompts too, a judge on
-            graded responses to dev prompts and on pairs of them.
-
-    Returns:
-        dict: `text_loss` (nats per token of held-out documents); for a fine-tuned model `strict`,
-        `correct` and `is_completed` of greedy answers to dev prompts (shares). For a judge
-        `equal` (share of scores that are the verifier's), `spearman`, `verdicts` (share of pairs
-        on which it says what the verifier's scores say), `parses` (share of all replies).
+    Of every speaker `text_loss` (nats per token of held-out documents); of a fine-tuned one
+    `strict`, `correct` and `is_completed` of greedy answers to dev prompts (shares) too. Of a judge
+    `equal` (share of scores that are the verifier's), `spearman`, `verdicts` (share of pairs on
+    which it says what the verifier's scores say), `parses` (share of all replies).
     """
     if isinstance(recipe, WorldJudge):
         return _judged(folder, recipe)
@@ -120,10 +116,10 @@ def evaluate(folder: Path, recipe: Recipe) -> dict[str, float]:
     found = {"text_loss": round(text_loss(folder, base), 5)}
     if isinstance(recipe, Training):
         prompts = WorldPrompts(world=base.world, split="dev", n=PROMPTS)
-        model, tokenizer = results.load_model(Model(name=str(folder)))
+        model, tokenizer = makers.load_model(Model(name=str(folder)))
         greedy = arms.greedy_decoding(GREEDY_TOKENS)
         asked = world.prompts(prompts)
-        table = student.evaluate(model, tokenizer, asked, results.verdict, greedy)
+        table = student.evaluate(model, tokenizer, asked, makers.verdict, greedy)
         found |= {m: float(table[m].mean()) for m in ("strict", "correct", "is_completed")}
     return found
 
@@ -146,12 +142,7 @@ def _judged(folder: Path, recipe: WorldJudge) -> dict[str, float]:
 def text_loss(folder: Path, recipe: Pretraining) -> float:
     """Return a model's mean loss on held-out documents of its world, in nats per token.
 
-    Args:
-        folder: model and tokenizer.
-        recipe: whose world speaks.
-
-    Returns:
-        float: mean over the tokens of 100 documents, each read alone.
+    Over the tokens of 100 documents, each read alone.
     """
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = load_tokenizer(str(folder))
@@ -165,16 +156,7 @@ def text_loss(folder: Path, recipe: Pretraining) -> float:
 
 
 def card(name: str, recipe: Recipe, folder: Path) -> ModelCard:
-    """Return the model card of an embedded model.
-
-    Args:
-        name: of its folder.
-        recipe: that made it.
-        folder: holds `training_log.json` and `evaluation.json`.
-
-    Returns:
-        ModelCard: with metadata; to be saved as README.md.
-    """
+    """Return the model card of a folder that holds `training_log.json` and `evaluation.json`."""
     log = json.loads((folder / "training_log.json").read_text(encoding="utf-8"))
     found = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     data = ModelCardData(language="en", license="apache-2.0", pipeline_tag="text-generation")
@@ -183,7 +165,7 @@ def card(name: str, recipe: Recipe, folder: Path) -> ModelCard:
         f"---\n{data.to_yaml()}\n---\n\n# codit micro world: {name}\n\n"
         "An embedded checkpoint of the codit repository: an instrument for measuring contrastive\n"
         "decoding offline, of no use outside its artificial world (`data/README.md`).\n\n"
-        f"- recipe: `{evidence.recipe_text(recipe)}`\n"
+        f"- recipe: `{paper_tables.recipe_text(recipe)}`\n"
         f"- parameters: {log.get('parameters', 0):,}, float32\n"
         "- trained on: text made by `codit/world/`; nothing else\n"
         "- licence: Apache-2.0\n\n"
@@ -192,38 +174,26 @@ def card(name: str, recipe: Recipe, folder: Path) -> ModelCard:
 
 
 def tables(chosen: Scale) -> dict[str, Made]:
-    """Return every table that the notebooks of a scale read.
+    """Return every table that the notebooks of a scale with the verifier read.
 
-    Args:
-        chosen: the scale, with the verifier among its evaluations.
-
-    Returns:
-        dict: a name, which is its folder's in `data/results/`, to the recipe and its maker.
+    By its folder's name in `data/results/`: its recipe and its maker.
     """
-    named: dict[str, Made] = {k: (r, results.study) for k, r in scales.plan(chosen).items()}
+    named: dict[str, Made] = {k: (r, makers.study) for k, r in scales.plan(chosen).items()}
     named["alignment"] = (cosines.recipe(chosen), cosines.study)
     named["tokens"] = (tokens.recipe(chosen), tokens.study)
     named["transfer"] = (transfer.recipe(chosen), transfer.study)
-    judged = judging.studies(chosen) if chosen.judging.judges else {}
-    named |= {f"judged-{k}": (recipe, judging.study) for k, recipe in judged.items()}
-    if judged:
-        named["judged-students"] = (judging.students_recipe(chosen), judging.students)
-        named["judged-answers"] = (judging.judged_recipe(chosen), judging.study)
+    if chosen.judging.judges:
+        for name, recipe in judges.studies(chosen).items():
+            named[f"judged-{name}"] = (recipe, judges.study)
+        named["judged-students"] = (judges.students_recipe(chosen), judges.students)
+        named["judged-answers"] = (judges.judged_recipe(chosen), judges.study)
     return named
 
 
 def commit(name: str, made: Made) -> Path:
-    """Make a table where it is missing and put it into `data/results/`.
+    """Make a table where it is missing, put it into `data/results/`, and return its folder.
 
-    Args:
-        name: of its folder, which is replaced at once.
-        made: its recipe and maker.
-
-    Returns:
-        Path: the folder.
-
-    Raises:
-        ValueError: it is too large to be committed.
+    One that is too large to be committed is a ValueError.
     """
     recipe, make = made
     target = folder(name)
@@ -260,26 +230,15 @@ def _check(names: Collection[str], known: Collection[str]) -> None:
 
 
 def sidecars() -> dict[str, dict[str, Any]]:
-    """Return the provenance of every committed figure by its name, in order.
-
-    Returns:
-        dict: as `figures.provenance` wrote it.
-    """
+    """Return the provenance of every committed figure by its name, in order."""
     files = sorted(figures.folder().glob("[0-9][0-9]*.json"))
     return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
 
 
 def reproduced(path: Path) -> str:
-    """Return what of the paper a notebook reproduces, as its title cell says.
+    """Return what of the paper a notebook reproduces, "Figures 2 and 4", as its title cell says.
 
-    Args:
-        path: the notebook.
-
-    Returns:
-        str: "Figures 2 and 4".
-
-    Raises:
-        ValueError: the title does not say it.
+    A title that does not say it is a ValueError.
     """
     title = nbformat.read(path, as_version=4).cells[0].source
     found = re.search(r"\*\*Reproduces:\*\* (.+?)(?: of CoDIT)? \(arXiv", title)
@@ -292,62 +251,42 @@ def reproduced(path: Path) -> str:
 
 
 def figure_table() -> str:
-    """Return the README's table of figures: one row per notebook, with its first claim.
-
-    Returns:
-        str: Markdown.
-    """
+    """Return the README's table of figures: one row per notebook, with its first claim."""
     lines = ["| notebook | the paper's | first claim | found | verdict |", "| --- " * 5 + "|"]
     known = sidecars()
     for path in run.choose(store.repository() / "notebooks"):
         name = run.declared_figures(path)[0]
-        claim = known[name]["claims"][0]
+        statement, _, *rest = _cells(known[name]["claims"][0])
         link = f"[{path.stem}](notebooks/{path.name})"
         picture = f"[{reproduced(path)}](figures/{name}.png)"
-        lines.append(f"| {link} | {picture} | {_cells(claim)} |")
-    return "\n".join(lines)
-
-
-def claim_table() -> str:
-    """Return the README's table of every claim that the notebooks evaluate.
-
-    Returns:
-        str: Markdown.
-    """
-    lines = ["| figure | claim | source | found | verdict |", "| --- " * 5 + "|"]
-    for name, record in sidecars().items():
-        for claim in record["claims"]:
-            statement, *rest = _cells(claim).split(" | ")
-            cells = " | ".join([statement, claim["source"], *rest])
-            lines.append(f"| [{name[:2]}](figures/{name}.png) | {cells} |")
+        lines.append(f"| {' | '.join([link, picture, statement, *rest])} |")
     return "\n".join(lines)
 
 
 def readme(text: str) -> str:
-    """Return the README with both tables as they should be.
-
-    Args:
-        text: the README, with the marks of both tables.
-
-    Returns:
-        str: the same with what stands between the marks replaced.
-
-    Raises:
-        ValueError: a mark is missing.
-    """
-    for name, table in (("figures", figure_table()), ("claims", claim_table())):
-        begin, end = (mark.format(name) for mark in MARKS)
-        before, found, rest = text.partition(begin)
-        _, closed, after = rest.partition(end)
-        if not found or not closed:
-            raise ValueError(f"expected `{begin}` and `{end}` in the README. Put them back.")
-        text = f"{before}{begin}\n{table}\n{end}{after}"
-    return text
+    """Return the README with its table of figures as it should be; ValueError without its marks."""
+    begin, end = MARKS
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"expected `{begin}` and `{end}` in the README. Put them back.")
+    return f"{before}{begin}\n{figure_table()}\n{end}{after}"
 
 
-def _cells(claim: dict[str, Any]) -> str:
-    cells = (claim["statement"], claim["ours"], f"**{WORDS[claim['holds']]}**")
-    return " | ".join(cell.replace("|", "∣") for cell in cells)
+def claims_page() -> str:
+    """Return `figures/README.md`: every claim that the notebooks evaluate, with its verdict."""
+    rows = [
+        " | ".join([f"| [{name[:2]}]({name}.png)", *_cells(claim)]) + " |\n"
+        for name, record in sidecars().items()
+        for claim in record["claims"]
+    ]
+    return CLAIMS + "".join(rows)
+
+
+def _cells(claim: dict[str, Any]) -> list[str]:
+    """Return statement, source, what was found and verdict as cells of a table."""
+    cells = (claim["statement"], claim["source"], claim["ours"], f"**{WORDS[claim['holds']]}**")
+    return [cell.replace("|", "∣") for cell in cells]
 
 
 def make_models(only: Names = (), *, fresh: bool = False) -> None:
@@ -356,9 +295,6 @@ def make_models(only: Names = (), *, fresh: bool = False) -> None:
     Args:
         only: names; none means all.
         fresh: train them even where a result of the same recipe exists.
-
-    Raises:
-        ValueError: unknown name.
     """
     _check(only, models())
     for name in only or models():
@@ -371,9 +307,6 @@ def make_tables(only: Names = (), *, scale: str = "full") -> None:
     Args:
         only: names; none means all.
         scale: whose tables.
-
-    Raises:
-        ValueError: unknown name.
     """
     known = tables(scales.scale(scale))
     _check(only, known)
@@ -382,14 +315,15 @@ def make_tables(only: Names = (), *, scale: str = "full") -> None:
 
 
 def write_claims() -> None:
-    """Write the tables of figures and claims into the README."""
-    path = store.repository() / "README.md"
-    before = path.read_text(encoding="utf-8")
-    after = readme(before)
-    if after != before:
-        with replacing(path) as stream:
-            stream.write(after.encode())
-    print(f"{path.name}: {'written' if after != before else 'up to date'}")
+    """Write the README's table of figures, and the page of all claims beside the figures."""
+    path, page = store.repository() / "README.md", figures.folder() / "README.md"
+    for target, text in {
+        path: readme(path.read_text(encoding="utf-8")),
+        page: claims_page(),
+    }.items():
+        with replacing(target) as stream:
+            stream.write(text.encode())
+        print(f"{target}: written")
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def test_the_table_holds_the_plotted_numbers(folder: Path) -> None:
 def test_the_same_figure_gives_the_same_bytes_at_another_time_in_another_process(
     folder: Path,
 ) -> None:
-    program = "from tests import test_figures as t; t.save()"
+    program = "from tests.paper import test_figures as t; t.save()"
     save()
     before = content(folder)
     environment = {**os.environ, "PYTHONHASHSEED": "1"}  # of the hashes that order sets

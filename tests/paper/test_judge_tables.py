@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from codit.logistic import INVERSE_PENALTIES
 
+from codit.evaluation.win_rates import INVERSE_PENALTIES
 from codit.paper import judge_tables
 
 NAN = float("nan")

@@ -24,7 +24,6 @@ from codit.paper.arms import Arm, JudgedArm, JudgedBest, Judging, LLMJudge
 from codit.paper.judges import JudgeStudy
 from codit.paper.scales import Scale
 from codit.recipes import File, HubPrompts, Model, Pair, Synthesis
-from codit.world import judge as world_judge
 from codit.world.recipes import JUDGES, BestOf, WorldJudge, WorldPrompts
 from tests.fault_server import Sent, decided, failed, said, scored, serving
 from tests.judge_server import mute
@@ -139,7 +138,7 @@ def test_a_judge_of_the_world_is_served_here_and_named_by_its_recipe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = mute(tmp_path)
-    monkeypatch.setattr(world_judge, "get", lambda recipe: folder)
+    monkeypatch.setattr(store, "get", lambda recipe, make: folder)
     with judging.asked(JUDGES[1]) as one:
         assert one.judge.revision == recipes.key(JUDGES[1])
         assert (one.judge.model, one.judge.temperature) == ("mute", 0)

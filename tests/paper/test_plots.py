@@ -106,7 +106,7 @@ def test_distances_in_place_of_the_ends_of_an_interval_are_refused(axes: Axes, l
     table = TABLE.head(1).assign(low=low)
     message = re.escape(f"low <= value <= high; got {low}, 0.2, 0.4 for direct")
     with pytest.raises(ValueError, match=message):
-        plots.bars(axes, table, interval="none")
+        plots.bars(axes, table, interval="none", group="set")
 
 
 ROWS = TABLE.drop_duplicates(["role", "set"]).assign(

@@ -291,7 +291,11 @@ def test_the_fingerprint_follows_cells_and_parameters_but_not_outputs(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "file", ["codit/new.py", "codit/world/new.py", "data/models/m/manifest.json"]
+    "file",
+    [
+        *("codit/new.py", "codit/world/new.py"),
+        *("data/models/m/manifest.json", "data/results/new.json"),
+    ],
 )
 def test_the_fingerprint_follows_the_package_and_what_is_shipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str

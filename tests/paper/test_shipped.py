@@ -17,8 +17,8 @@ from transformers import AutoConfig
 
 from codit import recipes, world
 from codit.engine.models import load_tokenizer
-from codit.paper import figures, run, scales, shipped, store
 from codit.paper import make as results
+from codit.paper import run, scales, shipped, store
 from codit.paper.arms import Arm
 from codit.paper.scales import Scale
 from codit.recipes import Training
@@ -304,8 +304,9 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 KEYS = {recipes.key(recipe) for recipe, _ in TABLES.values()}
 
 
-def test_the_readme_s_tables_are_those_of_the_committed_figures() -> None:
+def test_what_pages_say_of_figures_is_what_stands_beside_the_committed_ones() -> None:
     assert shipped.readme(README) == README, "run `python -m codit.paper.shipped claims`"
+    assert shipped.claims_page() == (ROOT / "figures" / "README.md").read_text(encoding="utf-8")
 
 
 def test_every_committed_figure_is_declared_by_a_notebook_and_every_declared_one_committed() -> (
@@ -392,16 +393,22 @@ def test_a_title_that_does_not_say_what_it_reproduces_is_refused(tmp_path: Path)
         shipped.reproduced(path)
 
 
-def test_tables_are_written_between_their_marks_and_nothing_else_changes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_table_of_figures_is_written_between_its_marks_and_the_claims_beside_the_figures(
+    empty: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(shipped, "figure_table", lambda: "| table |")
     begin, end = shipped.MARKS
-    parts = [mark.format(name) for name in ("figures", "claims") for mark in (begin, end)]
-    text = f"above\n{parts[0]}\nOUTDATED\n{parts[1]}\nbetween\n{parts[2]}\n{parts[3]}\nbelow\n"
-    found = shipped.readme(text)
-    assert found.startswith("above\n" + parts[0])
-    assert found.endswith(parts[3] + "\nbelow\n")
-    assert "OUTDATED" not in found
-    assert shipped.readme(found) == found
-    record = json.loads((figures.folder() / "03_student_sft.json").read_text())
-    assert record["claims"][0]["statement"] in found
+    page = empty / "README.md"
+    page.write_text(f"above\n{begin}\nOUTDATED\n{end}\nbelow\n", encoding="utf-8")
+    (empty / "figures").mkdir()
+    record = SIDECARS["03_student_sft"]
+    (empty / "figures" / "03_student_sft.json").write_text(json.dumps(record))
+    for _ in range(2):
+        shipped.write_claims()
+        assert page.read_text(encoding="utf-8") == f"above\n{begin}\n| table |\n{end}\nbelow\n"
+    claims = (empty / "figures" / "README.md").read_text(encoding="utf-8")
+    assert claims.startswith("# Figures and claims\n")
+    assert claims.count("| [03](03_student_sft.png) |") == len(record["claims"])
+    assert all(
+        f"| {claim['statement']} | {claim['source']} |" in claims for claim in record["claims"]
+    )
