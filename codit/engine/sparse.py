@@ -16,8 +16,7 @@ vocabulary a third of its work. What follows it in a model's own code, a soft ca
 acts on each logit alone, so the model may be run with a head of the rows of some ids only.
 
 A bfloat16 logit between 16 and 32 is rounded to a step of 1/8 nat, and a contrast is a difference
-of two. So the factors of a head's product are kept as they are, and their sum is not rounded.
-What has no source is ours.
+of two. So the sum of a head's product is not rounded. What has no source is ours.
 """
 
 from __future__ import annotations
