@@ -27,6 +27,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -182,7 +183,7 @@ def float32_logits(model: PreTrainedModel) -> Iterator[None]:
     turning the whole weight would cost twelvefold. The authors' scripts round to bfloat16.
     """
     free = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    head = model.get_output_embeddings() if free else None
+    head: Any = model.get_output_embeddings() if free else None
     if is_plain(head) and head.weight.dtype in HALF and _widens(*_kind(head.weight)):
         with _replaced(head, head.weight, head.bias):
             yield
@@ -232,7 +233,7 @@ def _replaced(head: nn.Linear, weight: Tensor, bias: Tensor | None) -> Iterator[
         del head.forward
 
 
-def is_plain(head: nn.Module | None) -> bool:
+def is_plain(head: Any) -> bool:
     """Tell whether a module is a linear layer: not quantised, hooked, offloaded or replaced."""
     return (
         type(head) is nn.Linear
