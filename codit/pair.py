@@ -97,11 +97,11 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
             )
         before = {name: getattr(self, name) for name in values}
         try:
-            vars(self).update(values)
+            self.__dict__.update(values)
             self.check_values()
             yield self
         finally:
-            vars(self).update(before)
+            self.__dict__.update(before)
 
     @property
     def context(self) -> int | None:

@@ -51,7 +51,8 @@ def test_keys_are_equal_exactly_when_recipes_are(
 def test_a_key_is_sixteen_hexadecimal_digits_and_the_same_in_every_process() -> None:
     key = recipes.key(TRAINING)
     assert re.fullmatch("[0-9a-f]{16}", key)
-    program = "from codit.recipes import *;print(key(Training(base=Pretraining(), data=Answers())))"
+    program = "from codit.recipes import *;from codit.world.recipes import *;"
+    program += "print(key(Training(base=Pretraining(), data=Answers())))"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.stdout.strip() == key
 

@@ -107,13 +107,8 @@ def noise_key(seed: int, name: Any, sample: int) -> int:
 def uniforms(keys: Tensor, steps: Tensor) -> Tensor:
     """Return the noise table's entries u[key, step], float64 in [0, 1), equal on every device.
 
-    u = (mix(key + mix(step · γ)) >> 11) · 2⁻⁵³ with the mix and γ of splitmix64.
-
-    Args:
-        keys: int64, `noise_key`s.
-        steps: int64, broadcastable to keys; tokens drawn so far.
-
-    Source: Steele, Lea, Flood 2014 (splitmix64).
+    u = (mix(key + mix(step · γ)) >> 11) · 2⁻⁵³ with the mix and γ of splitmix64 (Steele, Lea, Flood
+    2014). Keys are int64 `noise_key`s; steps, int64 and broadcastable to keys, tokens drawn so far.
     """
     golden = 0x9E3779B97F4A7C15 - 2**64  # γ as a signed number; products wrap around
     mixed = _mix(keys + _mix((steps + 1) * golden))
@@ -135,9 +130,7 @@ def _shift(bits: Tensor, by: int) -> Tensor:
 def default_ids(token_ids: Sequence[Sequence[int]]) -> list[str]:
     """Return names for rows without ids: the prompt's hash and its number among equal prompts.
 
-    Args:
-        token_ids: `prompt_ids` of every row of the input. Of a part of it, equal prompts in
-            different parts would share a name.
+    Give the `prompt_ids` of all rows: equal prompts in different parts would share a name.
     """
     seen: Counter[str] = Counter()
     names = []

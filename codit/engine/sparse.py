@@ -16,8 +16,7 @@ vocabulary a third of its work. What follows it in a model's own code, a soft ca
 acts on each logit alone, so the model may be run with a head of the rows of some ids only.
 
 A bfloat16 logit between 16 and 32 is rounded to a step of 1/8 nat, and a contrast is a difference
-of two. So the factors of a head's product are kept as they are, and their sum is not rounded.
-What has no source is ours.
+of two. So the sum of a head's product is not rounded. What has no source is ours.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -183,7 +183,7 @@ def float32_logits(model: PreTrainedModel) -> Iterator[None]:
     turning the whole weight would cost twelvefold. The authors' scripts round to bfloat16.
     """
     free = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    head = model.get_output_embeddings() if free else None
+    head: Any = model.get_output_embeddings() if free else None
     if is_plain(head) and head.weight.dtype in HALF and _widens(*_kind(head.weight)):
         with _replaced(head, head.weight, head.bias):
             yield
@@ -233,7 +233,7 @@ def _replaced(head: nn.Linear, weight: Tensor, bias: Tensor | None) -> Iterator[
         del head.forward
 
 
-def is_plain(head: nn.Module | None) -> bool:
+def is_plain(head: Any) -> bool:
     """Tell whether a module is a linear layer: not quantised, hooked, offloaded or replaced."""
     return (
         type(head) is nn.Linear

@@ -89,13 +89,8 @@ class VllmPair:
     """A pair in vLLM's engine, with what `decode.generate` has to know of it.
 
     Args:
-        expert: Hub name or folder of the post-trained model.
-        amateur: of its pre-trained counterpart.
+        expert, amateur, ...: see `ContrastivePair.from_pretrained`.
         decoding: strength and plausibility are the engine's from here on.
-        expert_revision: commit, tag or branch.
-        amateur_revision: likewise.
-        allow_renamed: see `overrides`.
-        trust_remote_code: run code that the repositories bring.
         **engine: arguments of vLLM's engine: dtype, tensor_parallel_size, max_model_len,
             gpu_memory_utilization, max_num_seqs, enforce_eager, ...
 
