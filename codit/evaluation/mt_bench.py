@@ -117,7 +117,7 @@ def _check(row: dict[str, Any], where: str) -> None:
     turns, category, reference = map(row.get, ("turns", "category", "reference"))
     # An empty text stands where a turn has no reference, as in MT-Bench's own file.
     wanted = {
-        "an object with `turns`, two texts": _are_texts(turns) and all(map(str.strip, turns)),
+        "an object with `turns`, two texts": _are_texts(turns) and all(map(str.strip, turns or ())),
         "a question_id, a whole number or a text": name_of({"id": row.get("question_id")}),
         "a text as category, or none": category is None or isinstance(category, str),
         "two texts as reference, one for each turn, or none": (
