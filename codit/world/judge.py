@@ -139,13 +139,9 @@ def judged(folder: str | Path, rows: Sequence[Mapping[str, Any]]) -> pd.DataFram
 def reliability(table: pd.DataFrame) -> dict[str, Interval]:
     """Return how far a judge's scores are the verifier's, for rows of `judged`.
 
-    Returns:
-        dict: `parses` (share of rows with a score), `equal` (share of rows with the verifier's
-        score; one without a score is not equal), `spearman` and `kappa` (of the rows that parse);
-        intervals of 95 % over prompts.
-
-    Raises:
-        ValueError: see `agreement.agreement`.
+    `parses` (share of rows with a score), `equal` (share of rows with the verifier's score; one
+    without a score is not equal), `spearman` and `kappa` (of the rows that parse): intervals of
+    95 % over prompts.
     """
     said, told = (
         table[["id"]].assign(score=table[name].astype("float64")) for name in ("said", "value")
@@ -161,13 +157,8 @@ def reliability(table: pd.DataFrame) -> dict[str, Interval]:
 def lessons(prompts: WorldPrompts, *, seed: int = 0) -> list[dict[str, Any]]:
     """Return one thing to judge for each prompt, in any of the ways that a judge is asked.
 
-    Args:
-        prompts: instructions of the world.
-        seed: of the ways, the qualities and the responses.
-
-    Returns:
-        list[dict]: rows of id, template (its name), prompt, reply (our JSON), value (a score, or
-        "first", "second" or "tie").
+    Rows have id, template (its name), prompt, reply (our JSON), value (a score, or "first",
+    "second" or "tie"). `seed` is of the ways, the qualities and the responses.
     """
     draw = random.Random(f"lessons {prompts.split} {prompts.seed} {seed}")
     first, second = (_responses(prompts, f"lessons {seed} {k}") for k in range(2))
