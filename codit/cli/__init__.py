@@ -55,9 +55,6 @@ def train(
         seed: order of the rows.
         save_every: steps between checkpoints; each is three times the size of the student, the
             latest is kept until the student is saved. 0: none.
-
-    Returns:
-        int: exit status.
     """
     recipe = recipes.Training(
         base=recipes.Model(name=base, revision=base_revision),

@@ -23,9 +23,6 @@ def extract(*, post: str, pre: str, out: Path, rows: int | None = None) -> int:
         out: a new folder.
         rows: ids of the vocabulary, len(tokenizer); rows beyond are padding. Default: those that
             both models have.
-
-    Returns:
-        int: exit status.
     """
     from codit import chat_vector
     from codit.weights import vector as vector_files
@@ -65,9 +62,6 @@ def cosine(
         rows: ids of the vocabulary, len(tokenizer). Default: those that all have.
         group: what to show; may be repeated. Default: module and global.
         out: write the whole table, every tensor and layer too, to this .csv file.
-
-    Returns:
-        int: exit status.
     """
     sides = (
         _either("update", update, {"after": after, "before": before}),
@@ -107,9 +101,6 @@ def add(
         out: a new folder for the model.
         scale: how much of each vector is added, in their order. Default: 1 of each.
         skip_embed: leave embedding and head as they are, for a target with another vocabulary.
-
-    Returns:
-        int: exit status.
     """
     scales = scale or (1.0,) * len(vector)
     if not vector or len(scales) != len(vector):
@@ -139,9 +130,6 @@ def command(action: Annotated[Action, tyro.conf.arg(name="")]) -> int:
 
     Args:
         action: what to do.
-
-    Returns:
-        int: exit status.
     """
     return action
 

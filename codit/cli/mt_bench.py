@@ -76,7 +76,7 @@ def mt_bench(
         strength = plausibility = 0.0
     files = Files(out)
     failed, manifest = files.beside(".errors.jsonl"), files.beside(".manifest.json")
-    check_apart((out, failed, manifest), (questions,))
+    check_apart([out, failed, manifest], [questions])
     rows, digest = asking.read(questions), hashlib.sha256(questions.read_bytes()).hexdigest()
     out.parent.mkdir(parents=True, exist_ok=True)  # or its absence is seen at the end
     decoding = Decoding(

@@ -34,9 +34,6 @@ def decontaminate(
             earlier one: share of three-word shingles, .8 say.
         hits: write every hit to this file of JSON lines.
         fail_on_hit: status 1 where there is any hit.
-
-    Returns:
-        int: exit status.
     """
     if not benchmark:
         raise ValueError("expected at least one --benchmark; got none. Name a file of prompts.")

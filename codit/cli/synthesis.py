@@ -110,9 +110,6 @@ def compare(
         prompt: what to ask.
         decoding: how responses are drawn.
         placing: where weights go.
-
-    Returns:
-        int: exit status.
     """
     return _show_both(models.recipe(decoding), [{"instruction": prompt}], **placing.here())
 

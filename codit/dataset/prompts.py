@@ -48,11 +48,9 @@ COLLECTIONS = {
 class Prompts:
     """Input rows that can be asked, and those that cannot.
 
-    Args:
-        rows: dicts with `id` (text, or None where the input has none), `messages` (list of role
-            and content, the last one a user's), `instruction` (the last user turn) and `line`
-            (number of the input row, from 1).
-        errors: dicts with `id`, `line`, `error` (what kind) and `reason` (a sentence).
+    `rows` are dicts with `id` (text, or None where the input has none), `messages` (role and
+    content, the last one a user's), `instruction` (the last user turn) and `line` (of the input,
+    from 1); `errors` are dicts with `id`, `line`, `error` (what kind) and `reason` (a sentence).
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
