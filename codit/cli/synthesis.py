@@ -125,14 +125,10 @@ def _engine_options(
             f'engine_args are read by vLLM; got engine "{engine}". Add --engine vllm.'
         )
     try:
-        more = json.loads(engine_args or "{}")
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"engine_args must be a JSON object; got {engine_args}: {error}."
-        ) from None
-    if not isinstance(more, dict):
-        raise ValueError(f"engine_args must be a JSON object; got {engine_args}.")
-    return made | more
+        return made | dict(json.loads(engine_args or "{}"))
+    except (ValueError, TypeError) as error:
+        text = f"engine_args must be a JSON object; got {engine_args}: {error}."
+        raise ValueError(text) from None
 
 
 def _show_both(recipe: recipes.Synthesis, prompts: Any, **how: Any) -> int:
