@@ -93,7 +93,10 @@ def mt_bench(
     how: dict[str, Any] = {"by_category": temperature is None, "batch_size": batch_size}
     found, errors = asking.answer(*loaded, rows, decoding, **how)
     write_lines(out, found)
-    write_lines(failed, errors) if errors else failed.unlink(missing_ok=True)
+    if errors:
+        write_lines(failed, errors)
+    else:
+        failed.unlink(missing_ok=True)
     told = {"model": model, "amateur": amateur, "revision": revision, **named, **asdict(placing)}
     told |= {"temperature": "by category" if temperature is None else temperature}
     told |= {"decoding": recipes.describe(decoding), "data": [digest]}

@@ -4,14 +4,51 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from codit import recipes
-from codit.cli.flags import ANYWHERE, DecodingFlags, ModelFlags, PlacingFlags
+from codit.cli.flags import ANYWHERE, FLAT, DecodingFlags, ModelFlags, PlacingFlags
 
 AUTHORS = recipes.Decoding()
 SHORT = recipes.Decoding(max_new_tokens=256)  # ours: a look, not a dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vllm:
+    """What vLLM's engine reads.
+
+    Args:
+        tensor_parallel_size: GPUs that share each of vLLM's engines.
+        data_parallel_size: vLLM's engines, one in each worker: another word for workers.
+        distributed_executor_backend: of vLLM: mp, ray, ...
+        engine_args: further arguments of vLLM's engine, as JSON: '{"max_num_seqs": 512}'.
+    """
+
+    tensor_parallel_size: int | None = None
+    data_parallel_size: int | None = None
+    distributed_executor_backend: str | None = None
+    engine_args: str | None = None
+
+    def options(self, engine: str) -> dict[str, Any]:
+        """Return the arguments of the engine; ValueError: there are some for another engine."""
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        if given and engine != "vllm":
+            raise ValueError(
+                "tensor_parallel_size, data_parallel_size, distributed_executor_backend and "
+                f'engine_args are read by vLLM; got engine "{engine}". Add --engine vllm.'
+            )
+        given.pop("data_parallel_size", None)  # that is the number of workers
+        text = given.pop("engine_args", "{}")
+        try:
+            return given | dict(json.loads(text))
+        except (ValueError, TypeError) as error:
+            said = f"engine_args must be a JSON object; got {text}: {error}."
+            raise ValueError(said) from None
+
+
+USUAL = Vllm()
 
 
 def synthesize(
@@ -30,10 +67,7 @@ def synthesize(
     placing: PlacingFlags = ANYWHERE,
     workers: int | None = None,
     ray_address: str | None = None,
-    tensor_parallel_size: int | None = None,
-    data_parallel_size: int | None = None,
-    distributed_executor_backend: str | None = None,
-    engine_args: str | None = None,
+    vllm: Annotated[Vllm, FLAT] = USUAL,
 ) -> int:
     """Answer the prompts of a file by a pair and write a dataset that trains as it is.
 
@@ -59,10 +93,7 @@ def synthesize(
             GPU; with a Ray address, for each GPU of the cluster or, without any, CPU.
         ray_address: answer on a Ray cluster: auto, host:port, ray://host:port, or local: one of
             this machine alone.
-        tensor_parallel_size: GPUs that share each of vLLM's engines.
-        data_parallel_size: vLLM's engines, one in each worker: another word for workers.
-        distributed_executor_backend: of vLLM: mp, ray, ...
-        engine_args: further arguments of vLLM's engine, as JSON: '{"max_num_seqs": 512}'.
+        vllm: what vLLM's engine reads.
 
     Returns:
         int: exit status, 1 where not one row was answered.
@@ -75,23 +106,18 @@ def synthesize(
         needs = looking.dry_run(recipe, prompts, batch_size=batch_size, limit=limit)
         print(looking.table(needs))
         return 0
-    given = {
-        "tensor_parallel_size": tensor_parallel_size,
-        "distributed_executor_backend": distributed_executor_backend,
-    }
-    how = _engine_options(engine, engine_args, data_parallel_size, **given)
-    how |= {"engine": engine, "batch_size": batch_size}
+    how = vllm.options(engine) | {"engine": engine, "batch_size": batch_size}
     if preview:
         rows = min(preview, limit or preview)
         return _show_both(recipe, prompts, limit=rows, **how, **placing.here())
-    if data_parallel_size is not None and workers not in (None, data_parallel_size):
+    engines = vllm.data_parallel_size
+    if engines is not None and workers not in (None, engines):
         raise ValueError(
-            f"data_parallel_size is the number of workers; got {data_parallel_size} and "
-            f"{workers}. Name one."
+            f"data_parallel_size is the number of workers; got {engines} and {workers}. Name one."
         )
     from codit import synthesis
 
-    workers = data_parallel_size if workers is None else workers
+    workers = engines if workers is None else workers
     how |= {"resume": resume, "workers": workers, "ray_address": ray_address, **placing.given()}
     return _report(out, synthesis.write(recipe, prompts, out, limit=limit, **how))
 
@@ -112,23 +138,6 @@ def compare(
         placing: where weights go.
     """
     return _show_both(models.recipe(decoding), [{"instruction": prompt}], **placing.here())
-
-
-def _engine_options(
-    engine: str, engine_args: str | None, data_parallel_size: int | None, **given: Any
-) -> dict[str, Any]:
-    """Return the arguments of vLLM's engine, or refuse them for another engine."""
-    made = {name: value for name, value in given.items() if value is not None}
-    if engine != "vllm" and (made or engine_args or data_parallel_size):
-        raise ValueError(
-            "tensor_parallel_size, data_parallel_size, distributed_executor_backend and "
-            f'engine_args are read by vLLM; got engine "{engine}". Add --engine vllm.'
-        )
-    try:
-        return made | dict(json.loads(engine_args or "{}"))
-    except (ValueError, TypeError) as error:
-        text = f"engine_args must be a JSON object; got {engine_args}: {error}."
-        raise ValueError(text) from None
 
 
 def _show_both(recipe: recipes.Synthesis, prompts: Any, **how: Any) -> int:

@@ -2,6 +2,7 @@
 
 Every source gives the same rows. What cannot be asked is set aside with a reason instead of
 stopping a long run; only what makes the whole input ambiguous, repeated ids, is an exception.
+Values and choices without a source are ours.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Collection(NamedTuple):
     language: str | None  # of the rows that are kept; None: there is no such column
 
 
-# Of every conversation the first user turn is taken, and the first of equal prompts. (ours)
+# Of every conversation the first user turn is taken, and the first of equal prompts.
 COLLECTIONS = {
     # Named by the paper's model cards; how the authors came to their 250,333 instructions was not
     # found. It is gated: accept its licence on the Hub first. Names in it are masked as NAME_1.
