@@ -9,7 +9,8 @@ Notation
 Tensors are matched by name and streamed a block at a time, in float64. What cannot be matched is
 reported, never left out in silence: in `DataFrame.attrs`, in a JSON file beside written weights,
 and as a warning of the log. Rows of a vocabulary are matched by id: that two tokenizers agree is
-what `codit.engine.models.check_tokenizers` tells.
+what `codit.engine.models.check_tokenizers` tells. The method is Huang et al.'s Chat Vector (2023);
+cosines of updates: the paper's Figs 3 and 7. Values and choices without a source are ours.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ log = logging.getLogger(__name__)
 
 
 def difference(post: Weights, pre: Weights, out: str | Path, *, rows: int | None = None) -> Path:
-    """Write the chat vector of a pair: a sharded safetensors folder in float32.
+    """Write the chat vector of a pair, and return `out`: a sharded safetensors folder in float32.
 
     tau = theta_post - theta_pre, subtracted in float64
 
@@ -64,14 +65,8 @@ def difference(post: Weights, pre: Weights, out: str | Path, *, rows: int | None
         rows: ids of the vocabulary; rows of embedding and head beyond are left out. None: those
             that both models have.
 
-    Returns:
-        Path: `out`.
-
     Raises:
-        ValueError: models without a tensor in common, numbers that are not finite, or an `out`
-            that is not empty.
-
-    Source: Huang et al. 2023, Chat Vector: tau in float32; matching by name, and the rest: ours.
+        ValueError: no tensor in common, numbers that are not finite, or `out` is not empty.
     """
     with tensors.staged(out) as folder:
         first, second = tensors.opened(post), tensors.opened(pre)
@@ -104,7 +99,7 @@ def add(
     scale: float = 1.0,
     skip_embed: bool = False,
 ) -> Path:
-    """Write a model whose weights are a target's plus a chat vector.
+    """Write a model whose weights are a target's plus a chat vector, and return `out`.
 
     theta' = theta_target + scale * sum_i r_i tau_i, summed in float64, in the target's dtypes
 
@@ -119,14 +114,9 @@ def add(
         skip_embed: leave embedding and head as they are, for a target with a vocabulary of its
             own.
 
-    Returns:
-        Path: `out`.
-
     Raises:
-        ValueError: another architecture, a scale or results that are not finite, or an `out` that
-            is not empty.
-
-    Source: Huang et al. 2023, Chat Vector, and its code: scale, skip_embed.
+        ValueError: another architecture, a scale or results that are not finite, or `out` is not
+            empty.
     """
     several = vector if isinstance(vector, list) else [(vector, 1.0)]
     terms = [(part, scale * r) for part, r in several if scale * r]
@@ -134,16 +124,16 @@ def add(
         raise ValueError(f"expected a finite scale; got {scale}. Usual is 1.")
     with tensors.staged(out) as folder:
         base = tensors.opened(target)
-        parts = [(vector_files.opened(part), r) for part, r in terms]
-        matches = [_addable(part.tensors, base, skip_embed) for part, _ in parts]
+        opened = [(vector_files.opened(part), r) for part, r in terms]
+        parts = [(part, r, _addable(part.tensors, base, skip_embed)) for part, r in opened]
         count: Counter[str] = Counter()
-        tensors.write(_sum(base, parts, matches, count), folder)
+        tensors.write(_sum(base, parts, count), folder)
         vector_files.copy_files(tensors.resolve(target), folder)
-        chats = [part.chat for part, r in parts if r > 0 and part.chat]
+        chats = [part.chat for part, r, _ in parts if r > 0 and part.chat]
         unknown = vector_files.write_chat(folder, chats[-1] if chats else {})
         reports = [
             {"vector": p.tensors.label, "scale": r, **_reported(m, "the target"), "info": p.info}
-            for (p, r), m in zip(parts, matches, strict=True)
+            for p, r, m in parts
         ]
         info = {"target": str(target), "skip_embed": skip_embed, "vectors": reports}
         info |= {"changes": count["changes"], "lost": count["lost"] / max(1, count["changes"])}
@@ -157,7 +147,8 @@ def cosines(update: Vector, vector: Vector, *, rows: int | None = None) -> pd.Da
     cos = <u, tau> / (|u| |tau|), accumulated in float64
 
     Args:
-        update: u. For (after, before) the difference is never written; so for tau.
+        update: u. For (after, before) the difference is never written; so for tau. LoRA students:
+            merge the adapter first.
         vector: tau.
         rows: ids of the vocabulary; rows of embedding and head beyond are left out. None: those
             that all have.
@@ -170,11 +161,7 @@ def cosines(update: Vector, vector: Vector, *, rows: int | None = None) -> pd.Da
         zeros), `update` and `vector` (what is known of each, such as what a pair did not match).
 
     Raises:
-        ValueError: nothing in common, numbers that are not finite, a model where a vector is
-            expected.
-
-    Source: the paper's Figs 3 and 7 plot the cosine between students' updates and the chat vector;
-    granularity and the body without embeddings: ours. LoRA students: merge the adapter first.
+        ValueError: nothing in common, numbers that are not finite, a model in place of a vector.
     """
     u, tau = (vector_files.opened(source, rows=rows) for source in (update, vector))
     match = matched(u.tensors, tau.tensors, rows=rows)
@@ -193,21 +180,16 @@ def cosines(update: Vector, vector: Vector, *, rows: int | None = None) -> pd.Da
 
 
 def table(sums: Mapping[str, Sums]) -> pd.DataFrame:
-    """Return cosines, norms and weights of every group of tensors.
+    """Return cosines, norms and weights of every group of tensors, given the sums of each tensor.
 
     cos_m = <u_m, tau_m> / (|u_m| |tau_m|),  w_m = |u_m| |tau_m| / (|u| |tau|),
     cos = sum_m w_m cos_m over any partition m: tensors, or modules
-
-    Args:
-        sums: of every tensor, by name.
 
     Returns:
         DataFrame: columns `COLUMNS`, cosine NaN where a norm is zero. `group` is "tensor",
         "layer" (`name` its index; tensors outside layers are in no layer), "module", "expert"
         (`name` "layer.expert"), or "global" (`name` "all", or "body": without embedding, head and
-        norms).
-
-    Source: ours; the paper does not tell its granularity.
+        norms). The paper does not tell its granularity.
     """
     groups: dict[tuple[str, str], Sums] = {}
     for name in sorted(sums, key=natural):  # an order of their own: files do not change the sums
@@ -223,17 +205,8 @@ def table(sums: Mapping[str, Sums]) -> pd.DataFrame:
 def permuted(vector: Vector, *, seed: int) -> Tensors:
     """Return a null for `cosines`: the vector with the numbers of each tensor in random order.
 
-    Norms and distributions of every tensor stay; what remains of a cosine is no direction.
-
-    Args:
-        vector: tau.
-        seed: of the orders; a tensor's depends on its name too, and on no other tensor.
-
-    Returns:
-        Tensors: float32, to be handed to `cosines` as the vector. One tensor at a time is held in
-        memory.
-
-    Source: ours.
+    Norms and distributions of every tensor stay; what remains of a cosine is no direction. In
+    float32, one tensor at a time in memory. An order depends on `seed` and the tensor's name.
     """
     tau = vector_files.opened(vector).tensors
 
@@ -257,30 +230,17 @@ def permuted(vector: Vector, *, seed: int) -> Tensors:
 
 
 def chance(n: int) -> float:
-    """Return the standard deviation of the cosine of two independent random directions.
+    """Return the standard deviation of the cosine of two independent directions of n numbers.
 
-    sd = 1 / sqrt(d), mean 0
-
-    Args:
-        n: d, how many numbers a direction has, at least 1.
-
-    Returns:
-        float: 1.1e-5 for 8.2e9 numbers. Weak evidence: any two updates of one model share
-        structure, so compare with `permuted` and with other students too.
-
-    Raises:
-        ValueError: n below 1.
-
-    Source: isotropic directions; ours.
+    sd = 1 / sqrt(d), mean 0: 1.1e-5 for 8.2e9 numbers. Weak evidence: any two updates of one model
+    share structure, so compare with `permuted` and with other students too.
     """
     if n < 1:
         raise ValueError(f"n must be at least 1; got {n}. Give the column n of `cosines`.")
     return 1.0 / math.sqrt(n)
 
 
-def _sum(
-    base: Tensors, parts: list[tuple[Opened, float]], matches: list[Match], count: Counter[str]
-) -> Tensors:
+def _sum(base: Tensors, parts: list[tuple[Opened, float, Match]], count: Counter[str]) -> Tensors:
     """Return theta' = theta + sum_i r_i tau_i in the dtypes of theta, computed when it is read.
 
     What no vector touches keeps its bytes, and so does a number where the change is zero. Counted:
@@ -289,7 +249,7 @@ def _sum(
 
     def read(name: str, block: Block) -> Tensor:
         old = base.read(name, block)
-        used = [(p, r, m) for (p, r), m in zip(parts, matches, strict=True) if name in m.shapes]
+        used = [part for part in parts if name in part[2].shapes]
         if not used:
             return old
         change = torch.zeros(old.shape, dtype=torch.float64)

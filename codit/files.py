@@ -9,7 +9,7 @@ import os
 import platform
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,17 @@ PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "trl", "accelerat
 MARK = b"\xef\xbb\xbf"  # byte-order mark, with which some programs begin a file
 SCORE = b'"score": ['  # never inside a text: quotes are escaped there
 NUMBERS = b"-+0123456789., e"
+
+
+def check_apart(written: Iterable[str | Path], read: Iterable[str | Path]) -> None:
+    """Raise ValueError where a file that is to be written is one of those that are read."""
+    taken = {Path(path).resolve() for path in written}
+    for path in read:
+        if Path(path).resolve() in taken:
+            raise ValueError(
+                f"expected an output that takes no input's place; {path} is read, and would be "
+                "replaced. Give another out."
+            )
 
 
 def read_lines(path: str | Path, *, keep_bad: bool = False) -> Iterator[tuple[int, Any]]:
@@ -119,6 +130,13 @@ def record_of(line: bytes) -> dict[str, Any] | None:
         return None
     record.pop("score", None)
     return {**record, "tokens": scores.count(b",") + 1 if scores else 0}
+
+
+def write_lines(path: str | Path, records: Iterable[dict[str, Any]]) -> Path:
+    """Write a file of JSON lines at once, each as `line_of` makes it, and return its path."""
+    with replacing(path) as stream:
+        stream.writelines(line_of(record).encode() for record in records)
+    return Path(path)
 
 
 def write_json(path: str | Path, value: Any) -> Path:

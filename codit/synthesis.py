@@ -2,7 +2,8 @@
 
 A batch is a fixed range of input rows, decoded together and written with one fsync; one that was
 interrupted is recomputed whole. So a resumed run gives the bytes of an uninterrupted one.
-`codit.dataset.output` names the files.
+`codit.dataset.output` names the files; their fields are those of the paper's code and `messages`.
+Files, errors, workers, and values without a source are ours.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from codit import decode, recipes
@@ -29,18 +30,16 @@ from codit.dataset import output
 from codit.dataset import workers as processes
 from codit.dataset.output import Files, Name
 from codit.dataset.prompts import Prompts, Rows, load
-from codit.dataset.teacher import expert_tokenizer, named, ready
+from codit.dataset.teacher import Answering, expert_tokenizer, named, ready
 from codit.dataset.workers import Records, Row, Stream
 from codit.decode import check_engine, chosen_engine
-from codit.engine.vllm.engine import VllmPair
-from codit.files import versions
+from codit.files import check_apart, versions
 
-ROWS_PER_BATCH = 256  # (ours)
-VLLM_ROWS = 2048  # (ours) its scheduler fills places as rows end: only a batch's tail is wasted
+ROWS_PER_BATCH = 256
+VLLM_ROWS = 2048  # its scheduler fills places as rows end: only a batch's tail is wasted
 DIGITS = 6  # of a log-probability: finer than its rounding error, half the size of the file
-PACKAGES = ("codit", "torch", "transformers", "tokenizers")
+PACKAGES = ("codit", "torch", "transformers", "tokenizers")  # and vllm, where it is the engine
 
-Model: TypeAlias = PreTrainedModel | VllmPair
 Answers = Callable[[Sequence[Sequence[Row]]], Stream]
 Used = dict[str, Any]
 
@@ -49,14 +48,8 @@ Used = dict[str, Any]
 class Work:
     """What a worker must know besides the rows of a batch: plain values.
 
-    Args:
-        recipe: pair, decoding and number of samples.
-        metadata: the field `res_metadata` of all rows.
-        engine: see `decode.generate`.
-        batch_size: rows computed at once; see `decode.generate`.
-        progress: show a bar for each sample of each batch.
-        load_options: for loading both models.
-        threads: of torch in a worker on a CPU; None: as it finds them.
+    `metadata` is the field `res_metadata` of all rows, `threads` those of torch in a worker on a
+    CPU; engine and batch_size are `decode.generate`'s, load_options for both models.
     """
 
     recipe: recipes.Synthesis
@@ -69,22 +62,11 @@ class Work:
 
 
 def synthesize(recipe: recipes.Synthesis, prompts: Rows, out: str | Path, **how: Any) -> Dataset:
-    """Answer prompts by a pair, keep the responses as JSON lines, and read them.
-
-    Args:
-        recipe: see `write`.
-        prompts: see `write`.
-        out: see `write`.
-        **how: see `write`.
+    """Answer prompts by a pair as `write` does, with its arguments, and return the dataset.
 
     Returns:
         Dataset: the rows of `out`: the official CoDIT fields (`score`: log q of each token at
         temperature 1, nats) and `messages`. Rows without an answer are in the errors file alone.
-
-    Raises:
-        ValueError, FileNotFoundError, OSError: see `write`.
-
-    Source: fields: the paper's code; files, resumption, errors: ours.
     """
     write(recipe, prompts, out, **how)
     return output.read(out)
@@ -95,7 +77,7 @@ def write(
     prompts: Rows,
     out: str | Path,
     *,
-    model: Model | None = None,
+    model: Answering | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     resume: str = "if_same",
     batch_size: int | None = None,
@@ -151,14 +133,14 @@ def write(
         FileNotFoundError: no such file of prompts.
         OSError: the files cannot be written, the cluster cannot be reached, or a worker died;
             finished batches are kept.
-
-    Source: fields: the paper's code; files, resumption, errors, workers: ours.
     """
     files = Files(Path(out))
-    _check(recipe, batch_size, engine)
+    if recipe.n_samples < 1:
+        raise ValueError(f"n_samples must be at least 1; got {recipe.n_samples}.")
+    check_engine(engine, batch_size)
     size = _number(workers, ray_address, model, tokenizer, load_options)
     if isinstance(path := getattr(prompts, "path", prompts), (str, Path)):
-        output.check_apart(files, path)
+        check_apart(files.every(), [path])
     given = load(prompts, limit=limit)
     fingerprint = _fingerprint(recipe, given, batch_size=batch_size, engine=engine)
     start = time.monotonic()
@@ -189,7 +171,7 @@ def write(
 def _number(
     workers: int | None,
     ray_address: str | None,
-    model: Model | None,
+    model: Answering | None,
     tokenizer: PreTrainedTokenizerBase | None,
     load_options: Mapping[str, Any],
 ) -> int | None:
@@ -211,14 +193,10 @@ def _number(
 
 @contextlib.contextmanager
 def _here(
-    work: Work, model: Model | None, tokenizer: PreTrainedTokenizerBase | None
+    work: Work, model: Answering | None, tokenizer: PreTrainedTokenizerBase | None
 ) -> Iterator[tuple[Used, PreTrainedTokenizerBase, Answers]]:
     """Give what answers in this process: words for the manifest, tokenizer, function of batches."""
-    if model is None:
-        model, own = _loaded(work)
-        tokenizer = tokenizer or own
-    else:
-        model, tokenizer = ready(work.recipe, model, tokenizer)
+    model, tokenizer = _loaded(work, 0, model, tokenizer)
     used: Used = {"workers": 1, "engine": chosen_engine(model, work.engine)}
     one = partial(_answer, work, model, tokenizer)
     yield used, tokenizer, lambda batches: (one(batch) for batch in batches)
@@ -235,9 +213,8 @@ def _by_others(
     if ray_address is not None:
         gpus = int(work.load_options.get("tensor_parallel_size", 1))  # of vLLM's engine
         with processes.cluster(ray_address, size) as workers:
-            answers: Answers = partial(
-                processes.ray_answers, partial(_worker, work), workers=workers, gpus=gpus
-            )
+            begun = partial(_worker, work)
+            answers: Answers = partial(processes.ray_answers, begun, workers=workers, gpus=gpus)
             yield used | {"workers": workers}, tokenizer, answers
     else:
         assert size is not None
@@ -266,21 +243,21 @@ def _worker(work: Work, number: int) -> Callable[[Sequence[Row]], Records]:
     return partial(_answer, work, *_loaded(work, number))
 
 
-def _loaded(work: Work, worker: int = 0) -> tuple[Model, PreTrainedTokenizerBase]:
-    """Load what a worker answers with, on GPUs of its own where there are any.
+def _loaded(work: Work, worker: int, *given: Any) -> tuple[Answering, PreTrainedTokenizerBase]:
+    """Load what a worker answers with, unless given, on GPUs of its own where there are any.
 
     It takes GPU number `worker` modulo the visible ones; vLLM's engine as many as its
     tensor_parallel_size, from `worker` times that on.
     """
     options = dict(work.load_options)
     if work.engine != "vllm":
-        return ready(work.recipe, **_placed(options, worker))
+        return ready(work.recipe, *given, **_placed(options, worker))
     visible = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
     gpus = visible or [str(k) for k in range(torch.cuda.device_count())]
     width = int(options.get("tensor_parallel_size", 1))
     if worker and width * (worker + 1) <= len(gpus):  # the first needs to be told nothing
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[width * worker : width * (worker + 1)])
-    return ready(work.recipe, engine="vllm", **options)
+    return ready(work.recipe, *given, engine="vllm", **options)
 
 
 def _placed(load_options: Mapping[str, Any], worker: int = 0) -> dict[str, Any]:
@@ -292,18 +269,16 @@ def _placed(load_options: Mapping[str, Any], worker: int = 0) -> dict[str, Any]:
 
 
 def _answer(
-    work: Work, model: Model, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]
+    work: Work, model: Answering, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]
 ) -> Records:
     """Return the records of a batch, row by row and sample by sample."""
     chats, ids = [row["messages"] for row in rows], [row["id"] for row in rows]
+    how: dict[str, Any] = {"ids": ids, "engine": work.engine, "batch_size": work.batch_size}
+    how["progress"] = work.progress
     drawn = []
     for k in range(work.recipe.n_samples):
         decoding = replace(work.recipe.decoding, sample=work.recipe.decoding.sample + k)
-        how: dict[str, Any] = {"engine": work.engine, "batch_size": work.batch_size}
-        answers = decode.generate(
-            model, tokenizer, chats, decoding, ids=ids, progress=work.progress, **how
-        )
-        drawn.append(answers)
+        drawn.append(decode.generate(model, tokenizer, chats, decoding, **how))
     return [
         _record(row, responses[place], number, work.metadata)
         for place, row in enumerate(rows)
@@ -378,21 +353,16 @@ def _write_batches(
     kept, end = output.begin(files, fingerprint, earlier, names, lines_per_batch=size * drawn)
     done = kept // drawn
     batches = [rows[first : first + size] for first in range(done, len(rows), size)]
-    with (
-        contextlib.closing(answers(batches)) as answered,  # ends the workers
-        _bar(len(rows), done, progress) as count,
-    ):
+    tokens, start = 0, time.monotonic()
+    bar = tqdm(total=len(rows), initial=done, unit="row", disable=not progress, desc="synthesize")
+    with contextlib.closing(answers(batches)) as answered, bar:  # closing ends the workers
         for batch, records in zip(batches, answered, strict=True):
             end = output.append(files, records, at=end)
-            count(len(batch), sum(len(record.get("score", ())) for record in records))
+            tokens += sum(len(record.get("score", ())) for record in records)
+            rate = tokens / max(time.monotonic() - start, 1e-9)
+            bar.set_postfix_str(f"{tokens} tokens, {rate:.0f} tokens/s", refresh=False)
+            bar.update(len(batch))
     return len(names)
-
-
-def _check(recipe: recipes.Synthesis, batch_size: int | None, engine: str) -> None:
-    """Raise ValueError for what could not run, before any file is touched."""
-    if recipe.n_samples < 1:
-        raise ValueError(f"n_samples must be at least 1; got {recipe.n_samples}.")
-    check_engine(engine, batch_size)
 
 
 def _fingerprint(
@@ -409,25 +379,5 @@ def _fingerprint(
         "input": digest.hexdigest(),
         "batch_size": batch_size,
         "engine": engine,
-        "versions": {
-            k: v
-            for k, v in versions().items()
-            if k in PACKAGES or (k == "vllm" and engine == "vllm")
-        },
+        "versions": {k: v for k, v in versions().items() if k in (*PACKAGES, engine)},
     }
-
-
-@contextlib.contextmanager
-def _bar(rows: int, done: int, progress: bool) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar; give the function that counts new rows and tokens."""
-    tokens, start = 0, time.monotonic()
-
-    def count(new_rows: int, new_tokens: int) -> None:
-        nonlocal tokens
-        tokens += new_tokens
-        rate = tokens / max(time.monotonic() - start, 1e-9)
-        bar.set_postfix_str(f"{tokens} tokens, {rate:.0f} tokens/s", refresh=False)
-        bar.update(new_rows)
-
-    with tqdm(total=rows, initial=done, unit="row", disable=not progress, desc="synthesize") as bar:
-        yield count

@@ -93,7 +93,7 @@ def test_rows_hold_what_decoding_drew(recipe: Synthesis, ready: dict[str, Any], 
 def test_writing_returns_the_manifest_and_reads_no_rows(
     recipe: Synthesis, ready: dict[str, Any], out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(synthesis.dataset_file, "read", lambda path: pytest.fail("read"))
+    monkeypatch.setattr(synthesis.output, "read", lambda path: pytest.fail("read"))
     first = synthesis.write(recipe, ROWS, out, **ready)
     assert first == json.loads(out.with_name("data.manifest.json").read_text())
     assert (first["rows"], first["errors"], first["workers"]) == (7, 0, 1)
@@ -106,7 +106,7 @@ def test_prompts_that_the_run_would_write_over_are_refused(
 ) -> None:
     out.write_text(json.dumps(ROWS[0]) + "\n")
     for prompts in (str(out), recipes.File(path=str(out))):
-        with pytest.raises(ValueError, match="one of those that belong to"):
+        with pytest.raises(ValueError, match="takes no input's place"):
             synthesis.synthesize(recipe, prompts, out, **ready)
 
 
@@ -333,8 +333,8 @@ def test_a_file_cut_at_any_byte_is_completed_to_the_same_bytes(
     recipe: Synthesis, ready: dict[str, Any], whole: dict[str, bytes], out: Path
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(synthesis.dataset_file, "finish", lambda *args, **kwargs: None)
-        patch.setattr(synthesis.dataset_file, "read", lambda path: None)
+        patch.setattr(synthesis.output, "finish", lambda *args, **kwargs: None)
+        patch.setattr(synthesis.output, "read", lambda path: None)
         run(recipe, ready, out)
     partial, state = out.with_name("data.partial"), out.with_name("data.partial.json")
     full, record = partial.read_bytes(), state.read_bytes()

@@ -1,4 +1,7 @@
-"""`codit chat-vector extract`, `cosine` and `add`: flags and what they print."""
+"""`codit chat-vector extract`, `cosine` and `add`: flags and what they print.
+
+The method is Huang et al.'s Chat Vector (2023); cosines: the paper's Figs 3 and 7.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-# torch and pandas are imported by the command that needs them: help takes no seconds.
-
-Repeated = tyro.conf.UseAppendAction
+from codit.cli.flags import Repeated
 
 
 def extract(*, post: str, pre: str, out: Path, rows: int | None = None) -> int:
@@ -22,11 +23,6 @@ def extract(*, post: str, pre: str, out: Path, rows: int | None = None) -> int:
         out: a new folder.
         rows: ids of the vocabulary, len(tokenizer); rows beyond are padding. Default: those that
             both models have.
-
-    Returns:
-        int: exit status.
-
-    Source: Huang et al. 2023, Chat Vector.
     """
     from codit import chat_vector
     from codit.weights import vector as vector_files
@@ -66,14 +62,6 @@ def cosine(
         rows: ids of the vocabulary, len(tokenizer). Default: those that all have.
         group: what to show; may be repeated. Default: module and global.
         out: write the whole table, every tensor and layer too, to this .csv file.
-
-    Returns:
-        int: exit status.
-
-    Raises:
-        ValueError: an update or a vector given twice, in part or not at all.
-
-    Source: the paper's Figs 3 and 7; the groups: ours.
     """
     sides = (
         _either("update", update, {"after": after, "before": before}),
@@ -113,14 +101,6 @@ def add(
         out: a new folder for the model.
         scale: how much of each vector is added, in their order. Default: 1 of each.
         skip_embed: leave embedding and head as they are, for a target with another vocabulary.
-
-    Returns:
-        int: exit status.
-
-    Raises:
-        ValueError: scales that are not as many as vectors.
-
-    Source: Huang et al. 2023, Chat Vector.
     """
     scales = scale or (1.0,) * len(vector)
     if not vector or len(scales) != len(vector):
@@ -150,11 +130,6 @@ def command(action: Annotated[Action, tyro.conf.arg(name="")]) -> int:
 
     Args:
         action: what to do.
-
-    Returns:
-        int: exit status.
-
-    Source: ours.
     """
     return action
 

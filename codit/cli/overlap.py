@@ -7,11 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
-
+from codit.cli.flags import Repeated
 from codit.evaluation import overlap
-
-Repeated = tyro.conf.UseAppendAction
 
 
 def decontaminate(
@@ -37,26 +34,18 @@ def decontaminate(
             earlier one: share of three-word shingles, .8 say.
         hits: write every hit to this file of JSON lines.
         fail_on_hit: status 1 where there is any hit.
-
-    Returns:
-        int: exit status.
-
-    Raises:
-        ValueError: no benchmark, one of a name twice, an empty dataset, or hits that would replace
-            an input.
     """
     if not benchmark:
         raise ValueError("expected at least one --benchmark; got none. Name a file of prompts.")
-    if hits is not None and hits.resolve() in {path.resolve() for path in (data, *benchmark)}:
-        raise ValueError(f"hits would replace {hits}, which is read. Name another file.")
     if near_duplicates is not None:
         overlap.near_duplicates([], threshold=near_duplicates)  # a wrong one is said at once
     from tqdm.auto import tqdm
 
     from codit.dataset import card as dataset_card
     from codit.dataset.output import Files
-    from codit.files import line_of, replacing
+    from codit.files import check_apart, replacing, write_lines
 
+    check_apart([] if hits is None else [hits], [data, *benchmark])
     card = Files(data).beside(".README.md")
     known = [overlap.read_benchmark(path) for path in benchmark]
     rows = list(overlap.read_rows(data))
@@ -68,9 +57,7 @@ def decontaminate(
         tally["near_duplicates"] = _near_duplicates(rows, near_duplicates)
     print("\n".join(table(tally)))
     if hits is not None:
-        with replacing(hits) as stream:
-            stream.writelines(line_of(asdict(hit)).encode() for hit in found)
-        print(hits)
+        print(write_lines(hits, map(asdict, found)))
     if card.is_file():
         text = card.read_text(encoding="utf-8")
         with replacing(card) as stream:

@@ -7,8 +7,12 @@ import os
 import shlex
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from codit.cli.flags import ModelFlags
+from codit.recipes import Decoding
 
 LOOPBACK = "127.0.0.1"
 SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
@@ -18,20 +22,15 @@ generation_config recommends for the expert alone."""
 
 def serve(
     *,
-    expert: str,
-    amateur: str,
-    strength: float = 1.0,
-    plausibility: float = 0.01,
+    models: ModelFlags,
+    strength: float = Decoding.strength,
+    plausibility: float = Decoding.plausibility,
     host: str = LOOPBACK,
     port: int = 8000,
     name: str | None = None,
-    dtype: str = "auto",
     tensor_parallel_size: int = 1,
     data_parallel_size: int = 1,
     max_model_len: int | None = None,
-    expert_revision: str | None = None,
-    amateur_revision: str | None = None,
-    allow_renamed: bool = False,
     dry_run: bool = False,
     engine_args: str | None = None,
 ) -> int:
@@ -40,40 +39,28 @@ def serve(
     Needs the extra `vllm`. Chat requests get the expert's template with thinking switched off.
 
     Args:
-        expert: Hub name or folder of the post-trained model.
-        amateur: Hub name or folder of its own pre-trained counterpart.
+        models: which pair answers.
         strength: beta, at least 0.
         plausibility: alpha in [0, 1].
         host: address to listen on; other machines reach 0.0.0.0, without a key unless --api-key
             is among engine_args.
         port: to listen on.
         name: what requests call the model. Default: the expert's name.
-        dtype: of both models' weights: auto, float32, bfloat16, ...
         tensor_parallel_size: GPUs that share a copy of the pair.
         data_parallel_size: copies of the pair.
         max_model_len: tokens of prompt and response. Default: what both models can read.
-        expert_revision: commit, tag or branch of the expert.
-        amateur_revision: commit, tag or branch of the amateur.
-        allow_renamed: accept added tokens whose names differ between the two tokenizers.
         dry_run: print the command and stop.
         engine_args: further flags of vllm serve, as one text: --engine-args="--max-num-seqs 64".
 
     Returns:
         int: exit status; vLLM's own once it runs.
-
-    Source: ours.
     """
     from codit.engine.vllm import engine
 
-    made = engine.overrides(
-        expert,
-        amateur,
-        strength=strength,
-        plausibility=plausibility,
-        expert_revision=expert_revision,
-        amateur_revision=amateur_revision,
-        allow_renamed=allow_renamed,
-    )
+    checked = {key: value for key, value in asdict(models).items() if key != "dtype"}
+    made = engine.overrides(strength=strength, plausibility=plausibility, **checked)
+    expert, revisions = models.expert, (models.expert_revision, models.amateur_revision)
+    longest = max_model_len or engine.context(expert, models.amateur, made, revisions=revisions)
     flags: dict[str, Any] = {
         "hf-overrides": json.dumps(made),
         "override-generation-config": json.dumps(SAMPLING),
@@ -81,13 +68,12 @@ def serve(
         "host": host,
         "port": port,
         "served-model-name": name or expert,
-        "dtype": dtype,
+        "dtype": models.dtype,
         "tensor-parallel-size": tensor_parallel_size,
         "data-parallel-size": data_parallel_size,
-        "max-model-len": max_model_len
-        or engine.context(expert, amateur, made, revisions=(expert_revision, amateur_revision)),
-        "revision": expert_revision,
-        "tokenizer-revision": expert_revision,
+        "max-model-len": longest,
+        "revision": models.expert_revision,
+        "tokenizer-revision": models.expert_revision,
     }
     command = ["vllm", "serve", expert]
     for flag, value in flags.items():
@@ -96,15 +82,12 @@ def serve(
     print(shlex.join(command), flush=True)
     if dry_run:
         return 0
-    program = shutil.which("vllm", path=os.pathsep.join(_paths()))
+    # Beside this Python first: environments need no activation.
+    places = [str(Path(sys.executable).parent), *os.environ.get("PATH", "").split(os.pathsep)]
+    program = shutil.which("vllm", path=os.pathsep.join(places))
     if program is None:
         raise ValueError(
             'expected the program vllm; got none. `pip install -e ".[vllm]"` in an environment '
             "of its own, or run the printed command there."
         )
     os.execv(program, [program, *command[1:]])
-
-
-def _paths() -> list[str]:
-    """Return where programs are: beside this Python first, for environments need no activation."""
-    return [str(Path(sys.executable).parent), *os.environ.get("PATH", "").split(os.pathsep)]

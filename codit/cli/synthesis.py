@@ -4,25 +4,56 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
-
 from codit import recipes
-from codit.world.recipes import WorldPrompts
+from codit.cli.flags import ANYWHERE, FLAT, DecodingFlags, ModelFlags, PlacingFlags
 
-DecodingFlags = Annotated[recipes.Decoding, tyro.conf.arg(name="")]
 AUTHORS = recipes.Decoding()
 SHORT = recipes.Decoding(max_new_tokens=256)  # ours: a look, not a dataset
 
-# Models, and with them torch, are imported by the command that needs them: help takes no seconds.
+
+@dataclass(frozen=True, kw_only=True)
+class Vllm:
+    """What vLLM's engine reads.
+
+    Args:
+        tensor_parallel_size: GPUs that share each of vLLM's engines.
+        data_parallel_size: vLLM's engines, one in each worker: another word for workers.
+        distributed_executor_backend: of vLLM: mp, ray, ...
+        engine_args: further arguments of vLLM's engine, as JSON: '{"max_num_seqs": 512}'.
+    """
+
+    tensor_parallel_size: int | None = None
+    data_parallel_size: int | None = None
+    distributed_executor_backend: str | None = None
+    engine_args: str | None = None
+
+    def options(self, engine: str) -> dict[str, Any]:
+        """Return the arguments of the engine; ValueError: there are some for another engine."""
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        if given and engine != "vllm":
+            raise ValueError(
+                "tensor_parallel_size, data_parallel_size, distributed_executor_backend and "
+                f'engine_args are read by vLLM; got engine "{engine}". Add --engine vllm.'
+            )
+        given.pop("data_parallel_size", None)  # that is the number of workers
+        text = given.pop("engine_args", "{}")
+        try:
+            return given | dict(json.loads(text))
+        except (ValueError, TypeError) as error:
+            said = f"engine_args must be a JSON object; got {text}: {error}."
+            raise ValueError(said) from None
+
+
+USUAL = Vllm()
 
 
 def synthesize(
     *,
-    expert: str,
-    amateur: str,
+    models: ModelFlags,
     prompts: Path,
     out: Path,
     decoding: DecodingFlags = AUTHORS,
@@ -33,18 +64,10 @@ def synthesize(
     limit: int | None = None,
     preview: int = 0,
     dry_run: bool = False,
-    expert_revision: str | None = None,
-    amateur_revision: str | None = None,
-    dtype: str = recipes.Model.dtype,
-    device_map: str | None = None,
-    attn_implementation: str | None = None,
-    allow_renamed: bool = False,
+    placing: PlacingFlags = ANYWHERE,
     workers: int | None = None,
     ray_address: str | None = None,
-    tensor_parallel_size: int | None = None,
-    data_parallel_size: int | None = None,
-    distributed_executor_backend: str | None = None,
-    engine_args: str | None = None,
+    vllm: Annotated[Vllm, FLAT] = USUAL,
 ) -> int:
     """Answer the prompts of a file by a pair and write a dataset that trains as it is.
 
@@ -52,8 +75,7 @@ def synthesize(
     does nothing.
 
     Args:
-        expert: Hub name or folder of the post-trained model.
-        amateur: Hub name or folder of its own pre-trained counterpart.
+        models: which pair answers.
         prompts: JSON lines with "instruction" or "messages", and "id" where there is one.
         out: the dataset's file, ending in .jsonl; errors, card and manifest lie beside it.
         decoding: how responses are drawn.
@@ -66,140 +88,56 @@ def synthesize(
         limit: only the first so many rows of the file.
         preview: show the expert alone beside the pair for the first so many rows, and stop.
         dry_run: show rows, tokens, memory and cost, and stop.
-        expert_revision: commit, tag or branch of the expert.
-        amateur_revision: commit, tag or branch of the amateur.
-        dtype: of both models' weights: auto, float32, bfloat16, ...
-        device_map: where weights go: cpu, cuda:1, auto, ... Default: a GPU if there is one.
-        attn_implementation: of both models: sdpa, eager, flash_attention_2, ... Default: the
-            library's choice.
-        allow_renamed: accept added tokens whose names differ between the two tokenizers.
+        placing: where weights go.
         workers: processes that answer, a pair each; the dataset is the same. Default: one for each
             GPU; with a Ray address, for each GPU of the cluster or, without any, CPU.
         ray_address: answer on a Ray cluster: auto, host:port, ray://host:port, or local: one of
             this machine alone.
-        tensor_parallel_size: GPUs that share each of vLLM's engines.
-        data_parallel_size: vLLM's engines, one in each worker: another word for workers.
-        distributed_executor_backend: of vLLM: mp, ray, ...
-        engine_args: further arguments of vLLM's engine, as JSON: '{"max_num_seqs": 512}'.
+        vllm: what vLLM's engine reads.
 
     Returns:
         int: exit status, 1 where not one row was answered.
-
-    Source: defaults of decoding: the authors' scripts; the rest: ours.
     """
-    recipe = recipes.Synthesis(
-        pair=recipes.Pair(
-            expert=recipes.Model(name=expert, revision=expert_revision, dtype=dtype),
-            amateur=recipes.Model(name=amateur, revision=amateur_revision, dtype=dtype),
-            allow_renamed=allow_renamed,
-        ),
-        prompts=recipes.File(path=str(prompts)),
-        decoding=decoding,
-        n_samples=n_samples,
-    )
+    file = recipes.File(path=str(prompts))
+    recipe = models.recipe(decoding, prompts=file, n_samples=n_samples)
     if dry_run:
-        return _show_needs(recipe, prompts, batch_size=batch_size, limit=limit)
-    how: dict[str, Any] = {"engine": engine, "batch_size": batch_size}
-    given = {
-        "tensor_parallel_size": tensor_parallel_size,
-        "distributed_executor_backend": distributed_executor_backend,
-    }
-    how |= _engine_options(engine, engine_args, data_parallel_size, **given)
-    if data_parallel_size is not None and workers not in (None, data_parallel_size):
-        raise ValueError(
-            f"data_parallel_size is the number of workers; got {data_parallel_size} and "
-            f"{workers}. Name one."
-        )
-    workers = data_parallel_size if workers is None else workers
-    if attn_implementation is not None:
-        how["attn_implementation"] = attn_implementation
+        from codit.dataset import preview as looking
+
+        needs = looking.dry_run(recipe, prompts, batch_size=batch_size, limit=limit)
+        print(looking.table(needs))
+        return 0
+    how = vllm.options(engine) | {"engine": engine, "batch_size": batch_size}
     if preview:
         rows = min(preview, limit or preview)
-        return _show_both(recipe, prompts, limit=rows, **how, **_placed(device_map))
+        return _show_both(recipe, prompts, limit=rows, **how, **placing.here())
+    engines = vllm.data_parallel_size
+    if engines is not None and workers not in (None, engines):
+        raise ValueError(
+            f"data_parallel_size is the number of workers; got {engines} and {workers}. Name one."
+        )
     from codit import synthesis
 
-    how |= {"resume": resume, "workers": workers, "ray_address": ray_address}
-    how |= {} if device_map is None else {"device_map": device_map}
+    workers = engines if workers is None else workers
+    how |= {"resume": resume, "workers": workers, "ray_address": ray_address, **placing.given()}
     return _report(out, synthesis.write(recipe, prompts, out, limit=limit, **how))
 
 
 def compare(
     *,
-    expert: str,
-    amateur: str,
+    models: ModelFlags,
     prompt: str,
     decoding: DecodingFlags = SHORT,
-    expert_revision: str | None = None,
-    amateur_revision: str | None = None,
-    dtype: str = recipes.Model.dtype,
-    device_map: str | None = None,
-    allow_renamed: bool = False,
+    placing: PlacingFlags = ANYWHERE,
 ) -> int:
     """Answer one prompt by the expert alone and by the pair, with the same noise.
 
     Args:
-        expert: Hub name or folder of the post-trained model.
-        amateur: Hub name or folder of its own pre-trained counterpart.
+        models: which pair answers.
         prompt: what to ask.
         decoding: how responses are drawn.
-        expert_revision: commit, tag or branch of the expert.
-        amateur_revision: commit, tag or branch of the amateur.
-        dtype: of both models' weights: auto, float32, bfloat16, ...
-        device_map: where weights go: cpu, cuda:1, auto, ... Default: a GPU if there is one.
-        allow_renamed: accept added tokens whose names differ between the two tokenizers.
-
-    Returns:
-        int: exit status.
-
-    Source: ours.
+        placing: where weights go.
     """
-    recipe = recipes.Synthesis(
-        pair=recipes.Pair(
-            expert=recipes.Model(name=expert, revision=expert_revision, dtype=dtype),
-            amateur=recipes.Model(name=amateur, revision=amateur_revision, dtype=dtype),
-            allow_renamed=allow_renamed,
-        ),
-        prompts=WorldPrompts(),  # not read: the prompt stands in the command
-        decoding=decoding,
-    )
-    return _show_both(recipe, [{"instruction": prompt}], **_placed(device_map))
-
-
-def _engine_options(
-    engine: str, engine_args: str | None, data_parallel_size: int | None, **given: Any
-) -> dict[str, Any]:
-    """Return the arguments of vLLM's engine, or refuse them for another engine."""
-    made = {name: value for name, value in given.items() if value is not None}
-    if engine != "vllm" and (made or engine_args or data_parallel_size):
-        raise ValueError(
-            "tensor_parallel_size, data_parallel_size, distributed_executor_backend and "
-            f'engine_args are read by vLLM; got engine "{engine}". Add --engine vllm.'
-        )
-    try:
-        more = json.loads(engine_args or "{}")
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"engine_args must be a JSON object; got {engine_args}: {error}."
-        ) from None
-    if not isinstance(more, dict):
-        raise ValueError(f"engine_args must be a JSON object; got {engine_args}.")
-    return made | more
-
-
-def _placed(device_map: str | None) -> dict[str, str]:
-    """Return the load options that put both models where the user wants them."""
-    import torch
-
-    if device_map is None and torch.cuda.is_available():
-        device_map = "cuda"
-    return {} if device_map is None else {"device_map": device_map}
-
-
-def _show_needs(recipe: recipes.Synthesis, prompts: Path, **how: int | None) -> int:
-    from codit.dataset import preview
-
-    print(preview.table(preview.dry_run(recipe, prompts, **how)))
-    return 0
+    return _show_both(models.recipe(decoding), [{"instruction": prompt}], **placing.here())
 
 
 def _show_both(recipe: recipes.Synthesis, prompts: Any, **how: Any) -> int:
@@ -214,6 +152,7 @@ def _show_both(recipe: recipes.Synthesis, prompts: Any, **how: Any) -> int:
 def _report(out: Path, manifest: dict[str, Any]) -> int:
     """Say what was written; where it is nothing, why."""
     from codit.dataset.output import Files
+    from codit.files import read_lines
 
     rows = manifest["rows"]
     print(
@@ -222,7 +161,6 @@ def _report(out: Path, manifest: dict[str, Any]) -> int:
     )
     if rows:
         return 0
-    with Files(out).beside(".errors.jsonl").open(encoding="utf-8") as stream:
-        first = json.loads(stream.readline())
+    _, first = next(read_lines(Files(out).beside(".errors.jsonl")))
     print(f"codit: no row was answered; the first: {first['reason']}", file=sys.stderr)
     return 1

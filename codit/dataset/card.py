@@ -61,18 +61,7 @@ models and of the prompts apply; none is chosen here.
 
 
 def card(manifest: dict[str, Any], name: str) -> str:
-    """Return the card of a finished dataset.
-
-    Args:
-        manifest: `recipe`, `key`, `created`, `rows`, `errors`, `completed`, `tokens`,
-            `expert_model_id` and `amateur_model_id`.
-        name: of the dataset's file.
-
-    Returns:
-        str: the text of README.md. No licence is chosen.
-
-    Source: ours.
-    """
+    """Return the card of the finished dataset `name`: the text of README.md, without a licence."""
     decoding = manifest["recipe"]["decoding"]
     rows = [f"| {k} | {v} |" for k, v in decoding.items() if k not in ("recipe", "version")]
     title = f"Responses of {manifest['expert_model_id']}"
@@ -97,15 +86,8 @@ def card(manifest: dict[str, Any], name: str) -> str:
 def with_decontamination(text: str, tally: Mapping[str, Any]) -> str:
     """Return a card with the section "Decontamination", in place of the one it had.
 
-    Args:
-        text: of README.md.
-        tally: `rows`, `rows_hit`, `share`, `n` and `benchmarks`, as `overlap.tally` gives them, and
-            `near_duplicates` where these were looked for.
-
-    Returns:
-        str: the section stands before "Limits"; at the end of a card without it.
-
-    Source: ours.
+    It tells a tally of `overlap.tally`, and its `near_duplicates` where these were looked for, and
+    stands before "Limits" or else at the end.
     """
     lines = [
         f"{tally['rows_hit']} of {tally['rows']} rows ({tally['share']:.4%}) share "
@@ -139,7 +121,7 @@ def with_decontamination(text: str, tally: Mapping[str, Any]) -> str:
 def _size_category(rows: int) -> str:
     """Return the Hub's name for a number of rows: 10K<n<100K."""
     marks = ("1K", "10K", "100K", "1M", "10M", "100M", "1B")
-    above = [mark for power, mark in enumerate(marks, start=3) if rows >= 10**power]
-    if not above:
-        return "n<1K"
-    return f"{above[-1]}<n<{marks[len(above)]}" if len(above) < len(marks) else "n>1B"
+    above = sum(rows >= 10**power for power in range(3, 10))  # marks that are reached
+    if above in (0, len(marks)):
+        return "n>1B" if above else "n<1K"
+    return f"{marks[above - 1]}<n<{marks[above]}"

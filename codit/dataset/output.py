@@ -8,10 +8,9 @@ Beside DATA.jsonl:
     DATA.README.md       dataset card
     DATA.manifest.json   last: recipe, fingerprint, counts, versions, hash of the dataset
 
-May a run begin, or go on where another stopped? Settings, files and rows are compared here.
-
-A fingerprint is a nested dict of whatever changes the rows. Two runs with equal fingerprints make
-equal files, so that one may go on where the other stopped.
+In the order of a run: `locked`, `earlier_runs`, `begin`, `append` for each batch, `finish`. A
+fingerprint is a nested dict of whatever changes the rows: where two runs have equal ones, one may
+go on where the other stopped.
 """
 
 from __future__ import annotations
@@ -35,41 +34,37 @@ from datasets import Dataset
 
 from codit import recipes
 from codit.dataset import card
-from codit.files import line_of, record_of, replacing, sync_folder, write_json
+from codit.files import line_of, record_of, replacing, sync_folder, write_json, write_lines
 
-SCHEMA = pa.schema(
+METADATA = {
+    "temperature": pa.float64(),
+    "top_p": pa.float64(),
+    "max_tokens": pa.int64(),
+    "contrastive_decoding": pa.bool_(),
+    "alpha": pa.float64(),
+    "beta": pa.float64(),
+    "expert_model_id": pa.string(),
+    "amateur_model_id": pa.string(),
+}
+SCHEMA = pa.schema(  # the fields of the paper's code, and `messages`
     {
         "id": pa.string(),
         "is_completed": pa.bool_(),
         "instruction": pa.string(),
         "response": pa.string(),
-        "res_metadata": pa.struct(
-            {
-                "temperature": pa.float64(),
-                "top_p": pa.float64(),
-                "max_tokens": pa.int64(),
-                "contrastive_decoding": pa.bool_(),
-                "alpha": pa.float64(),
-                "beta": pa.float64(),
-                "expert_model_id": pa.string(),
-                "amateur_model_id": pa.string(),
-            }
-        ),
+        "res_metadata": pa.struct(METADATA),
         "score": pa.list_(pa.float64()),
         "messages": pa.list_(pa.struct({"role": pa.string(), "content": pa.string()})),
     }
 )
-
 ENDINGS = (".jsonl", ".partial.json", ".errors.jsonl", ".README.md", ".manifest.json")
+RESUME = ("never", "if_same", "always")
+Name = tuple[str, int | None]  # a row's id, and its sample where there are several
 
 
 @dataclass(frozen=True)
 class Files:
-    """Where a dataset and what belongs to it lie.
-
-    Args:
-        out: the dataset, ending in .jsonl.
-    """
+    """Where a dataset, `out`, and what belongs to it lie."""
 
     out: Path
 
@@ -83,6 +78,10 @@ class Files:
         """Return the path of a companion, such as `.partial` or `.manifest.json`."""
         return self.out.with_name(self.out.name.removesuffix(".jsonl") + ending)
 
+    def every(self) -> list[Path]:
+        """Return the paths of all that a run may write."""
+        return [self.beside(ending) for ending in (".partial", *ENDINGS)]
+
 
 def read(out: str | Path) -> Dataset:
     """Return a dataset of conversations in memory; no cache is written.
@@ -93,13 +92,7 @@ def read(out: str | Path) -> Dataset:
 
     Returns:
         Dataset: the file's columns, with the types of `SCHEMA` where it has them; of an empty file
-        all columns of `SCHEMA`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not made of JSON objects.
-
-    Source: columns: the paper's code, and `messages`; the rest: ours.
+        all columns of `SCHEMA`. ValueError: it is not made of JSON objects.
     """
     if not Path(out).is_file():
         raise FileNotFoundError(f"expected a file of JSON lines at {out}; there is none.")
@@ -128,17 +121,11 @@ def read(out: str | Path) -> Dataset:
 
 @contextlib.contextmanager
 def locked(files: Files) -> Iterator[None]:
-    """Keep every other process from writing the same dataset.
+    """Make the dataset's folder, and keep every other process from writing the same files.
 
-    Args:
-        files: the dataset's; its folder is made.
-
-    Raises:
-        ValueError: another process holds the lock.
-
-    Source: ours.
+    ValueError: another process holds the lock.
     """
-    with writing(files):
+    with _writing(files):
         files.out.parent.mkdir(parents=True, exist_ok=True)
         path = files.out.with_name(f".{files.out.name}.lock")
         path.touch()  # or a folder that takes no files would look like a lock that is held
@@ -155,209 +142,17 @@ def locked(files: Files) -> Iterator[None]:
         lock.release()
 
 
-def append(files: Files, records: Iterable[dict[str, Any]], *, at: int) -> int:
-    """Add one batch of records at the end of the partial file, and wait until the disk has it.
-
-    Args:
-        files: the dataset's, locked and begun.
-        records: rows, or with a field `error` what becomes of rows without an answer.
-        at: byte where the file ends: what `resumption.begin` or the call before returned.
-
-    Returns:
-        int: byte where the file ends now.
-
-    Raises:
-        ValueError: the file is gone or ends elsewhere: another program removed or changed it.
-        OSError: the records cannot be written. The file is cut back to `at`.
-
-    Source: ours.
-    """
-    data = "".join(map(line_of, records)).encode()
-    partial = files.beside(".partial")
-    with writing(files):
-        size = partial.stat().st_size if partial.is_file() else "no file"
-        if size != at:
-            raise ValueError(_changed(partial, f"{at} bytes", size))
-        with partial.open("r+b", buffering=0) as stream:
-            stream.seek(at)
-            try:
-                left = memoryview(data)
-                while left:
-                    left = left[stream.write(left) :]
-                os.fsync(stream.fileno())
-            except OSError:
-                with contextlib.suppress(OSError):
-                    stream.truncate(at)
-                raise
-        if at == 0:  # the first batch: the names of a new dataset's files are to last too
-            sync_folder(partial.parent)
-    return at + len(data)
-
-
-def finish(
-    files: Files, recipe: Any, *, lines: int, errors: Iterable[dict[str, Any]], **extra: Any
-) -> dict[str, Any]:
-    """Turn the complete lines into the dataset, its errors, its card and, last, its manifest.
-
-    Args:
-        files: the dataset's, locked, with every line appended.
-        recipe: what made it; for the manifest.
-        lines: how many lines were appended in all.
-        errors: input rows that were set aside before anything was decoded.
-        extra: further values of the manifest, among them what the card names:
-            `expert_model_id` and `amateur_model_id`.
-
-    Returns:
-        dict: the manifest.
-
-    Raises:
-        ValueError: the partial file is gone, or holds another number of lines or a broken one:
-            another program removed or changed it. No dataset is written.
-        OSError: the files cannot be written. Calling it again is safe.
-
-    Source: ours.
-    """
-    partial, state = files.beside(".partial"), files.beside(".partial.json")
-    with writing(files):
-        try:
-            with replacing(files.out) as stream:
-                failed, counted = _copy_rows(partial, stream, lines)
-        except FileNotFoundError as error:
-            raise ValueError(_changed(partial, f"{lines} lines", "no file")) from error
-        failed = [*errors, *failed]
-        _write_errors(files, failed)
-        counted |= {"errors": len(failed)}
-        manifest = recipes.manifest(recipe, **read_object(state), **counted, **extra)
-        with replacing(files.beside(".README.md")) as stream:
-            stream.write(card.card(manifest, files.out.name).encode())
-        write_json(files.beside(".manifest.json"), manifest)
-        sync_folder(files.out.parent)
-        partial.unlink()
-        state.unlink()
-    return manifest
-
-
-def _copy_rows(
-    partial: Path, stream: Any, lines: int
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Copy the answered rows, and return the others, and counts and hash of what was copied."""
-    counts, digest = Counter(rows=0, completed=0, tokens=0), hashlib.sha256()
-    failed, number = [], 0
-    with partial.open("rb") as source:
-        for number, line in enumerate(source, start=1):
-            record = record_of(line)
-            if record is None or not is_finished(record):
-                raise ValueError(_changed(partial, f"{lines} lines", f"a broken line {number}"))
-            if "error" in record:
-                failed.append(json.loads(line))
-                continue
-            counts.update(rows=1, completed=record["is_completed"], tokens=record["tokens"])
-            digest.update(line)
-            stream.write(line)
-    if number != lines:
-        raise ValueError(_changed(partial, f"{lines} lines", number))
-    return failed, {**counts, "sha256": digest.hexdigest()}
-
-
-def is_finished(record: dict[str, Any]) -> bool:
-    """Return whether this program wrote a record: an answered row, or why there is no answer."""
-    if "error" in record:
-        return isinstance(record.get("line"), int)
-    return isinstance(record.get("is_completed"), bool)
-
-
-def _changed(partial: Path, expected: str, got: str | int) -> str:
-    return (
-        f"expected {partial} to hold {expected}, as this run left it; got {got}. Another program "
-        "removed or changed it. Run the same command again: it goes on from the whole batches "
-        "that are there."
-    )
-
-
-def _write_errors(files: Files, failed: list[dict[str, Any]]) -> None:
-    path = files.beside(".errors.jsonl")
-    if not failed:
-        path.unlink(missing_ok=True)
-        return
-    with replacing(path) as stream:
-        for record in sorted(failed, key=lambda record: record["line"]):
-            stream.write(line_of(record).encode())
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """Return a JSON file that says what made the rows beside it.
-
-    Args:
-        path: the manifest, or the state of an unfinished dataset.
-
-    Returns:
-        dict: its content.
-
-    Raises:
-        ValueError: there is none, or it has no fingerprint.
-
-    Source: ours.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError) as error:
-        value = error
-    if not isinstance(value, dict) or "fingerprint" not in value:
-        raise ValueError(
-            f"expected {path} to say what made the rows beside it; got {value}. Delete the rows, "
-            "or give another out."
-        )
-    return value
-
-
-@contextlib.contextmanager
-def writing(files: Files) -> Iterator[None]:
-    """Say which dataset could not be written, and that nothing complete is lost.
-
-    Args:
-        files: the dataset's.
-
-    Raises:
-        OSError: in place of one that the block raises, with the same number.
-
-    Source: ours.
-    """
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        remedy = "Make room or give another out" if full else "Give another out or mend the cause"
-        raise OSError(
-            error.errno,
-            f"cannot write {files.out} and its companions: {error.strerror or error}. {remedy}; "
-            "finished batches are kept, and the same command goes on from there",
-        ) from error
-
-
-RESUME = ("never", "if_same", "always")
-Name = tuple[str, int | None]  # a row's id, and its sample where there are several
-
-
 def earlier_runs(
     files: Files, fingerprint: dict[str, Any], *, resume: str
 ) -> list[dict[str, Any]] | None:
     """Decide whether a run may begin or go on, before anything is loaded or changed.
 
-    Args:
-        files: the dataset's.
-        fingerprint: of the run that asks.
-        resume: "never": nothing may exist. "if_same": what exists must have this fingerprint.
-            "always": an unfinished dataset may have any; a finished one is kept if made from the
-            same `input`.
+    `resume` "never": nothing may exist. "if_same": what exists must have this fingerprint.
+    "always": an unfinished dataset may have any; a finished one is kept if made from the same
+    `input`. What is not allowed is a ValueError that says which settings differ.
 
-    Returns:
-        list[dict] | None: None where the dataset is finished. Otherwise the earlier runs that made
-        the rows at hand, as dicts with `fingerprint`; their rows are yet to be checked.
-
-    Raises:
-        ValueError: the files do not allow it; says which settings differ.
-
-    Source: ours.
+    Returns None where the dataset is finished. Otherwise the earlier runs that made the rows at
+    hand, as dicts with `fingerprint`; their rows are yet to be checked.
     """
     partial, state, manifest = map(files.beside, (".partial", ".partial.json", ".manifest.json"))
     if resume not in RESUME:
@@ -386,26 +181,6 @@ def earlier_runs(
     return list(before["earlier"])
 
 
-def check_apart(files: Files, source: str | Path) -> None:
-    """Raise ValueError where a run would write over the prompts that it reads.
-
-    Args:
-        files: the dataset's.
-        source: file of the prompts.
-
-    Raises:
-        ValueError: it is the dataset's file or one of those beside it.
-
-    Source: ours.
-    """
-    own = {files.beside(ending).resolve() for ending in (".partial", *ENDINGS)}
-    if Path(source).resolve() in own:
-        raise ValueError(
-            f"expected an out whose files are not those of the prompts; {source} is one of those "
-            f"that belong to {files.out}. Give another out."
-        )
-
-
 def begin(
     files: Files,
     fingerprint: dict[str, Any],
@@ -416,30 +191,16 @@ def begin(
 ) -> tuple[int, int]:
     """Cut the unfinished dataset back to whole batches, and record what makes the next ones.
 
-    Args:
-        files: the dataset's, locked.
-        fingerprint: of this run.
-        earlier: from `earlier_runs`.
-        names: of all lines to come, in order.
-        lines_per_batch: a batch is a fixed range of that many names.
-
-    Returns:
-        (int, int): number of lines kept, a multiple of `lines_per_batch` or all, and the byte
-        where they end.
-
-    Raises:
-        ValueError: the lines at hand are not the first of `names`.
-        OSError: the files cannot be written.
-
-    Source: ours.
+    `names` are those of all lines to come, in order; ValueError: the lines at hand are not the
+    first of them. Returns the number of lines kept, a multiple of `lines_per_batch` or all, and the
+    byte where they end.
     """
     partial = files.beside(".partial")
     kept, offset = _whole_batches(partial, names, lines_per_batch)
-    with writing(files):
+    with _writing(files):
         files.beside(".manifest.json").unlink(missing_ok=True)
-        for ending in ENDINGS:  # what a run that was killed left half-written
-            name = glob.escape(files.beside(ending).name)
-            for left in files.out.parent.glob(f".{name}.*.tmp"):
+        for path in files.every():  # what a run that was killed left half-written
+            for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
                 left.unlink()
         if partial.exists() and partial.stat().st_size > offset:
             with partial.open("r+b") as stream:  # before the settings change, and to last
@@ -452,18 +213,98 @@ def begin(
     return kept, offset
 
 
+def append(files: Files, records: Iterable[dict[str, Any]], *, at: int) -> int:
+    """Add one batch of records at the end of the partial file, and wait until the disk has it.
+
+    A record is a row, or with a field `error` what becomes of one without an answer. `at` is the
+    byte where the file ends, of `begin` or the call before; returned is where it ends now.
+
+    ValueError: the file ends elsewhere. OSError: not written; the file is cut back to `at`.
+    """
+    data = "".join(map(line_of, records)).encode()
+    partial = files.beside(".partial")
+    with _writing(files):
+        size = partial.stat().st_size if partial.is_file() else "no file"
+        if size != at:
+            raise ValueError(_changed(partial, f"{at} bytes", size))
+        with partial.open("r+b", buffering=0) as stream:
+            stream.seek(at)
+            try:
+                left = memoryview(data)
+                while left:
+                    left = left[stream.write(left) :]
+                os.fsync(stream.fileno())
+            except OSError:
+                with contextlib.suppress(OSError):
+                    stream.truncate(at)
+                raise
+        if at == 0:  # the first batch: the names of a new dataset's files are to last too
+            sync_folder(partial.parent)
+    return at + len(data)
+
+
+def finish(
+    files: Files, recipe: Any, *, lines: int, errors: Iterable[dict[str, Any]], **extra: Any
+) -> dict[str, Any]:
+    """Turn the complete lines into the dataset, its errors, its card and, last, its manifest.
+
+    `lines` were appended in all; `errors` are input rows that were set aside before. `extra` are
+    further values of the manifest, among them `expert_model_id` and `amateur_model_id`, which the
+    card names. Returns the manifest; calling it again after an error is safe.
+
+    ValueError: the partial file holds another number of lines or a broken one: nothing is written.
+    """
+    partial, state = files.beside(".partial"), files.beside(".partial.json")
+    with _writing(files):
+        try:
+            with replacing(files.out) as stream:
+                failed, counted = _copy_rows(partial, stream, lines)
+        except FileNotFoundError as error:
+            raise ValueError(_changed(partial, f"{lines} lines", "no file")) from error
+        failed = sorted([*errors, *failed], key=lambda record: record["line"])
+        if failed:
+            write_lines(files.beside(".errors.jsonl"), failed)
+        else:
+            files.beside(".errors.jsonl").unlink(missing_ok=True)
+        counted |= {"errors": len(failed)}
+        manifest = recipes.manifest(recipe, **read_object(state), **counted, **extra)
+        with replacing(files.beside(".README.md")) as stream:
+            stream.write(card.card(manifest, files.out.name).encode())
+        write_json(files.beside(".manifest.json"), manifest)
+        sync_folder(files.out.parent)
+        partial.unlink()
+        state.unlink()
+    return manifest
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the manifest, or the state of an unfinished dataset: what made the rows beside it.
+
+    ValueError: there is none, or it has no fingerprint.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError) as error:
+        value = error
+    if not isinstance(value, dict) or "fingerprint" not in value:
+        raise ValueError(
+            f"expected {path} to say what made the rows beside it; got {value}. Delete the rows, "
+            "or give another out."
+        )
+    return value
+
+
+def is_finished(record: dict[str, Any]) -> bool:
+    """Return whether this program wrote a record: an answered row, or why there is no answer."""
+    if "error" in record:
+        return isinstance(record.get("line"), int)
+    return isinstance(record.get("is_completed"), bool)
+
+
 def differences(old: Any, new: Any, *, name: str = "") -> list[str]:
     """Return a sentence for each value that differs between two fingerprints.
 
-    Args:
-        old: nested dicts and plain values.
-        new: likewise.
-        name: of the place compared, for the sentences.
-
-    Returns:
-        list[str]: such as "recipe.decoding.seed was 0, is 1"; empty for equal ones.
-
-    Source: ours.
+    Such as "recipe.decoding.seed was 0, is 1"; `name` is that of the place compared.
     """
     if isinstance(old, dict) and isinstance(new, dict):
         prefix = f"{name}." if name else ""
@@ -502,6 +343,28 @@ def _whole_batches(partial: Path, names: Sequence[Name], size: int) -> tuple[int
     return kept, end
 
 
+def _copy_rows(
+    partial: Path, stream: Any, lines: int
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Copy the answered rows, and return the others, and counts and hash of what was copied."""
+    counts, digest = Counter(rows=0, completed=0, tokens=0), hashlib.sha256()
+    failed, number = [], 0
+    with partial.open("rb") as source:
+        for number, line in enumerate(source, start=1):
+            record = record_of(line)
+            if record is None or not is_finished(record):
+                raise ValueError(_changed(partial, f"{lines} lines", f"a broken line {number}"))
+            if "error" in record:
+                failed.append(json.loads(line))
+                continue
+            counts.update(rows=1, completed=record["is_completed"], tokens=record["tokens"])
+            digest.update(line)
+            stream.write(line)
+    if number != lines:
+        raise ValueError(_changed(partial, f"{lines} lines", number))
+    return failed, {**counts, "sha256": digest.hexdigest()}
+
+
 def _check_finished(
     files: Files, manifest: dict[str, Any], fingerprint: dict[str, Any], resume: str
 ) -> None:
@@ -510,15 +373,37 @@ def _check_finished(
         changed = [sentence for sentence in changed if sentence.startswith("input ")]
     if changed:
         raise ValueError(_refusal(files.out, changed))
-    if resume != "always" and _sha256(files.out) != manifest["sha256"]:
+    if resume == "always":
+        return
+    with files.out.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if digest != manifest["sha256"]:
         raise ValueError(
             f"{files.out} was changed after it was made. Delete it, or give another out."
         )
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+@contextlib.contextmanager
+def _writing(files: Files) -> Iterator[None]:
+    """Say which dataset could not be written, and that nothing complete is lost."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = "Make room or give another out" if full else "Give another out or mend the cause"
+        raise OSError(
+            error.errno,
+            f"cannot write {files.out} and its companions: {error.strerror or error}. {remedy}; "
+            "finished batches are kept, and the same command goes on from there",
+        ) from error
+
+
+def _changed(partial: Path, expected: str, got: str | int) -> str:
+    return (
+        f"expected {partial} to hold {expected}, as this run left it; got {got}. Another program "
+        "removed or changed it. Run the same command again: it goes on from the whole batches "
+        "that are there."
+    )
 
 
 def _refusal(path: Path, changed: list[str]) -> str:

@@ -1,4 +1,7 @@
-"""Look before you synthesize: both answers side by side, and what a run will need."""
+"""Look before you synthesize: both answers side by side, and what a run will need.
+
+Assumptions without a source are ours.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +9,23 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from codit import decode, recipes
+from codit.dataset import teacher
 from codit.dataset.prompts import Rows, load
-from codit.dataset.teacher import named, named_models, prompt_ids, ready
 from codit.engine.memory import cache_bytes, n_weights
-from codit.pair import load_tokenizer
 
 ROWS_AT_ONCE = 64  # of a static batch
-TOKENS = 600  # assumed mean length of a response, cut at max_new_tokens (ours)
-SPEED = 1e14  # assumed operations/s: a tenth of an H100's bfloat16 peak (ours)
+TOKENS = 600  # assumed mean length of a response, cut at max_new_tokens
+SPEED = 1e14  # assumed operations/s: a tenth of an H100's bfloat16 peak
 
 
 def compare(
     recipe: recipes.Synthesis,
     prompts: Rows,
     *,
-    model: PreTrainedModel | None = None,
+    model: teacher.Answering | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     engine: str = "auto",
     batch_size: int | None = None,
@@ -38,8 +40,8 @@ def compare(
         prompts: as in `synthesize`.
         model: a ready pair. None: loaded as the recipe says.
         tokenizer: the expert's. None: loaded from where the expert was loaded.
-        engine: see `decode.generate`.
-        batch_size: rows computed at once; see `decode.generate`.
+        engine: see `decode.generate`, and so batch_size and progress.
+        batch_size: rows computed at once.
         limit: only the first `limit` input rows; None: all.
         progress: show a bar for each of the two.
         **load_options: for loading both models.
@@ -47,43 +49,22 @@ def compare(
     Returns:
         list[dict]: `id`, `instruction`, `direct`, `codit` (texts); for a prompt without an answer
         the reason stands in both.
-
-    Raises:
-        ValueError: as in `synthesize`.
-        FileNotFoundError: no such file of prompts.
-
-    Source: ours.
     """
     loaded = load(prompts, limit=limit)
-    model, tokenizer = ready(recipe, model, tokenizer, **load_options)
-    rows = named(loaded.rows, tokenizer)
+    model, tokenizer = teacher.ready(recipe, model, tokenizer, **load_options)
+    rows = teacher.named(loaded.rows, tokenizer)
+    chats, ids = [row["messages"] for row in rows], [row["id"] for row in rows]
     direct = replace(recipe.decoding, strength=0.0, plausibility=0.0)
-    texts = []
-    for decoding in (direct, recipe.decoding):
-        answers = decode.generate(
-            model,
-            tokenizer,
-            [row["messages"] for row in rows],
-            decoding,
-            ids=[row["id"] for row in rows],
-            engine=engine,
-            batch_size=batch_size,
-            progress=progress,
-        )
-        texts.append([answer.text if answer.error is None else answer.error for answer in answers])
-    shown = zip(rows, *texts, strict=True)
-    return [
-        {"id": row["id"], "instruction": row["instruction"], "direct": plain, "codit": contrasted}
-        for row, plain, contrasted in shown
-    ] + [
-        {
-            "id": bad["id"] or f"line {bad['line']}",
-            "instruction": "",
-            "direct": bad["reason"],
-            "codit": bad["reason"],
-        }
-        for bad in loaded.errors
-    ]
+    how: dict[str, Any] = {"engine": engine, "batch_size": batch_size, "progress": progress}
+    shown = [{"id": row["id"], "instruction": row["instruction"]} for row in rows]
+    for name, decoding in (("direct", direct), ("codit", recipe.decoding)):
+        answers = decode.generate(model, tokenizer, chats, decoding, ids=ids, **how)
+        for row, answer in zip(shown, answers, strict=True):
+            row[name] = answer.text if answer.error is None else answer.error
+    for bad in loaded.errors:
+        both = dict.fromkeys(("direct", "codit"), bad["reason"])
+        shown.append({"id": bad["id"] or f"line {bad['line']}", "instruction": "", **both})
+    return shown
 
 
 def dry_run(
@@ -109,18 +90,11 @@ def dry_run(
         `response_tokens` (expected) and `response_tokens_most` (tokens); `weight_bytes`,
         `cache_bytes` (a batch of the longest prompt and response; sliding windows need less);
         `operations`; `hours`. Strength 0 counts the expert alone.
-
-    Raises:
-        ValueError: models that are not named, or as in `synthesize`.
-        FileNotFoundError: no such file of prompts.
-
-    Source: ours.
     """
     loaded = load(prompts, limit=limit)
-    expert, amateur = named_models(recipe)
-    needs = [_needs(model) for model in (expert, amateur) if model is not None]
-    tokenizer = load_tokenizer(expert.name, revision=expert.revision)
-    lengths = [len(prompt_ids(tokenizer, row["messages"])) for row in loaded.rows]
+    needs = [_needs(model) for model in teacher.named_models(recipe) if model is not None]
+    tokenizer = teacher.expert_tokenizer(recipe)
+    lengths = [len(teacher.prompt_ids(tokenizer, row["messages"])) for row in loaded.rows]
     most = recipe.decoding.max_new_tokens
     responses = len(loaded.rows) * recipe.n_samples
     response_tokens = responses * min(TOKENS, most)
@@ -146,16 +120,7 @@ def dry_run(
 
 
 def table(needs: dict[str, float]) -> str:
-    """Return the numbers of `dry_run` as lines for people.
-
-    Args:
-        needs: from `dry_run`.
-
-    Returns:
-        str: rows, tokens, memory and cost, one a line, assumptions named.
-
-    Source: ours.
-    """
+    """Return the numbers of `dry_run` as lines for people, assumptions named."""
     weights, caches = (needs[name] / 1e9 for name in ("weight_bytes", "cache_bytes"))
     lines = {
         "rows": f"{needs['rows']:,} ({needs['bad_rows']:,} more are bad)",
@@ -176,8 +141,4 @@ def _needs(recipe: recipes.Model) -> dict[str, int]:
     config = AutoConfig.from_pretrained(recipe.name, revision=recipe.revision)
     dtype = (config.dtype or torch.float32) if recipe.dtype == "auto" else recipe.dtype
     size = (getattr(torch, dtype) if isinstance(dtype, str) else dtype).itemsize
-    return {
-        "parameters": n_weights(config),
-        "bytes": size,
-        "cache": cache_bytes(config, size),
-    }
+    return {"parameters": n_weights(config), "bytes": size, "cache": cache_bytes(config, size)}

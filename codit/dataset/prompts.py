@@ -2,6 +2,7 @@
 
 Every source gives the same rows. What cannot be asked is set aside with a reason instead of
 stopping a long run; only what makes the whole input ambiguous, repeated ids, is an exception.
+Values and choices without a source are ours.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Collection(NamedTuple):
     language: str | None  # of the rows that are kept; None: there is no such column
 
 
-# Of every conversation the first user turn is taken, and the first of equal prompts. (ours)
+# Of every conversation the first user turn is taken, and the first of equal prompts.
 COLLECTIONS = {
     # Named by the paper's model cards; how the authors came to their 250,333 instructions was not
     # found. It is gated: accept its licence on the Hub first. Names in it are masked as NAME_1.
@@ -48,11 +49,9 @@ COLLECTIONS = {
 class Prompts:
     """Input rows that can be asked, and those that cannot.
 
-    Args:
-        rows: dicts with `id` (text, or None where the input has none), `messages` (list of role
-            and content, the last one a user's), `instruction` (the last user turn) and `line`
-            (number of the input row, from 1).
-        errors: dicts with `id`, `line`, `error` (what kind) and `reason` (a sentence).
+    `rows` are dicts with `id` (text, or None where the input has none), `messages` (role and
+    content, the last one a user's), `instruction` (the last user turn) and `line` (of the input,
+    from 1); `errors` are dicts with `id`, `line`, `error` (what kind) and `reason` (a sentence).
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)

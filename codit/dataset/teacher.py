@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import jinja2
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codit import decode, recipes
 from codit.dataset.prompts import check_unique
-from codit.engine.models import read_model
+from codit.engine.models import load_tokenizer, read_model
 from codit.engine.vllm.engine import VllmPair
-from codit.pair import ContrastivePair, load_tokenizer
+from codit.pair import ContrastivePair
+
+Answering: TypeAlias = PreTrainedModel | VllmPair
+"""A pair or, with strength 0, the expert alone."""
 
 
 def ready(
     recipe: recipes.Synthesis,
-    model: PreTrainedModel | VllmPair | None = None,
+    model: Answering | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     engine: str = "auto",
     **load_options: Any,
-) -> tuple[PreTrainedModel | VllmPair, PreTrainedTokenizerBase]:
+) -> tuple[Answering, PreTrainedTokenizerBase]:
     """Return the model that a recipe decodes with, and the expert's tokenizer; load what is None.
 
     Args:
@@ -32,59 +35,34 @@ def ready(
         engine: "vllm": both models are loaded into vLLM's engine.
         **load_options: for `from_pretrained` of both models, or for vLLM's engine.
 
-    Returns:
-        (PreTrainedModel | VllmPair, PreTrainedTokenizerBase): a pair, or the expert alone.
-
     Raises:
         ValueError: a model made here, which only its maker can load, one that does not know
             where it was loaded, or one that cannot be loaded.
-
-    Source: ours.
     """
     if model is not None:
         return model, tokenizer or _tokenizer_of(model)
     expert, amateur = named_models(recipe)
-    if engine == "vllm":
-        model = VllmPair(
-            expert.name,
-            "" if amateur is None else amateur.name,
-            recipe.decoding,
-            expert_revision=expert.revision,
-            amateur_revision=None if amateur is None else amateur.revision,
-            allow_renamed=recipe.pair.allow_renamed,
-            **{"dtype": expert.dtype, **load_options},
-        )
-    elif amateur is not None:
-        model = ContrastivePair.from_pretrained(
+    how: dict[str, Any] = {"dtype": expert.dtype, **load_options}
+    if amateur is None and engine != "vllm":
+        model = read_model(expert.name, revision=expert.revision, **how)
+    else:
+        amateur = amateur or recipes.Model(name="")
+        load: Callable[..., Answering] = ContrastivePair.from_pretrained
+        if engine == "vllm":
+            load, how = VllmPair, {"decoding": recipe.decoding, **how}
+        model = load(
             expert.name,
             amateur.name,
             expert_revision=expert.revision,
             amateur_revision=amateur.revision,
             allow_renamed=recipe.pair.allow_renamed,
-            **{"dtype": expert.dtype, **load_options},
-        )
-    else:
-        model = read_model(
-            expert.name, revision=expert.revision, **{"dtype": expert.dtype, **load_options}
+            **how,
         )
     return model, tokenizer or expert_tokenizer(recipe, **load_options)
 
 
 def expert_tokenizer(recipe: recipes.Synthesis, **load_options: Any) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a recipe's expert, without its weights.
-
-    Args:
-        recipe: with models that can be loaded by name.
-        **load_options: as for the models; `trust_remote_code` among them counts.
-
-    Returns:
-        PreTrainedTokenizerBase: see `load_tokenizer`.
-
-    Raises:
-        ValueError: a model is made here, or it cannot be loaded.
-
-    Source: ours.
-    """
+    """Load the tokenizer of a recipe's expert; of the options `trust_remote_code` counts."""
     expert, _ = named_models(recipe)
     trust = load_options.get("trust_remote_code", False)
     return load_tokenizer(expert.name, revision=expert.revision, trust_remote_code=trust)
@@ -93,16 +71,7 @@ def expert_tokenizer(recipe: recipes.Synthesis, **load_options: Any) -> PreTrain
 def named_models(recipe: recipes.Synthesis) -> tuple[recipes.Model, recipes.Model | None]:
     """Return the expert and, unless the strength is 0, the amateur.
 
-    Args:
-        recipe: pair and decoding.
-
-    Returns:
-        (Model, Model | None): both loadable by name.
-
-    Raises:
-        ValueError: a model is made here: its name is not known to this layer.
-
-    Source: ours.
+    ValueError: a model is made here; its name is not known to this layer.
     """
     expert, amateur = recipe.pair.expert, recipe.pair.amateur
     if not isinstance(expert, recipes.Model) or not isinstance(amateur, recipes.Model):
@@ -116,19 +85,9 @@ def named_models(recipe: recipes.Synthesis) -> tuple[recipes.Model, recipes.Mode
 def named(
     rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase
 ) -> list[dict[str, Any]]:
-    """Return the rows with an id each: their own, or `decode.default_ids` of those without.
+    """Return rows of `prompts.load` with an id each: their own, or `decode.default_ids`.
 
-    Args:
-        rows: from `prompts.load`.
-        tokenizer: the expert's.
-
-    Returns:
-        list[dict]: the rows in their order.
-
-    Raises:
-        ValueError: ids that are not unique.
-
-    Source: ours.
+    ValueError: ids that are not unique.
     """
     nameless = [place for place, row in enumerate(rows) if row["id"] is None]
     token_ids = [prompt_ids(tokenizer, rows[place]["messages"]) for place in nameless]
@@ -148,7 +107,7 @@ def prompt_ids(
         return []  # templates raise any of these; decoding records the row with the reason
 
 
-def _tokenizer_of(model: PreTrainedModel | VllmPair) -> PreTrainedTokenizerBase:
+def _tokenizer_of(model: Answering) -> PreTrainedTokenizerBase:
     """Load the tokenizer from where a ready model's expert was loaded."""
     name = getattr(model, "expert", model).name_or_path
     if not name:

@@ -49,17 +49,11 @@ REMEDY += "command goes on from there."
 def answers(load: Load, batches: Sequence[Sequence[Row]], *, workers: int) -> Stream:
     """Answer batches by processes of this machine, and yield the records of each, in order.
 
-    At most `AHEAD` batches per worker are held for one that takes longer. Close the iterator to end
-    the workers early.
+    `load` is pickled. At most `AHEAD` batches per worker are held for one that takes longer. Close
+    the iterator to end the workers early.
 
-    Args:
-        load: see above; it is pickled.
-        batches: rows of each batch.
-        workers: number of processes; no more than there are batches are started.
-
-    Raises:
-        ChildProcessError: a worker died, killed by the system for the memory it takes, say.
-        ValueError, OSError, MemoryError: as a worker raised it; any other is a RuntimeError.
+    ChildProcessError: a worker died. What a worker raises is raised here: ValueError, OSError,
+    MemoryError as they are, any other as RuntimeError.
     """
     if not batches:
         return
@@ -162,18 +156,12 @@ def _records(told: Answer) -> Records:
 def cluster(address: str, workers: int | None) -> Iterator[int]:
     """Connect to a Ray cluster for a `with` block, and give the number of workers.
 
-    Where this process is connected to Ray already, that connection is used and kept. A cluster of
-    its own ends with this process; if that is killed, workers end at once, and two of Ray's agents,
-    which hold no model, a minute later.
+    Where this process is connected to Ray already, that connection is used and kept. "local" is a
+    cluster of its own, on this machine, loopback only, that ends with this process; if that is
+    killed, workers end at once, and two of Ray's agents, which hold no model, a minute later.
+    `workers` None: as many as the cluster has GPUs or, without any, CPUs.
 
-    Args:
-        address: "local" (a cluster of its own on this machine, loopback only, without dashboard and
-            usage statistics), "auto", "host:port" or "ray://host:port".
-        workers: None: as many as the cluster has GPUs or, without any, CPUs.
-
-    Raises:
-        ValueError: Ray is not installed, or the cluster is too small.
-        ConnectionError: there is no such cluster.
+    ValueError: Ray is not installed, or the cluster is too small. ConnectionError: there is none.
     """
     ray = _ray()
     joined = ray.is_initialized()
@@ -198,18 +186,8 @@ def ray_answers(
 ) -> Stream:
     """Answer batches by actors of Ray Data, within `cluster`, and yield as `answers` does.
 
-    A worker takes GPUs where the cluster has any, else one CPU, and is number 0 to itself. It needs
-    this package, and whatever `load` names. Ray restarts one that dies, `DEATHS` times.
-
-    Args:
-        load: see above.
-        batches: rows of each batch, kept in the cluster's object store.
-        workers: number of actors; no more than there are batches are started.
-        gpus: of each worker.
-
-    Raises:
-        ChildProcessError: a worker died too often, or the cluster is gone.
-        ValueError, OSError, MemoryError: as a worker raised it; any other is a RuntimeError.
+    A worker takes `gpus` GPUs where the cluster has any, else one CPU, and is number 0 to itself.
+    It needs this package, and whatever `load` names. Ray restarts one that dies, `DEATHS` times.
     """
     if not batches:
         return

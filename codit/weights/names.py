@@ -39,15 +39,9 @@ _EXPERT = re.compile(r"\.experts\.(\d+)\.")
 def module_of(name: str) -> str:
     """Return the kind of module that a tensor belongs to, weights and biases alike.
 
-    Args:
-        name: as in a checkpoint, "model.layers.0.self_attn.q_proj.weight" say.
-
-    Returns:
-        str: q, k, v, o, gate, up, down; qkv or gate_up where these are one tensor; norms, embed,
-        head, positions (learnt ones); router, experts (shared ones too); vision (all that reads
-        images or sound); other.
-
-    Source: ours.
+    q, k, v, o, gate, up, down; qkv or gate_up where these are one tensor; norms, embed, head,
+    positions (learnt ones); router, experts (shared ones too); vision (all that reads images or
+    sound); other.
     """
     for kind, pattern in _KINDS:
         if re.search(pattern, f".{name}."):
@@ -56,45 +50,24 @@ def module_of(name: str) -> str:
 
 
 def layer_of(name: str) -> int | None:
-    """Return the index of the language model's layer that a tensor lies in.
+    """Return the index of the language model's layer that a tensor lies in, from 0.
 
-    Args:
-        name: as in a checkpoint.
-
-    Returns:
-        int | None: from 0; None for embeddings, head, the last norm and a vision tower.
-
-    Source: ours.
+    None for embeddings, head, the last norm and a vision tower.
     """
     found = _LAYER.search(f".{name}.")
     return None if found is None or module_of(name) == "vision" else int(found[1])
 
 
 def expert_of(name: str) -> str | None:
-    """Return which routed expert of a mixture a tensor belongs to.
+    """Return "layer.expert", the routed expert of a mixture that a tensor belongs to.
 
-    Args:
-        name: as in a checkpoint.
-
-    Returns:
-        str | None: "layer.expert"; None outside experts and where one tensor holds all of them.
-
-    Source: ours.
+    None outside experts and where one tensor holds all of them.
     """
     found = _EXPERT.search(f".{name}.")
     return None if found is None else f"{layer_of(name)}.{found[1]}"
 
 
 def natural(name: str) -> tuple[tuple[str, int], ...]:
-    """Return a key that sorts names with layer 2 before layer 10.
-
-    Args:
-        name: any text.
-
-    Returns:
-        tuple: its parts, each a text and the number that follows it.
-
-    Source: ours.
-    """
+    """Return a key that sorts names with layer 2 before layer 10."""
     parts = re.findall(r"(\D*)(\d*)", name)
     return tuple((text, int(digits or -1)) for text, digits in parts)

@@ -2,7 +2,7 @@
 
 A checkpoint is a folder of safetensors files, one or several with an index. Files are opened
 anew for each block: the pages of a file that stays mapped count as memory until it is closed, and
-opening takes about a millisecond.
+opening takes about a millisecond. Numbers without a source are ours.
 """
 
 from __future__ import annotations
@@ -25,26 +25,22 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
+from codit.files import write_json
 from codit.weights.names import module_of
 
 Block: TypeAlias = tuple[slice, ...]
 Shape: TypeAlias = tuple[int, ...]
 
 BLOCK = 2**21
-"""Numbers in a block at most: 16 MB of float64. (ours)"""
+"""Numbers in a block at most: 16 MB of float64."""
 
 SHARD = 4 * 2**30
-"""Bytes of a file that is written at most, unless one tensor has more. (ours)"""
+"""Bytes of a file that is written at most, unless one tensor has more."""
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 WANTED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
-FLOATS = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """The dtypes that arithmetic is defined for, in the words of safetensors."""
 
 
@@ -62,18 +58,9 @@ class Tensors:
 
 
 def resolve(name: str | Path) -> Path:
-    """Return the folder of a checkpoint; from the Hub, where no such folder exists.
+    """Return the folder of a checkpoint; of a Hub name, or name@revision, one with what it needs.
 
-    Args:
-        name: a folder, a Hub name, or name@revision.
-
-    Returns:
-        Path: a folder that holds the weights, config and tokenizer, no other file of the Hub's.
-
-    Raises:
-        ValueError: neither a folder nor a name that can be downloaded.
-
-    Source: ours.
+    ValueError: neither a folder nor a name that can be downloaded.
     """
     if Path(name).is_dir():
         return Path(name)
@@ -97,18 +84,10 @@ def resolve(name: str | Path) -> Path:
 def opened(source: str | Path | Mapping[str, Tensor]) -> Tensors:
     """Return the tensors of a checkpoint, or of a mapping in memory, without reading them.
 
-    A head that is tied to the embedding is left out where a file holds it too: it is one tensor.
+    `source` is what `resolve` takes, or tensors by name. A head that is tied to the embedding is
+    left out where a file holds it too: it is one tensor.
 
-    Args:
-        source: a folder, a Hub name, name@revision, or tensors by name.
-
-    Returns:
-        Tensors: in the dtype in which they are stored.
-
-    Raises:
-        ValueError: no such model, no safetensors in it, or an index that does not fit its files.
-
-    Source: ours.
+    ValueError: no such model, no safetensors in it, or an index that does not fit its files.
     """
     if isinstance(source, Mapping):
         tensors, words = dict(source), {dtype: word for word, dtype in FLOATS.items()}
@@ -132,16 +111,7 @@ def opened(source: str | Path | Mapping[str, Tensor]) -> Tensors:
 
 
 def blocks(shape: Sequence[int]) -> Iterator[Block]:
-    """Yield slices that cover a tensor once, in the order of its memory.
-
-    Args:
-        shape: of the tensor.
-
-    Yields:
-        Block: one slice per dimension, at most `BLOCK` numbers together; nothing for no numbers.
-
-    Source: ours.
-    """
+    """Yield slices that cover a tensor once, in the order of its memory; `BLOCK` numbers each."""
     whole = tuple(slice(0, size) for size in shape)
     inner = math.prod(shape[1:])
     if 0 < math.prod(shape) <= BLOCK:
@@ -162,12 +132,8 @@ def write(tensors: Tensors, folder: Path, *, shard_bytes: int = SHARD) -> None:
     safetensors' own writer wants a whole file's tensors in memory; this one a block. The format is
     a length, a JSON header and the numbers.
 
-    Args:
-        tensors: what to write; `read` may return any dtype, `dtypes` decide where they are floats.
-        folder: exists.
-        shard_bytes: of one file, exceeded only by a tensor that is larger.
-
-    Source: ours; the format as documented by safetensors.
+    `read` may return any dtype, `dtypes` decide where they are floats. Only a tensor that is larger
+    exceeds `shard_bytes` of a file.
     """
     sizes = {n: math.prod(s) * _width(tensors.dtypes[n], n) for n, s in tensors.shapes.items()}
     shards: list[list[str]] = []
@@ -186,25 +152,15 @@ def write(tensors: Tensors, folder: Path, *, shard_bytes: int = SHARD) -> None:
             _write_shard(tensors, names, sizes, file, bar)
             where |= dict.fromkeys(names, file.name)
     index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / INDEX, index)
 
 
 @contextlib.contextmanager
 def staged(out: str | Path) -> Iterator[Path]:
     """Give a folder to write into that becomes `out` at once, when all is written.
 
-    A process killed at any moment leaves a hidden folder beside `out`, which the next one removes.
-
-    Args:
-        out: missing, or an empty folder.
-
-    Yields:
-        Path: an empty folder beside `out`, removed when the block raises.
-
-    Raises:
-        ValueError: `out` exists and is not empty.
-
-    Source: ours.
+    It lies beside `out` and is removed when the block raises; one that a killed process left is
+    removed by the next. ValueError: `out` exists and is not empty.
     """
     out = Path(out).absolute()
     _check_free(out)

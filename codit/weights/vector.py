@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from codit.engine.models import load_tokenizer, stop_ids
+from codit.files import write_json
 from codit.weights import tensors as tensor_files
 from codit.weights.names import VOCABULARY, module_of
 from codit.weights.tensors import FLOATS, Block, Shape, Tensors
@@ -34,27 +35,14 @@ INFO = "chat_vector.json"
 GENERATION = "generation_config.json"
 TOKENIZER = "tokenizer_config.json"
 TEMPLATE = "chat_template.jinja"
-COPIED = (
-    "config.json",
-    GENERATION,
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-    "chat_template*",
-    "*processor_config.json",
-)
+COPIED = [GENERATION, "config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json"]
+COPIED += ["vocab.*", "merges.txt", "*.model", "chat_template*", "*processor_config.json"]
 """Files that belong to a model whatever its weights; manifests, logs and cards do not."""
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A vector ready to be read.
-
-    `chat` is what `read_chat` tells of the expert, `info` what is known of the vector.
-    """
+    """A vector to be read, what `read_chat` tells of its expert, and what is known of itself."""
 
     tensors: Tensors
     chat: dict[str, Any] = field(default_factory=dict)
@@ -64,9 +52,7 @@ class Opened:
 def opened(vector: Vector, *, rows: int | None = None) -> Opened:
     """Open a vector without reading its numbers; `rows` are those of `matched`, for a pair.
 
-    Raises:
-        ValueError: a folder that holds a model instead of a vector, or what `tensor_files.opened`
-            and `matched` refuse.
+    ValueError: a model in place of a vector, or what `tensors.opened` and `matched` refuse.
     """
     if isinstance(vector, Tensors):
         return Opened(vector)
@@ -114,19 +100,13 @@ def matched(first: Tensors, second: Tensors, *, rows: int | None = None) -> Matc
     Embedding and head are compared in the rows that both have: vocabularies are resized or padded.
     `rows` is `len(tokenizer)`: rows beyond are padding. (Huang et al. pair tensors by their order.)
 
-    Raises:
-        ValueError: nothing in common, or fewer than one row.
+    ValueError: nothing in common, or fewer than one row.
     """
     if rows is not None and rows < 1:
         raise ValueError(f"rows must be at least 1; got {rows}. Give len(tokenizer).")
-    match = Match(
-        {},
-        sorted(second.shapes.keys() - first.shapes.keys()),
-        sorted(first.shapes.keys() - second.shapes.keys()),
-        [],
-        [],
-    )
-    for name in sorted(first.shapes.keys() & second.shapes.keys()):
+    ours, theirs = first.shapes.keys(), second.shapes.keys()
+    match = Match({}, sorted(theirs - ours), sorted(ours - theirs), [], [])
+    for name in sorted(ours & theirs):
         a, b = first.shapes[name], second.shapes[name]
         is_float = first.dtypes[name] in FLOATS and second.dtypes[name] in FLOATS
         if is_float and a and b and a[1:] == b[1:] and module_of(name) in VOCABULARY:
@@ -175,11 +155,9 @@ def copy_files(source: Path, target: Path) -> None:
 
 
 def read_chat(weights: Weights) -> dict[str, Any]:
-    """Return what a chat model's tokenizer and generation config say.
+    """Return `chat_template`, `eos_token` and `stop_tokens` (names) of a chat model.
 
-    Returns:
-        dict: `chat_template`, `eos_token`, `stop_tokens` (names); empty without a tokenizer, and of
-        tensors in memory.
+    Nothing without a tokenizer, and of tensors in memory.
     """
     if isinstance(weights, Mapping):
         return {}
@@ -200,15 +178,10 @@ def read_chat(weights: Weights) -> dict[str, Any]:
 
 
 def write_chat(folder: Path, chat: dict[str, Any]) -> list[str]:
-    """Give a checkpoint another one's chat template and stop tokens.
+    """Give a checkpoint another one's chat template and stop tokens, as Huang et al.'s code does.
 
-    Tokens are matched by name: in another vocabulary they have other ids. A folder without a
-    tokenizer is left alone, and so is one for which `read_chat` told nothing.
-
-    Returns:
-        list[str]: stop tokens that the folder's tokenizer does not know, left out.
-
-    Source: the chat template and EOS of the chat model, as in Huang et al.'s chat-vector code.
+    Tokens are matched by name: in another vocabulary they have other ids. Returns those that the
+    folder's tokenizer does not know. Without a tokenizer, or a chat, the folder is left alone.
     """
     if not chat or not (folder / TOKENIZER).is_file():
         return []
@@ -228,5 +201,4 @@ def write_chat(folder: Path, chat: dict[str, Any]) -> list[str]:
 def _update(file: Path, **values: Any) -> None:
     """Change values of a JSON file."""
     content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    text = json.dumps(content | values, indent=2, ensure_ascii=False)
-    file.write_text(text + "\n", encoding="utf-8")
+    write_json(file, content | values)

@@ -19,7 +19,7 @@ import pytest
 
 import codit
 from codit import cli, recipes, world
-from codit.cli import synthesis as synthesis_cli
+from codit.cli import flags
 from codit.paper import shipped
 from codit.world.recipes import WorldPrompts
 from tests import tiny
@@ -307,15 +307,18 @@ def test_models_go_where_the_user_says_or_to_a_gpu(monkeypatch: pytest.MonkeyPat
 
     for available, default in ((False, {}), (True, {"device_map": "cuda"})):
         monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
-        assert synthesis_cli._placed(None) == default
-        assert synthesis_cli._placed("cpu") == {"device_map": "cpu"}
+        assert flags.Placing().here() == default
+        assert flags.Placing(device_map="cpu").here() == {"device_map": "cpu"}
+    told = flags.Placing(device_map="cpu", attn_implementation="eager").given()
+    assert told == {"device_map": "cpu", "attn_implementation": "eager"}
 
 
+@pytest.mark.parametrize("command", ["synthesize", "compare"])
 def test_every_decoding_value_is_a_flag_with_its_own_words(
-    capsys: pytest.CaptureFixture[str],
+    command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
-        cli.main(["synthesize", "--help"])
+        cli.main([command, "--help"])
     assert stopped.value.code == 0
     shown = " ".join(re.sub("[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
     for field in fields(recipes.Decoding):
@@ -404,15 +407,23 @@ def test_missing_training_data_is_one_line(
     assert capsys.readouterr().err == expected
 
 
+HEAVY = {"torch", "transformers", "scipy", "pandas", "matplotlib"}
+
+
 def test_the_version_comes_at_once() -> None:
     assert run(["--version"]) == (0, f"codit {codit.__version__}\n", "")
+
+
+def test_version_and_help_load_no_heavy_library() -> None:
     lean = (
-        "import sys; from codit import cli; cli.main(['--version']); print('torch' in sys.modules)"
+        "import sys; from codit import cli\n"
+        "for asked in (['--version'], ['--help'], ['synthesize', '--help'], ['serve', '--help']):\n"
+        "    try: cli.main(asked)\n    except SystemExit: pass\n"
+        f"print({HEAVY} & set(sys.modules))"
     )
-    shown = subprocess.run(
-        [sys.executable, "-c", lean], capture_output=True, text=True, check=True, env=os.environ
-    )
-    assert shown.stdout.splitlines()[-1] == "False"
+    command = [sys.executable, "-c", lean]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
+    assert shown.stdout.splitlines()[-1] == "set()"
 
 
 def test_an_error_of_the_system_is_one_line_with_its_file() -> None:

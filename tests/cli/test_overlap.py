@@ -129,7 +129,7 @@ def test_without_a_card_none_is_made(data: Path, bench: Path) -> None:
         (["--benchmark", "none.jsonl"], "none.jsonl; there is none"),
         (["--benchmark", "bench.jsonl", "--n", "5"], "n must lie in [8, 13]"),
         (["--benchmark", "bench.jsonl", "--benchmark", "bench.jsonl"], "different names"),
-        (["--benchmark", "bench.jsonl", "--hits", "data.jsonl"], "hits would replace"),
+        (["--benchmark", "bench.jsonl", "--hits", "data.jsonl"], "takes no input's place"),
         (["--benchmark", "bench.jsonl", "--near-duplicates", "2"], "threshold must lie"),
         (["--benchmark", "bench.jsonl", "--data", "empty.jsonl"], "it is empty"),
         (["--benchmark", "bench.jsonl", "--data", "odd.jsonl"], "not read is not checked"),
@@ -158,7 +158,7 @@ def test_help_and_a_check_without_near_duplicates_import_no_heavy_library(
     data: Path, bench: Path
 ) -> None:
     code = (
-        "import sys\nfrom codit import overlap, overlap_cli\n"
+        "import sys\nfrom codit import cli\nfrom codit.evaluation import overlap\n"
         "rows = overlap.read_rows(sys.argv[1])\n"
         "known = [overlap.Benchmark('b', {'1': 'a b c'})]\n"
         "list(overlap.contaminated(rows, known))\n"

@@ -13,6 +13,7 @@ import pytest
 from codit import recipes
 from codit.dataset import output
 from codit.dataset.output import Files
+from codit.files import check_apart
 from tests.dataset.test_output import FINGERPRINT, RECIPE, make, row
 
 OTHER = {"recipe": {"seed": 1}, "input": "abc"}
@@ -175,9 +176,9 @@ def test_many_differences_are_counted(files: Files) -> None:
 @pytest.mark.parametrize("ending", [".jsonl", ".errors.jsonl", ".partial", ".manifest.json"])
 def test_prompts_are_not_written_over(ending: str, files: Files) -> None:
     source = files.beside(ending)
-    with pytest.raises(ValueError, match=r"is one of those that belong to .*\. Give another out"):
-        output.check_apart(files, source.parent / ".." / source.parent.name / source.name)
-    output.check_apart(files, files.out.with_name("in.jsonl"))
+    with pytest.raises(ValueError, match=r"takes no input's place; .*\. Give another out"):
+        check_apart(files.every(), [source.parent / ".." / source.parent.name / source.name])
+    check_apart(files.every(), [files.out.with_name("in.jsonl")])
 
 
 def test_a_run_that_made_no_row_is_in_nobodys_way(files: Files) -> None:

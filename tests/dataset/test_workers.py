@@ -108,11 +108,12 @@ def test_a_worker_that_is_killed_ends_the_run_and_the_same_command_goes_on(
 DRIVER = """
 import sys
 from pathlib import Path
-from tests import test_workers as here
+from tests.dataset import test_workers as here
 from codit import recipes
+from codit.world.recipes import WorldPrompts
 folder, pair = Path(sys.argv[1]), Path(sys.argv[2])
 models = {role: recipes.Model(name=str(pair / role)) for role in ("expert", "amateur")}
-recipe = recipes.Synthesis(pair=recipes.Pair(**models), prompts=recipes.WorldPrompts(),
+recipe = recipes.Synthesis(pair=recipes.Pair(**models), prompts=WorldPrompts(),
     decoding=recipes.Decoding(max_new_tokens=6))
 if __name__ == "__main__":
     here.run(recipe, folder / "data.jsonl", workers=2, **eval(sys.argv[3]))
@@ -309,7 +310,7 @@ def test_closing_early_ends_the_workers(fake: Any) -> None:
 
 INTERRUPTED = """
 import signal, sys
-from codit import workers
+from codit.dataset import workers
 from tests import fake_workers
 if __name__ == "__main__":
     # A shell that starts its commands in the background has them ignore Ctrl-C.
