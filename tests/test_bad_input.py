@@ -276,7 +276,7 @@ CASES = [
     row("a JSON line nested too deep", "[" * 200_000, "expected one JSON object; .*recursion"),
     row("missing instruction", '{"id": 3}', r"expected `instruction` or `messages`; got the fie"),
     row("instruction a number", '{"instruction": 3}', "instruction must be text; got int"),
-    row("instruction NaN", '{"instruction": NaN}', "instruction must be text; got float"),
+    row("instruction NaN", '{"instruction": NaN}', "NaN is not JSON"),
     row("empty instruction", '{"instruction": ""}', "instruction is empty"),
     row("only spaces", '{"instruction": " \\n\\t "}', "instruction is empty"),
     row(

@@ -9,7 +9,7 @@ import tyro
 
 from codit import recipes
 
-FLAT = tyro.conf.OmitArgPrefixes  # flags are called by their fields alone
+FLAT = tyro.conf.arg(name="")  # flags are called by their fields; a wrong value is our one line
 
 
 @dataclass(frozen=True, kw_only=True)
