@@ -55,6 +55,7 @@ def made(out: Path) -> dict[str, bytes]:
 def processes() -> list[psutil.Process]:
     """The workers of this process."""
     children = psutil.Process().children()
+    children = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
     return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
 
 

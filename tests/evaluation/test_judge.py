@@ -542,10 +542,14 @@ def test_an_interrupted_run_ends_at_once_and_keeps_what_was_paid(tmp_path: Path)
         return Sent(is_hanging=True)
 
     asking = replace(QUICK, concurrency=1)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest-xdist ignores it
     with serving(answer) as server:
         start = time.monotonic()
-        with pytest.raises(KeyboardInterrupt):
-            score(server, MANY, tmp_path / "c", asking=asking)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                score(server, MANY, tmp_path / "c", asking=asking)
+        finally:
+            signal.signal(signal.SIGINT, before)
         assert time.monotonic() - start < 10
         server.answer = lambda request, number: said(TEXT)
         assert score(server, MANY, tmp_path / "c", asking=asking).tally.cached == 3
