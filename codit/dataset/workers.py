@@ -16,6 +16,7 @@ import signal
 import socket
 import threading
 import traceback
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -194,19 +195,22 @@ def ray_answers(
     ray = _ray()
     blocks = [{"batch": json.dumps(batch)} for batch in batches]
     on_gpu = _room(ray)[0] == "GPU"
-    dataset = ray.data.from_items(blocks, override_num_blocks=len(blocks)).map_batches(
-        _Worker,
-        fn_constructor_args=(load,),
-        batch_size=1,
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(
-            size=min(workers, len(batches)), max_tasks_in_flight_per_actor=2
-        ),
-        num_gpus=gpus if on_gpu else 0,
-        num_cpus=0 if on_gpu else 1,
-        max_restarts=DEATHS,
-        max_task_retries=DEATHS,
-    )
+    items = ray.data.from_items(blocks, override_num_blocks=len(blocks))
+    with warnings.catch_warnings():  # Ray 2.60 to 2.63 have no other way to bound restarts
+        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
+        dataset = items.map_batches(
+            _Worker,
+            fn_constructor_args=(load,),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(
+                size=min(workers, len(batches)), max_tasks_in_flight_per_actor=2
+            ),
+            num_gpus=gpus if on_gpu else 0,
+            num_cpus=0 if on_gpu else 1,
+            max_restarts=DEATHS,
+            max_task_retries=DEATHS,
+        )
     del blocks  # they are in the object store
     dataset.context.execution_options.preserve_order = True
     dataset.context.enable_progress_bars = dataset.context.print_on_execution_start = False
