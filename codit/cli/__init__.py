@@ -106,7 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def reproduce() -> int:
     """Execute the notebooks and write their figures; skip what is up to date."""
-    raise NotImplementedError  # the list of commands shows it: see `_commands`
+    # Shown by the list of commands: `_commands` puts the true one here where it is named first.
+    raise ValueError("expected the command before its flags. Type: codit reproduce ...")
 
 
 def _commands(first: Sequence[str]) -> dict[str, Callable[..., Any]]:
