@@ -12,7 +12,7 @@ expert alone. At strength 0 the amateur is not run at all.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +29,16 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from codit.contrast import contrast
 from codit.engine import sparse as few
-from codit.engine.cache import PagedHalf, check_paged, engines, halves, joint_config, reach
+from codit.engine.cache import (
+    CACHE,
+    PagedHalf,
+    cache_name,
+    check_paged,
+    engines,
+    halves,
+    joint_config,
+    reach,
+)
 from codit.engine.models import evaluating, read_pair, write_pair
 from codit.engine.models import load_tokenizer as load_tokenizer
 from codit.recipes import Decoding
@@ -77,6 +86,7 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
         self.vocab_size = self.config.vocab_size
         self.expert_layers = expert.config.get_text_config(decoder=True).num_hidden_layers
         self.expert, self.amateur = expert, amateur
+        self.cache_names = [cache_name(type(model)) for model in (expert, amateur)]
         self.generation_config = copy.deepcopy(expert.generation_config)
         for name in {"hf_quantizer", "quantization_method", "hf_device_map"} & set(vars(expert)):
             setattr(self, name, getattr(expert, name))  # they restrict moving and compiling
@@ -125,10 +135,11 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | dict[str, Tensor] | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | PagedAttentionCache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         sparse: bool = False,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> PairOutput:
         """Run both models on the same ids and contrast their logits.
@@ -143,10 +154,11 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
             input_ids: int64 [B, T].
             attention_mask: [B, past + T], 0 for padding; or what a generation loop prepared.
             position_ids: int64 [B, T]. None: counted from the cache's length, padding included.
-            past_key_values: the pair's cache, such as DynamicCache(config=pair.config).
+            cache: the pair's, such as DynamicCache(config=pair.config).
             use_cache: return a cache. None: as the config says.
             logits_to_keep: number of last positions (0: all), or an index of positions.
             sparse: where few ids are plausible, return them as `candidates` in place of logits.
+            past_key_values: what `cache` was called before transformers 5.24.
             **kwargs: handed to both models.
 
         Returns:
@@ -160,28 +172,30 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
                 f"got {' and '.join(given) or 'no input_ids'}. Pass input_ids and a mask alone."
             )
         use_cache = self.config.use_cache if use_cache is None else use_cache
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        caches = (None, None) if past_key_values is None else self._halves(past_key_values)
+        if cache is not None and past_key_values is not None:
+            raise ValueError("expected one cache; got cache and past_key_values. Pass cache alone.")
+        cache = past_key_values if cache is None else cache
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
+        paged = isinstance(cache, PagedAttentionCache)
+        views: tuple[Any, Any] = (None, None) if cache is None else self._halves(cache)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}
         inputs |= {"position_ids": position_ids, "use_cache": use_cache, "return_dict": True}
         inputs |= {"logits_to_keep": logits_to_keep}
-        expert_logits = self._logits(self.expert, past_key_values=caches[0], **inputs)
-        paged = isinstance(inputs.get("cache"), PagedAttentionCache)
-        if paged:
-            inputs["cache"] = PagedHalf(inputs["cache"], first=self.expert_layers)
-        inputs["past_key_values"] = caches[1]
+        names = ("cache", "cache") if paged else self.cache_names
+        expert_logits = self._logits(self.expert, **inputs, **{names[0]: views[0]})
         # Shapes that depend on values fit into no graph, and gradients are kept whole.
         fixed = paged or torch.is_grad_enabled() or torch.compiler.is_compiling()
-        logits, found = self._contrasted(expert_logits, inputs, fixed_shapes=fixed)
+        run = partial(self._logits, self.amateur, **inputs, **{names[1]: views[1]})
+        logits, found = self._contrasted(expert_logits, run, fixed_shapes=fixed)
         if found is not None and not sparse:
             logits, found = found.dense(self.vocab_size).view(expert_logits.shape), None
-        return PairOutput(logits=logits, past_key_values=past_key_values, candidates=found)
+        return PairOutput(logits=logits, candidates=found, **{CACHE: cache})
 
     def _contrasted(
-        self, expert_logits: Tensor, inputs: dict[str, Any], *, fixed_shapes: bool
+        self, expert_logits: Tensor, run: Callable[[], Tensor], *, fixed_shapes: bool
     ) -> tuple[Tensor | None, few.Candidates | None]:
-        """Run the amateur, and contrast: on the plausible ids alone where they are few, else all.
+        """Contrast, on the plausible ids alone where they are few, else on all.
 
         The amateur is run here, because what it has to compute depends on what is plausible.
         """
@@ -189,10 +203,9 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
         if not fixed_shapes:
             found = few.candidates(expert_logits.flatten(0, -2), plausibility=self.plausibility)
         if self.needs_amateur and found is not None and self.gathers_head:
-            run = partial(self._logits, **inputs)
             at_ids = few.logits_at(self.amateur, found, run)
         elif self.needs_amateur:
-            amateur_logits = self._logits(self.amateur, **inputs).to(expert_logits.device)
+            amateur_logits = run().to(expert_logits.device)
             if found is not None:
                 at_ids = amateur_logits.flatten(0, -2).gather(1, found.ids)
                 if at_ids.isneginf().any():  # the floor of `contrast` has to mend it
@@ -249,18 +262,18 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
         with few.float32_logits(model):
             return model(**inputs).logits[..., : self.vocab_size]
 
-    def _halves(self, cache: Cache) -> tuple[Cache, Cache]:
+    def _halves(self, cache: Cache | PagedAttentionCache) -> tuple[Any, Any]:
         """Return the expert's and the amateur's view of a cache."""
+        if isinstance(cache, PagedAttentionCache):
+            return cache, PagedHalf(cache, first=self.expert_layers)
         sizes = {"first": self.expert_layers, "total": self.config.num_hidden_layers}
         return halves(cache, **sizes, both=self.needs_amateur)
 
-    def create_masks_for_generate(
-        self, config: PreTrainedConfig, past_key_values: Cache, **kwargs: Any
-    ) -> Any:
+    def create_masks_for_generate(self, config: PreTrainedConfig, **kwargs: Any) -> Any:
         """Return the masks of a static cache, as the expert makes them; they serve both models."""
         make = getattr(self.expert, "create_masks_for_generate", create_masks_for_generate)
-        view, _ = self._halves(past_key_values)
-        return make(config=self.expert.config, past_key_values=view, **kwargs)
+        kwargs[CACHE], _ = self._halves(kwargs[CACHE])
+        return make(config=self.expert.config, **kwargs)
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
         """Return a manager of continuous batching, or refuse models whose keys differ in shape."""

@@ -9,17 +9,39 @@ is changed, so both still work alone. What has no source is ours.
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedConfig
+from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, get_layer_types_and_kwargs
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
 from transformers.generation.continuous_batching.utils import (
     find_head_dim,
     find_num_key_value_heads,
 )
+from transformers.masking_utils import create_masks_for_generate
+
+# What the library calls a model's cache: `past_key_values`, or since 5.24 `cache`, as ever for
+# paged ones.
+IS_RENAMED = "cache" in inspect.signature(create_masks_for_generate).parameters
+CACHE = "cache" if IS_RENAMED else "past_key_values"
+# Their attention hands on too little for a paged cache since then.
+UNPAGED = ("bloom", "ctrl", "falcon", "gpt_neox", "gpt_neox_japanese") if IS_RENAMED else ()
+
+
+@functools.cache
+def takes(model: type[PreTrainedModel]) -> frozenset[str]:
+    """Return the names of a forward's arguments; "kwargs" where it takes any."""
+    given = inspect.signature(model.forward).parameters.values()
+    return frozenset("kwargs" if one.kind is one.VAR_KEYWORD else one.name for one in given)
+
+
+def cache_name(model: type[PreTrainedModel]) -> str:
+    """Return the argument by which a forward takes its cache: code from elsewhere has its own."""
+    return next((name for name in ("cache", "past_key_values") if name in takes(model)), CACHE)
 
 
 def joint_config(
@@ -109,8 +131,10 @@ def engines(device: torch.device, *configs: PreTrainedConfig) -> tuple[str, ...]
     """Return the engines of `decode` for models in this process, the quicker one first.
 
     Continuous batching on a GPU where all keys have one shape; elsewhere static batches, which were
-    quicker on a CPU.
+    quicker on a CPU. Static batches alone where the installed transformers cannot page a model.
     """
+    if {config.get_text_config(decoder=True).model_type for config in configs} & {*UNPAGED}:
+        return ("static",)
     paged = device.type == "cuda" and len({paged_shape(config) for config in configs}) == 1
     return ("continuous", "static") if paged else ("static", "continuous")
 

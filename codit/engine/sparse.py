@@ -162,13 +162,11 @@ def head_rows(model: PreTrainedModel, ids: Tensor) -> Iterator[None]:
         yield
 
 
-def logits_at(
-    model: PreTrainedModel, found: Candidates, run: Callable[[PreTrainedModel], Tensor]
-) -> Tensor:
+def logits_at(model: PreTrainedModel, found: Candidates, run: Callable[[], Tensor]) -> Tensor:
     """Return z [B, K] at each row's plausible ids, from the rows of a head that some row needs."""
     some, place = found.at(found.ids).unique(return_inverse=True)
     with head_rows(model, some):
-        logits = run(model).flatten(0, -2).to(found.ids.device)
+        logits = run().flatten(0, -2).to(found.ids.device)
     at_ids = torch.zeros_like(found.scores)
     at_ids[found.rows, found.places] = logits[found.rows, place].float()
     return at_ids

@@ -7,14 +7,13 @@ What has no source is ours.
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
-from codit.engine.cache import growing_cache
+from codit.engine.cache import cache_name, growing_cache, takes
 from codit.engine.memory import fewer_rows, is_exhausted, rows_that_fit
 from codit.engine.packed import packed_weights
 from codit.engine.sampling import Batch, Drawn, uniforms
@@ -104,7 +103,7 @@ class _Runner:
         self.cache: Cache = growing_cache(model.config)
         self.mask: Tensor | None = None
         self.position = torch.empty(0, dtype=torch.long)
-        self.known = set(inspect.signature(model.forward).parameters)
+        self.takes = takes(type(model))
 
     def prompts(self, prompts: list[list[int]]) -> Tensor | Candidates:
         """Read left-padded prompts in chunks, and return what `Step.draw` takes."""
@@ -122,6 +121,11 @@ class _Runner:
             seen = None if mask is None else mask[:, :end]
             outputs = self._run(ids[:, start:end], seen, positions[:, start:end])
         self.mask, self.position = mask, lengths[:, None]
+        if (kept := self.cache.get_seq_length()) != width:
+            raise RuntimeError(
+                f"expected a {type(self.model).__name__} to keep the {width} tokens that it read; "
+                f"its cache holds {kept}. Use a model whose forward fills the cache it is given."
+            )
         return self._scores(outputs)
 
     def tokens(self, tokens: Tensor) -> Tensor | Candidates:
@@ -141,12 +145,14 @@ class _Runner:
             self.mask = self.mask[index]
 
     def _run(self, ids: Tensor, mask: Tensor | None, positions: Tensor) -> Any:
-        inputs: dict[str, Any] = {"attention_mask": mask, "position_ids": positions}
-        inputs |= {"logits_to_keep": 1, "past_key_values": self.cache, "use_cache": True}
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": True}
+        inputs[cache_name(type(self.model))] = self.cache
         if self.step.is_pair:
             inputs["sparse"] = True
-        known = {name: value for name, value in inputs.items() if name in self.known}
-        return self.model(input_ids=ids, **known)
+        # What some forwards do without; all else they need, and would say so.
+        spare = {"position_ids": positions, "logits_to_keep": 1}
+        inputs |= {k: v for k, v in spare.items() if {k, "kwargs"} & self.takes}
+        return self.model(**inputs)
 
     def _scores(self, outputs: Any) -> Tensor | Candidates:
         if self.step.is_pair:
