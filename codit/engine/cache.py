@@ -14,6 +14,7 @@ import inspect
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, get_layer_types_and_kwargs
@@ -109,10 +110,16 @@ def halves(cache: Cache, *, first: int, total: int, both: bool) -> tuple[Cache, 
 
 
 def check_paged(expert: PreTrainedConfig, amateur: PreTrainedConfig) -> None:
-    """Refuse two models whose keys differ in shape: one paged cache has pages of one shape.
+    """Refuse two models whose keys differ in shape, and those that the library cannot page.
 
-    Dynamic and static caches hold such a pair, layer by layer.
+    One paged cache has pages of one shape; dynamic and static caches hold such a pair, layer by
+    layer.
     """
+    if expert.model_type in UNPAGED:
+        raise ValueError(
+            f"transformers {transformers.__version__} cannot page a {expert.model_type}'s cache. "
+            "Use generate, or engine='static'."
+        )
     shapes = [paged_shape(config) for config in (expert, amateur)]
     if shapes[0] != shapes[1]:
         raise ValueError(

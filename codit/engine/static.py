@@ -149,7 +149,7 @@ class _Runner:
         inputs[cache_name(type(self.model))] = self.cache
         if self.step.is_pair:
             inputs["sparse"] = True
-        # What some forwards do without; all else they need, and would say so.
+        # Some forwards do without: they take positions from the mask, and return all logits.
         spare = {"position_ids": positions, "logits_to_keep": 1}
         inputs |= {k: v for k, v in spare.items() if {k, "kwargs"} & self.takes}
         return self.model(**inputs)

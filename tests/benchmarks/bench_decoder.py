@@ -59,6 +59,7 @@ from transformers import (
 from codit import decode
 from codit.contrast import contrast, plausible
 from codit.engine import sparse
+from codit.engine.cache import CACHE
 from codit.engine.memory import cache_bytes, free_bytes, n_weights, release
 from codit.engine.packed import LEAST_TOKENS, packed_weights
 from codit.engine.sampling import Step, noise_key, uniforms
@@ -369,7 +370,7 @@ def two_forwards(models: Models, prompts: Tensor, n: int, choose: Choose) -> tup
     for step in range(n):
         logits = []
         for one, cache in zip(models, caches, strict=True):
-            read = one(input_ids=given, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            read = one(input_ids=given, use_cache=True, logits_to_keep=1, **{CACHE: cache})
             logits.append(read.logits[:, -1])
         drawn.append(choose(logits[0], logits[1], step))
         given = drawn[-1][:, None]
@@ -394,7 +395,7 @@ class AmateurProcessor(LogitsProcessor):
         inputs: dict[str, Any] = {"input_ids": input_ids, "use_cache": False}
         if self.cache is not None:
             unread = input_ids[:, self.cache.get_seq_length() :]
-            inputs = {"input_ids": unread, "use_cache": True, "past_key_values": self.cache}
+            inputs = {"input_ids": unread, "use_cache": True, CACHE: self.cache}
         return naive_scores(scores, self.amateur(**inputs, logits_to_keep=1).logits[:, -1])
 
 

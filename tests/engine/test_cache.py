@@ -9,6 +9,7 @@ import torch
 from transformers import CONFIG_MAPPING, Cache, DynamicCache, StaticCache
 
 from codit.engine.cache import (
+    CACHE,
     GrowingLayer,
     check_paged,
     growing_cache,
@@ -126,7 +127,7 @@ def test_a_growing_cache_holds_what_the_librarys_holds(architecture):
                 for layer in cache.layers:
                     layer.batch_select_indices(torch.tensor([2, 0]))
         ids = piece if place < 20 else piece[[2, 0]]
-        ours, theirs = (model(ids, past_key_values=cache).logits for cache in caches)
+        ours, theirs = (model(ids, **{CACHE: cache}).logits for cache in caches)
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     assert caches[0].get_seq_length() == caches[1].get_seq_length() == 60
 

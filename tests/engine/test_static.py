@@ -6,13 +6,15 @@ import logging
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM as Library
 
 from codit.engine import static as static_batches
+from codit.engine.cache import CACHE
 from codit.engine.sampling import Step
 from codit.engine.static import static
 from codit.recipes import Decoding
 from tests import tiny
-from tests.engine_rows import batch, drawn_by, model_and_step
+from tests.engine_rows import PROMPTS, batch, drawn_by, model_and_step, step
 
 
 def watched(monkeypatch) -> list[int]:
@@ -63,6 +65,48 @@ def test_prompts_read_in_chunks_give_the_same_responses(architecture, tokens, mo
     seen = watched(monkeypatch)
     assert drawn() == expected
     assert len(seen) > 5
+
+
+class Elsewhere(Library):
+    """A forward as older code has it: another name of the cache, and no further arguments."""
+
+    def forward(self, input_ids, attention_mask=None, past_key_values=None, use_cache=None):
+        held = {CACHE: past_key_values, "use_cache": use_cache}
+        return super().forward(input_ids, attention_mask, **held)
+
+
+class Forgetful(Library):
+    """A forward that takes a cache and does not fill it."""
+
+    def forward(self, input_ids, attention_mask=None, cache=None, **kwargs):
+        return super().forward(input_ids, attention_mask)
+
+
+class Wrapped(Library):
+    """A forward that hands on what it is given, as adapters have it."""
+
+    def forward(self, input_ids, **kwargs):
+        return super().forward(input_ids, **kwargs)
+
+
+def of_kind(kind):
+    model = tiny.model("llama", seed=0)
+    model.__class__ = kind
+    return model
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows"), [(Wrapped, PROMPTS), (Elsewhere, {0: [5] * 9, 1: [*range(9)]})]
+)
+def test_a_forward_of_other_code_gets_what_it_needs(kind, rows):
+    keys, how = dict.fromkeys(rows, 7), step(280)
+    made = [list(static(of_kind(k), batch(how, rows=rows, keys=keys))) for k in (Library, kind)]
+    assert [row[:2] for row in made[0]] == [row[:2] for row in made[1]]
+
+
+def test_a_forward_that_fills_no_cache_is_refused():
+    with pytest.raises(RuntimeError, match="expected a Forgetful to keep the 9 tokens"):
+        list(static(of_kind(Forgetful), batch(step(280))))
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])
