@@ -21,10 +21,15 @@ VLLM := .venv-vllm
 VLLM_VERSION := 0.33.0
 VLLM_STAMP := $(VLLM)/installed-$(shell { cat tests/vllm/requirements.lock tests/vllm/standins/* pyproject.toml; \
 	pwd; } | cksum | cut -d ' ' -f 1)
-FORGET := .venv .venv-vllm data/cache notebooks/executed
+# The newest versions within pyproject.toml's ranges, laid over .venv.
+NEWEST := .venv-newest
+NEWEST_STAMP := $(NEWEST)/installed-$(shell { cat requirements.lock tests/newest.lock pyproject.toml; pwd; } \
+	| cksum | cut -d ' ' -f 1)
+NEWEST_TESTS := tests/test_pair.py tests/test_decode.py tests/test_student.py tests/test_golden.py tests/engine
+FORGET := .venv .venv-vllm .venv-newest data/cache notebooks/executed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce figures results test pytest test-long test-vllm lint models golden lab clean
+.PHONY: help setup reproduce figures results test pytest test-long test-newest test-vllm lint models golden lab clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /make \1: /p' Makefile
@@ -48,6 +53,9 @@ pytest: $(STAMP)  ## the tests alone
 
 test-long: $(STAMP)  ## the tests that take minutes
 	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal -m long $(ARGS)
+
+test-newest: $(NEWEST_STAMP)  ## the tests of decoder, pair and student with newer versions
+	$(NEWEST)/bin/python -m pytest -n logical --maxprocesses 8 --dist worksteal $(NEWEST_TESTS) $(ARGS)
 
 # A process for each file: an engine that ends takes its process's groups with it.
 test-vllm: $(VLLM_STAMP)  ## the pair inside vLLM, which is built without its kernels for it
@@ -101,6 +109,17 @@ $(VLLM_STAMP): $(if $(filter-out 0,$(FRESH)),forget)
 		vllm==$(VLLM_VERSION)
 	$(VLLM)/bin/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation \
 		-e . -e tests/vllm/standins
+	@touch $@
+
+$(NEWEST_STAMP): $(STAMP)
+	@rm -rf $(NEWEST)
+	$(PYTHON) -m venv $(NEWEST)
+	@$(NEWEST)/bin/python -c 'import sys, sysconfig; from pathlib import Path; \
+		p = Path(sysconfig.get_path("purelib")); \
+		(p / "under.pth").write_text(f"import site; site.addsitedir({sys.argv[1]!r})\n")' \
+		"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	$(NEWEST)/bin/python -m pip install --disable-pip-version-check --no-compile --no-deps $(PIP_ARGS) \
+		-r tests/newest.lock
 	@touch $@
 
 .PHONY: forget

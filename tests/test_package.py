@@ -6,12 +6,15 @@ import ast
 import re
 import subprocess
 import sys
-from importlib import import_module
+from importlib import import_module, metadata
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 import codit
+
+ROOT = Path(codit.__file__).parents[1]
 
 PUBLIC = {
     "ContrastivePair": "codit.pair",
@@ -71,9 +74,16 @@ def test_no_public_name_is_a_module_too() -> None:
 def test_the_example_of_the_readme_answers(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = Path(codit.__file__).parents[1]
-    found = re.search(r"```python\n(.*?)```", (root / "README.md").read_text(), re.DOTALL)
+    found = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert found is not None
-    monkeypatch.chdir(root)
+    monkeypatch.chdir(ROOT)
     exec(found[1], {})
     assert "Zaro" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("version", ["3.11.0", "3.12.0", "3.13.0"])
+def test_every_locked_package_takes_the_first_release_of_each_python(version: str) -> None:
+    names = re.findall(r"^([\w.-]+)==", (ROOT / "requirements.lock").read_text(), re.M)
+    wanted = {name: metadata.metadata(name)["Requires-Python"] or "" for name in names}
+    assert len(wanted) > 100
+    assert [name for name, range_ in wanted.items() if version not in SpecifierSet(range_)] == []
