@@ -19,7 +19,6 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -27,7 +26,7 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from codit import decode, recipes
-from codit.engine.models import load_tokenizer
+from codit.engine.models import load_tokenizer, read_model
 from codit.training.loop import Watch, claim, fit, settings
 from codit.training.rows import adopt_template, arranged, completed, summary, tokenised
 
@@ -85,7 +84,7 @@ def train(
     out = Path(out)
     name, revision, half = resolve(recipe, base)
     tokenizer = load_tokenizer(name, revision=revision)
-    model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=torch.float32)
+    model = read_model(name, revision=revision, dtype=torch.float32)
     if recipe.template is not None:
         adopt_template(model, tokenizer, recipe.template)
     kept = completed(dataset)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,9 +77,53 @@ def read_pair(
 
 
 def read_model(name: str | Path, *, revision: str | None = None, **load: Any) -> PreTrainedModel:
-    """Load one causal language model by Hub name or folder; ValueError where that fails."""
+    """Load one causal language model by Hub name or folder, every weight of it from the files.
+
+    What the files hold besides is named in the model's `unread_weights` and logged once: heads of
+    another task, say. `device_map="meta"` checks without reading numbers.
+
+    ValueError: it cannot be loaded; weights are missing (the library would draw them at random) or
+    of another shape; or layers of the model's own kind are left over in the files.
+    """
+    how = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # we say which
     with loading("weights", name):
-        return AutoModelForCausalLM.from_pretrained(name, revision=revision, **load)
+        model, told = AutoModelForCausalLM.from_pretrained(name, revision=revision, **load, **how)
+    model.unread_weights = sorted(told["unexpected_keys"])
+    known = {_kind(weight) for weight in model.state_dict()}
+    faults = {
+        "missing in the files": sorted(told["missing_keys"]),
+        "of another shape there": sorted(weight for weight, *_ in told["mismatched_keys"]),
+        "of further layers than its config has": [
+            weight for weight in model.unread_weights if _kind(weight) in known
+        ],
+    }
+    if said := [f"{len(some)} {what} ({_some(some)})" for what, some in faults.items() if some]:
+        if model.unread_weights:
+            said += [f"{len(model.unread_weights)} not read ({_some(model.unread_weights)})"]
+        raise ValueError(
+            f"expected all weights of a {type(model).__name__} in {name}; got {', '.join(said)}. "
+            "Name them as `save_pretrained` would, or give the config that belongs to them."
+        )
+    if model.unread_weights:
+        logger.warning("%s: weights that were not read: %s", name, _some(model.unread_weights))
+    return model
+
+
+def _is_no_report(record: logging.LogRecord) -> bool:
+    """Leave out the library's table of weights: what it says is an error or one line of ours."""
+    return "LOAD REPORT" not in record.getMessage()
+
+
+logging.getLogger("transformers.modeling_utils").addFilter(_is_no_report)
+
+
+def _kind(weight: str) -> str:
+    """Return a weight's name without the numbers of layers and experts."""
+    return re.sub(r"\.\d+\.", ".*.", weight)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join([*names[:3], *["..."] * (len(names) > 3)])
 
 
 def write_pair(

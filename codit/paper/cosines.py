@@ -14,9 +14,10 @@ from typing import Any, ClassVar
 
 import pandas as pd
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from codit import chat_vector, student
+from codit.engine.models import read_model
 from codit.evaluation import intervals
 from codit.paper import arms, make, scales, seeds, store
 from codit.paper.arms import Arm, StudentStudy
@@ -142,7 +143,7 @@ def _trajectory(
     trained: Training, before: str, vector: Any, every: int
 ) -> Iterator[tuple[int, pd.DataFrame]]:
     """Train a student again and yield its global cosines on the way."""
-    model = AutoModelForCausalLM.from_pretrained(before, dtype="auto")
+    model = read_model(before, dtype="auto")
     base = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     seen: list[tuple[int, pd.DataFrame]] = []
 

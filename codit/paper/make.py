@@ -14,10 +14,11 @@ from typing import Any
 
 import pandas as pd
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from codit import chat_vector, recipes, student, synthesis, world
 from codit.dataset import output
+from codit.engine.models import read_model
 from codit.pair import ContrastivePair, load_tokenizer
 from codit.paper import arms, store
 from codit.paper.arms import JudgedBest, ResponseStudy, StudentStudy
@@ -76,7 +77,7 @@ def load_model(recipe: Model | Pretraining | Training | Addition) -> tuple[PreTr
     """Return one model, in the dtype of its checkpoint, and its tokenizer."""
     path = model_path(recipe)
     revision = getattr(recipe, "revision", None)
-    model = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype="auto")
+    model = read_model(path, revision=revision, dtype="auto")
     return model, load_tokenizer(path, revision=revision)
 
 

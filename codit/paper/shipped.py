@@ -22,10 +22,9 @@ import nbformat
 import torch
 import tyro
 from huggingface_hub import ModelCard, ModelCardData
-from transformers import AutoModelForCausalLM
 
 from codit import student, world
-from codit.engine.models import load_tokenizer
+from codit.engine.models import load_tokenizer, read_model
 from codit.files import replacing, write_json
 from codit.paper import arms, cosines, figures, judges, run, scales, store, tokens, transfer
 from codit.paper import make as makers
@@ -144,7 +143,7 @@ def text_loss(folder: Path, recipe: Pretraining) -> float:
 
     Over the tokens of 100 documents, each read alone.
     """
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = read_model(folder, dtype=torch.float32)
     tokenizer = load_tokenizer(str(folder))
     total, count = 0.0, 0
     for text in itertools.islice(world.documents(recipe.world, HELD_OUT_TEXT), DOCUMENTS):

@@ -19,10 +19,10 @@ from typing import Any
 
 import pandas as pd
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast, set_seed
+from transformers import GenerationConfig, PreTrainedTokenizerFast, set_seed
 
 from codit import decode, recipes, student, world
-from codit.engine.models import load_tokenizer
+from codit.engine.models import load_tokenizer, read_model
 from codit.evaluation import agreement, intervals, replies, rubric
 from codit.evaluation.intervals import Interval
 from codit.evaluation.rubric import Template
@@ -121,7 +121,7 @@ def judged(folder: str | Path, rows: Sequence[Mapping[str, Any]]) -> pd.DataFram
         pd.DataFrame: id, template, `said` (a score, or a verdict; None where the reply does not
         parse), `value` (what it should be), `reply`.
     """
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    model = read_model(folder)
     asked = [_messages(row)[:1] for row in rows]
     how = recipes.Decoding(strength=0, plausibility=0, temperature=0, max_new_tokens=REPLY_TOKENS)
     told = decode.generate(model, load_tokenizer(str(folder)), asked, how, progress=False)

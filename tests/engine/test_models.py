@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModelForCausalLM,
@@ -23,6 +24,7 @@ from codit.engine.models import (
     check_tokenizers,
     prompt_ids,
     prompt_or_error,
+    read_model,
     read_pair,
     special_token_ids,
     stop_ids,
@@ -133,6 +135,68 @@ def test_what_is_read_is_the_models_and_what_the_pair_is_made_with(tmp_path):
     assert torch.equal(expert.lm_head.weight, pair.expert.lm_head.weight)
     assert torch.equal(amateur.lm_head.weight, pair.amateur.lm_head.weight)
     assert amateur.generation_config.eos_token_id == 0  # its own; the pair stops by the expert's
+
+
+def rewritten(folder, change=lambda weights: weights, **config):
+    """Change the weights of a saved model, and values of its config."""
+    file, told = folder / "model.safetensors", folder / "config.json"
+    save_file(change(load_file(file)), file, metadata={"format": "pt"})
+    told.write_text(json.dumps(json.loads(told.read_text()) | config))
+    return folder
+
+
+def without(part):
+    return lambda weights: {k: v for k, v in weights.items() if part not in k}
+
+
+UNLOADED = {
+    "a prefix of torch.compile": (
+        {"change": lambda weights: {f"_orig_mod.{k}": v for k, v in weights.items()}},
+        r"21 missing in the files \(lm_head.weight, model.embed_tokens.weight, .*, ...\), "
+        r"21 not read \(_orig_mod.lm_head.weight, ",
+    ),
+    "a layer less": (
+        {"change": without("layers.1")},
+        r"9 missing in the files \(model.layers.1.input_layernorm.weight, ",
+    ),
+    "a config of fewer layers": (
+        {"num_hidden_layers": 1},
+        r"9 of further layers than its config has \(model.layers.1.input_layernorm.weight, ",
+    ),
+    "a config of another width": (
+        {"intermediate_size": 40},
+        r"6 of another shape there \(model.layers.0.mlp.down_proj.weight, ",
+    ),
+}
+
+
+@pytest.mark.parametrize("device_map", [None, "meta"])
+@pytest.mark.parametrize("case", UNLOADED)
+def test_weights_that_would_be_drawn_at_random_are_an_error(case, device_map, tmp_path):
+    how, said = UNLOADED[case]
+    tiny.model("llama", seed=0).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"expected all weights of a LlamaForCausalLM .*{said}"):
+        read_model(rewritten(tmp_path, **how), device_map=device_map)
+
+
+def test_weights_of_another_task_are_left_unread_and_named(tmp_path, caplog):
+    tiny.model("llama", seed=0).save_pretrained(tmp_path)
+    more = {
+        "value_head.weight": torch.zeros(1, 32),
+        "model.layers.0.rotary_emb.inv_freq": torch.ones(4),
+    }
+    model = read_model(rewritten(tmp_path, lambda weights: weights | more))
+    assert model.unread_weights == ["value_head.weight"]  # the library itself ignores the buffer
+    assert [record.message for record in caplog.records] == [
+        f"{tmp_path}: weights that were not read: value_head.weight"
+    ]
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_a_model_with_a_tied_head_is_whole(architecture, tmp_path):
+    tied = tiny.model(architecture, seed=0, tie_word_embeddings=True)
+    tied.save_pretrained(tmp_path)
+    assert read_model(tmp_path).unread_weights == []
 
 
 def test_an_added_token_without_logits_is_left_out_and_the_pair_still_decodes(tmp_path):
