@@ -119,12 +119,14 @@ def generate(
     answers = {i: Response(id=names[i], error=error) for i, error in errors.items()}
     logger.info("engine %s (asked for: %s)", chosen, engine)
     meter = Meter(len(prompts), progress)
+    width, unused = models.drawable(tokenizer, decoder.vocab_size)
+    pad = stops[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     batch = Batch(
-        step=Step(decoding, len(tokenizer), is_pair=decoder.is_contrast),
+        step=Step(decoding, width, is_pair=decoder.is_contrast, unused=tuple(unused)),
         rows=rows,
         keys={i: noise_key(decoding.seed, names[i], decoding.sample) for i in rows},
         stops=stops,
-        pad=stops[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        pad=pad if pad < width else stops[0],  # an added token that the amateur has no row for
         size=batch_size,
         meter=meter,
     )
@@ -316,9 +318,10 @@ def _check(
             "expected a stop token from the tokenizer or the expert's generation_config; got none. "
             "Set tokenizer.eos_token or generation_config.eos_token_id."
         )
-    if decoder.is_contrast and decoder.vocab_size > len(tokenizer):
+    width, unused = models.drawable(tokenizer, decoder.vocab_size)
+    models.check_stops(stops, width, unused)
+    if decoder.is_contrast and decoder.vocab_size > width:
         raise ValueError(
-            f"expected a pair of at most {len(tokenizer)} ids, as many as the tokenizer has; "
-            f"got {decoder.vocab_size}. Make it with ContrastivePair(..., "
-            "vocab_size=len(tokenizer))."
+            f"expected a pair of at most {width} ids, the tokenizer's highest + 1; got "
+            f"{decoder.vocab_size}. Make it with ContrastivePair(..., vocab_size={width})."
         )

@@ -12,7 +12,7 @@ expert alone. At strength 0 the amateur is not run at all.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -39,7 +39,7 @@ from codit.engine.cache import (
     joint_config,
     reach,
 )
-from codit.engine.models import evaluating, read_pair, write_pair
+from codit.engine.models import check_stops, evaluating, read_pair, stop_ids, write_pair
 from codit.engine.models import load_tokenizer as load_tokenizer
 from codit.recipes import Decoding
 
@@ -62,11 +62,13 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
         amateur: its pre-trained counterpart, of the same architecture.
         strength: beta, weight of the amateur's log-probability, at least 0.
         plausibility: alpha in [0, 1]: keep v iff p_E(v) >= alpha max p_E.
-        vocab_size: number of ids that are tokens, len(tokenizer). Both models' logits are cut to
-            it: rows that pad an embedding can never be drawn. None: the narrower model's width.
+        vocab_size: the tokenizer's highest id + 1. Both models' logits are cut to it: rows that pad
+            an embedding can never be drawn. None: the narrower model's width.
+        unused: ids below it that are no token, never drawn either.
 
     Raises:
-        ValueError: models that cannot share a cache, or a number out of range.
+        ValueError: models that cannot share a cache, a number out of range, or a stop id of the
+            generation config that cannot be drawn.
     """
 
     is_contrast = True
@@ -79,11 +81,16 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
         strength: float = 1.0,
         plausibility: float = 0.01,
         vocab_size: int | None = None,
+        unused: Sequence[int] = (),
     ) -> None:
         for flag in ("_supports_sdpa", "_supports_flash_attn", "_supports_flex_attn"):
             setattr(self, flag, getattr(expert, flag))  # read by the next line's checks
         super().__init__(joint_config(expert.config, amateur.config, vocab_size=vocab_size))
         self.vocab_size = self.config.vocab_size
+        valid = torch.ones(self.vocab_size, dtype=torch.bool)
+        valid[list(unused)] = False
+        self.register_buffer("valid", valid if unused else None, persistent=False)
+        self.unused = list(unused)
         self.expert_layers = expert.config.get_text_config(decoder=True).num_hidden_layers
         self.expert, self.amateur = expert, amateur
         self.cache_names = [cache_name(type(model)) for model in (expert, amateur)]
@@ -93,6 +100,7 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
         self.strength, self.plausibility = strength, plausibility
         self.gather_head: bool | None = None  # None: where it was measured to pay
         self.check_values()
+        check_stops(stop_ids(None, self.generation_config), self.vocab_size, self.unused)
         self.eval()
 
     @contextmanager
@@ -183,7 +191,7 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
         inputs |= {"position_ids": position_ids, "use_cache": use_cache, "return_dict": True}
         inputs |= {"logits_to_keep": logits_to_keep}
         names = ("cache", "cache") if paged else self.cache_names
-        expert_logits = self._logits(self.expert, **inputs, **{names[0]: views[0]})
+        expert_logits = self._masked(self._logits(self.expert, **inputs, **{names[0]: views[0]}))
         # Shapes that depend on values fit into no graph, and gradients are kept whole.
         fixed = paged or torch.is_grad_enabled() or torch.compiler.is_compiling()
         run = partial(self._logits, self.amateur, **inputs, **{names[1]: views[1]})
@@ -235,8 +243,9 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         inputs = {"input_ids": input_ids, "attention_mask": mask, "use_cache": False}
         inputs |= {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
-        expert_logits = self._logits(self.expert, **inputs).float()
-        return expert_logits, self._logits(self.amateur, **inputs).float().to(expert_logits.device)
+        both = (self._logits(half, **inputs) for half in (self.expert, self.amateur))
+        ours, theirs = (self._masked(logits).float() for logits in both)
+        return ours, theirs.to(ours.device)
 
     def check_values(self) -> None:
         """Raise ValueError unless strength and plausibility are in range."""
@@ -261,6 +270,12 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
             inputs |= {name: tensor.to(device) for name, tensor in tensors.items()}
         with few.float32_logits(model):
             return model(**inputs).logits[..., : self.vocab_size]
+
+    def _masked(self, logits: Tensor) -> Tensor:
+        """Give the ids that are no token no probability."""
+        if self.valid is None:
+            return logits
+        return logits.masked_fill(~self.valid.to(logits.device), -torch.inf)
 
     def _halves(self, cache: Cache | PagedAttentionCache) -> tuple[Any, Any]:
         """Return the expert's and the amateur's view of a cache."""
@@ -342,6 +357,6 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
             tokenizer: the expert's, written beside both models for `load_tokenizer(folder)`.
             **save: handed to both models' `save_pretrained`.
         """
-        names = ("strength", "plausibility", "vocab_size")
+        names = ("strength", "plausibility", "vocab_size", "unused")
         values = {name: getattr(self, name) for name in names}
         write_pair(folder, self, values, tokenizer=tokenizer, **save)

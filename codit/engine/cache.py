@@ -9,7 +9,6 @@ is changed, so both still work alone. What has no source is ours.
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
 from typing import Any
 
@@ -33,7 +32,6 @@ CACHE = "cache" if IS_RENAMED else "past_key_values"
 UNPAGED = ("bloom", "ctrl", "falcon", "gpt_neox", "gpt_neox_japanese") if IS_RENAMED else ()
 
 
-@functools.cache
 def takes(model: type[PreTrainedModel]) -> frozenset[str]:
     """Return the names of a forward's arguments; "kwargs" where it takes any."""
     given = inspect.signature(model.forward).parameters.values()

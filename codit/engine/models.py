@@ -7,6 +7,7 @@ the ids of its prompt, and from an answer's ids to text. What has no source is o
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import re
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 Conversation = Sequence[Mapping[str, str]]
 PAIR_FILE = "pair.json"  # its presence marks the folder of a saved pair
+# What templates raise for a conversation they do not know.
+TEMPLATE_ERRORS = (jinja2.TemplateError, AttributeError, KeyError, TypeError, ValueError)
 
 
 def read_pair(
@@ -40,7 +43,7 @@ def read_pair(
 
     Returns:
         (PreTrainedModel, PreTrainedModel, dict): the models, and what else the pair is made with:
-        the saved pair's values, or vocab_size of the expert's tokenizer. The expert's generation
+        the saved pair's values, or `drawable` of the expert's tokenizer. The expert's generation
         config stops at its tokenizer's stop token too.
     """
     if "revision" in load:
@@ -69,7 +72,9 @@ def read_pair(
         for name, revision in zip((expert, amateur), revisions, strict=True)
     ]
     if tokenizer is not None:
-        values = {"vocab_size": n_ids(tokenizer, shared_width(*(m.config for m in models)))}
+        check_embedded(tokenizer, *(len(m.get_input_embeddings().weight) for m in models))
+        width = shared_width(*(m.config for m in models))
+        values = dict(zip(("vocab_size", "unused"), drawable(tokenizer, width), strict=True))
         config = models[0].generation_config
         config.eos_token_id = stop_ids(tokenizer, config)
         config.pad_token_id = tokenizer.pad_token_id
@@ -239,17 +244,50 @@ def check_tokenizers(
     return differences
 
 
-def n_ids(tokenizer: Tokenizer, width: int) -> int:
-    """Return the number of ids that a pair can draw: the tokenizer's.
+@functools.lru_cache(maxsize=8)
+def _known(tokenizer: Tokenizer, length: int) -> frozenset[int]:
+    return frozenset(tokenizer.get_vocab().values())
+
+
+def known_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    """Return the ids that are tokens; some published vocabularies have holes."""
+    return _known(tokenizer, len(tokenizer))
+
+
+def drawable(tokenizer: Tokenizer, width: int) -> tuple[int, list[int]]:
+    """Return how many ids a pair scores, the highest id + 1, and those of them that are no token.
 
     Some tokenizers name an added token more than their text model has logits (Gemma 3 1B): these
     are left out. Ordinary tokens beyond the logits are left in, for the pair to refuse.
     """
-    is_added = set(range(width, len(tokenizer))) <= set(tokenizer.added_tokens_decoder)
-    return min(len(tokenizer), width) if is_added else len(tokenizer)
+    known = known_ids(tokenizer)
+    beyond = {i for i in known if i >= width}
+    n = width if beyond and beyond <= {*tokenizer.added_tokens_decoder} else max(known) + 1
+    return n, sorted({*range(n)} - known)
 
 
-def stop_ids(tokenizer: Tokenizer, generation_config: GenerationConfig | None) -> list[int]:
+def check_embedded(tokenizer: Tokenizer, *widths: int) -> None:
+    """Refuse a tokenizer whose prompts hold ids that a model has no row for, of `widths` in all.
+
+    Padding may be such an id: `decode.generate` then pads with a stop token.
+    """
+    user, system, answer = (
+        {"role": role, "content": "a"} for role in ("user", "system", "assistant")
+    )
+    ids: set[int] = set()
+    for chat in ([user], [system, user], [user, answer, user]):
+        with contextlib.suppress(*TEMPLATE_ERRORS):
+            ids.update(prompt_ids(tokenizer, chat))
+    if missing := sorted(i for i in ids if i >= min(widths)):
+        names = ", ".join(tokenizer.convert_ids_to_tokens(missing[:3]))
+        raise ValueError(
+            "expected embeddings with a row for every id of a prompt; got "
+            f"{min(widths)} rows, and the ids {missing[:3]} ({names}). Take the model that the "
+            "expert was trained from, or give it rows by resize_token_embeddings and save it."
+        )
+
+
+def stop_ids(tokenizer: Tokenizer | None, generation_config: GenerationConfig | None) -> list[int]:
     """Return the ids that end a response, sorted: the tokenizer's stop token and the config's.
 
     A base model's config often lacks the id that ends a chat turn, and two models that stop on
@@ -257,7 +295,17 @@ def stop_ids(tokenizer: Tokenizer, generation_config: GenerationConfig | None) -
     """
     listed = getattr(generation_config, "eos_token_id", None)
     listed = listed if isinstance(listed, list) else [listed]
-    return sorted({i for i in (*listed, tokenizer.eos_token_id) if i is not None})
+    own = None if tokenizer is None else tokenizer.eos_token_id
+    return sorted({i for i in (*listed, own) if i is not None})
+
+
+def check_stops(stops: Sequence[int], vocab_size: int, unused: Sequence[int] = ()) -> None:
+    """Refuse stop ids that no engine could draw: responses would run on to the limit."""
+    if bad := [i for i in stops if i >= vocab_size or i in unused]:
+        raise ValueError(
+            f"expected stop ids below {vocab_size} that are tokens; got {bad}. Name those of the "
+            "tokenizer in the expert's generation config, or load both models with their tokenizer."
+        )
 
 
 def special_token_ids(tokenizer: Tokenizer) -> list[int]:
@@ -324,8 +372,7 @@ def prompt_or_error(
     """
     try:
         ids = prompt_ids(tokenizer, conversation)
-    except (jinja2.TemplateError, AttributeError, KeyError, TypeError, ValueError) as error:
-        # What templates raise for a conversation they do not know: any of these.
+    except TEMPLATE_ERRORS as error:
         return f"no prompt could be made: {type(error).__name__}: {error}"
     if context is not None and len(ids) > context - max_new_tokens:
         return (

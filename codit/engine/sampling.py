@@ -50,13 +50,15 @@ class Step:
 
     Args:
         decoding: the sampling rules; for a single model also plausibility.
-        vocabulary: number of ids the tokenizer knows; later columns are padding.
+        vocabulary: the tokenizer's highest id + 1; later columns are padding.
         is_pair: whether scores come from a pair, which has masked and contrasted them.
+        unused: ids below `vocabulary` that are no token.
     """
 
     decoding: Decoding
     vocabulary: int
     is_pair: bool
+    unused: tuple[int, ...] = ()
 
     def draw(self, scores: Tensor | Candidates, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return a token of each row, int64 [B], and its log q, float32 [B].
@@ -69,7 +71,7 @@ class Step:
         if isinstance(scores, Candidates):
             logq = scores.scores
         else:
-            logq = scores[:, : self.vocabulary].float()
+            logq = self.cut(scores).float()
             if not self.is_pair:  # a pair has done this, and more
                 logq = contrast(logq, None, strength=0.0, plausibility=self.decoding.plausibility)
         if self.decoding.temperature < GREEDY:
@@ -85,12 +87,19 @@ class Step:
         forced = torch.full_like(scores, float("-inf")).scatter(1, tokens[:, None], 0.0)
         return forced, logprobs
 
+    def cut(self, logits: Tensor) -> Tensor:
+        """Return logits [B, V] of tokens alone: -inf where an id is none."""
+        logits = logits[:, : self.vocabulary]
+        if not self.unused:
+            return logits
+        return logits.index_fill(1, torch.tensor(self.unused, device=logits.device), -torch.inf)
+
     def narrow(self, logits: Tensor) -> Tensor | Candidates:
         """Return log q of one model's plausible ids, or its logits [B, V] where these are many.
 
         Not within a CUDA graph: the number of plausible ids is a value, and a shape here.
         """
-        logits = logits[:, : self.vocabulary]
+        logits = self.cut(logits)
         found = candidates(logits, plausibility=self.decoding.plausibility)
         return logits if found is None else contrast_candidates(found, None, strength=0.0)
 

@@ -103,7 +103,7 @@ class _Runner:
         self.cache: Cache = growing_cache(model.config)
         self.mask: Tensor | None = None
         self.position = torch.empty(0, dtype=torch.long)
-        self.takes = takes(type(model))
+        self.takes, self.cache_name = takes(type(model)), cache_name(type(model))
 
     def prompts(self, prompts: list[list[int]]) -> Tensor | Candidates:
         """Read left-padded prompts in chunks, and return what `Step.draw` takes."""
@@ -146,7 +146,7 @@ class _Runner:
 
     def _run(self, ids: Tensor, mask: Tensor | None, positions: Tensor) -> Any:
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": True}
-        inputs[cache_name(type(self.model))] = self.cache
+        inputs[self.cache_name] = self.cache
         if self.step.is_pair:
             inputs["sparse"] = True
         # Some forwards do without: they take positions from the mask, and return all logits.

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModelForCausalLM,
@@ -19,6 +22,7 @@ from transformers import (
 )
 
 from codit import decode, recipes
+from codit.contrast import contrast
 from codit.engine.models import (
     answer_ids,
     check_tokenizers,
@@ -130,7 +134,7 @@ def test_loading_options_reach_both_models_and_revisions_their_own(tmp_path, mon
 def test_what_is_read_is_the_models_and_what_the_pair_is_made_with(tmp_path):
     folders = tiny.save_pair(tmp_path, "llama")
     expert, amateur, values = read_pair(*folders)
-    assert values == {"vocab_size": 280}
+    assert values == {"vocab_size": 280, "unused": []}
     pair = tiny.pair("llama")
     assert torch.equal(expert.lm_head.weight, pair.expert.lm_head.weight)
     assert torch.equal(amateur.lm_head.weight, pair.amateur.lm_head.weight)
@@ -226,6 +230,103 @@ def test_a_tokenizer_with_ordinary_tokens_beyond_the_logits_is_refused(tmp_path)
         model.save_pretrained(folder)
     with pytest.raises(ValueError, match="vocab_size must lie in 1..200"):
         ContrastivePair.from_pretrained(*folders)
+
+
+def with_hole(folder, **model):
+    """A saved model whose stop token has the highest id, 12 above all others."""
+    content = json.loads(tiny.tokenizer().backend_tokenizer.to_str())
+    content["model"]["vocab"][tiny.END] = 291
+    for token in content["added_tokens"]:
+        token["id"] = 291 if token["content"] == tiny.END else token["id"]
+    tokenizer = copy.deepcopy(tiny.tokenizer())
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(content))
+    tokenizer.save_pretrained(folder)
+    tiny.model("llama", vocab_size=300, **model).save_pretrained(folder)
+    return load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("engine", ["static", "continuous"])
+@pytest.mark.parametrize("plausibility", [0.0, 0.01])
+def test_a_vocabulary_with_holes_draws_its_highest_id_and_never_a_hole(
+    engine, plausibility, tmp_path
+):
+    tokenizer = with_hole(tmp_path / "e", seed=0, scale=1.0)
+    with_hole(tmp_path / "a", seed=1, scale=1.0)
+    assert len(tokenizer) == 280
+    assert tokenizer.eos_token_id == 291
+    folders = tmp_path / "e", tmp_path / "a"
+    pair = ContrastivePair.from_pretrained(*folders, plausibility=plausibility)
+    holes = [tiny.SPECIAL.index(tiny.END), *range(280, 291)]
+    assert (pair.vocab_size, pair.unused) == (292, holes)
+    tops = [logits.softmax(-1)[0, -1, holes].sum() for logits in pair.both_logits(IDS)]
+    assert tops == [0, 0]
+    with torch.no_grad():
+        models = (pair, pair.expert, pair.amateur)
+        q, expert, amateur = (one(input_ids=IDS).logits[0, -1, :292] for one in models)
+    valid = torch.ones(292, dtype=torch.bool)
+    valid[holes] = False
+    expected = contrast(expert, amateur, plausibility=plausibility, valid=valid).exp()
+    torch.testing.assert_close(q.exp(), expected, atol=1e-5, rtol=1e-5)
+    chats = [[{"role": "user", "content": f"the cat {n}"}] for n in range(8)]
+    how = recipes.Decoding(plausibility=plausibility, max_new_tokens=30)
+    for model, numbers in ((pair, {}), (pair.expert, {"strength": 0.0})):
+        drawn = decode.generate(
+            model, tokenizer, chats, replace(how, **numbers), engine=engine, progress=False
+        )
+        assert not {token for one in drawn for token in one.token_ids} & {*holes}
+    pair.save_pretrained(tmp_path / "pair")
+    assert ContrastivePair.from_pretrained(tmp_path / "pair").unused == holes
+
+
+def test_a_pair_that_cannot_draw_its_stop_token_is_refused(tmp_path):
+    with_hole(tmp_path, seed=0)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    model.generation_config.eos_token_id = [291]
+    with pytest.raises(ValueError, match=r"stop ids below 280 that are tokens; got \[291\]"):
+        ContrastivePair(model, model, vocab_size=280)
+    with pytest.raises(ValueError, match=r"stop ids below 292 that are tokens; got \[291\]"):
+        ContrastivePair(model, model, vocab_size=292, unused=[290, 291])
+
+
+def uneven(tmp_path, **tokens):
+    """An expert with an added token, and the base without a row for it."""
+    folders = tmp_path / "expert", tmp_path / "amateur"
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_special_tokens(tokens)
+    for folder, width, own in zip(folders, (281, 280), (tokenizer, tiny.tokenizer()), strict=True):
+        own.save_pretrained(folder)
+        tiny.model("llama", seed=width, vocab_size=width).save_pretrained(folder)
+    return folders
+
+
+@pytest.mark.parametrize("engine", ["static", "continuous"])
+def test_an_added_token_that_only_pads_needs_no_row_in_the_amateur(engine, tmp_path):
+    folders = uneven(tmp_path, pad_token="[PAD]")
+    with pytest.raises(ValueError, match="pass allow_renamed=True"):
+        ContrastivePair.from_pretrained(*folders)
+    pair = ContrastivePair.from_pretrained(*folders, allow_renamed=True)
+    tokenizer = load_tokenizer(folders[0])
+    assert tokenizer.pad_token_id == pair.vocab_size == 280
+    chats = [[{"role": "user", "content": text}] for text in ("the cat", "the cat sat on the mat")]
+    how = recipes.Decoding(max_new_tokens=5)
+    together = decode.generate(pair, tokenizer, chats, how, ids="ab", engine=engine, progress=False)
+    for chat, name, one in zip(chats, "ab", together, strict=True):
+        alone = decode.generate(pair, tokenizer, [chat], how, ids=[name], progress=False)
+        assert alone[0].token_ids == one.token_ids
+
+
+def test_an_added_token_that_prompts_hold_needs_a_row_in_both(tmp_path):
+    folders = uneven(tmp_path, bos_token="[BOS]")
+    tokenizer = load_tokenizer(folders[0])
+    tokenizer.chat_template = "[BOS]" + tokenizer.chat_template
+    tokenizer.save_pretrained(folders[0])
+    with pytest.raises(ValueError, match=r"got 280 rows, and the ids \[280\] \(\[BOS\]\)"):
+        ContrastivePair.from_pretrained(*folders, allow_renamed=True)
+    base = AutoModelForCausalLM.from_pretrained(folders[1])  # the remedy
+    base.resize_token_embeddings(281)
+    base.save_pretrained(folders[1])
+    pair = ContrastivePair.from_pretrained(*folders, allow_renamed=True)
+    assert pair.vocab_size == 281
 
 
 TOKENIZER = tiny.tokenizer()

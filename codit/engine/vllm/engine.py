@@ -16,7 +16,14 @@ from typing import Any
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 
 from codit.engine.cache import joint_config, reach, shared_width
-from codit.engine.models import check_tokenizers, load_tokenizer, loading, n_ids, read_model
+from codit.engine.models import (
+    check_embedded,
+    check_tokenizers,
+    drawable,
+    load_tokenizer,
+    loading,
+    read_model,
+)
 from codit.engine.sampling import GREEDY, Batch, Drawn
 from codit.engine.vllm.plugin import ARCHITECTURE, Settings
 from codit.recipes import Decoding
@@ -62,9 +69,11 @@ def overrides(
     for config, revision in zip(configs, (expert_revision, amateur_revision), strict=False):
         if not hasattr(config, "quantization_config"):  # vLLM's own formats are its own to check
             read_model(config.name_or_path, revision=revision, device_map="meta", **trust)
-    vocab_size = n_ids(tokenizer, shared_width(*configs))
+    width = shared_width(*configs)
+    check_embedded(tokenizer, width)
+    vocab_size, unused = drawable(tokenizer, width)
     joint_config(configs[0], configs[-1], vocab_size=vocab_size)
-    made = settings.as_dict() | {"vocab_size": vocab_size}
+    made = settings.as_dict() | {"vocab_size": vocab_size} | ({"unused": unused} if unused else {})
     return {"architectures": [ARCHITECTURE], "head_dtype": "float32", "codit": made}
 
 

@@ -113,6 +113,8 @@ class ContrastivePairForCausalLM(nn.Module):
         cut = expert[:, : self.ids].float()
         theirs = None if amateur is None else amateur[:, : self.ids]
         how = self.settings
+        if how.unused:
+            cut[:, list(how.unused)] = -torch.inf
         logq = contrast(cut, theirs, strength=how.strength, plausibility=how.plausibility)
         rest = cut - cut.amax(-1, keepdim=True) - BELOW
         made = rest.new_full(expert.shape, -torch.inf)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -30,8 +30,8 @@ class Settings:
         amateur_revision: its commit, tag or branch.
         strength: beta, at least 0.
         plausibility: alpha in [0, 1].
-        vocab_size: number of ids that are tokens, len(tokenizer). None: as many as the narrower
-            model has logits.
+        vocab_size: the tokenizer's highest id + 1. None: as many as the narrower model has logits.
+        unused: ids below it that are no token.
 
     Raises:
         ValueError: a number out of range, or no amateur where one is read.
@@ -42,6 +42,7 @@ class Settings:
     strength: float = 1.0
     plausibility: float = 0.01
     vocab_size: int | None = None
+    unused: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength < float("inf"):
@@ -80,4 +81,6 @@ class Settings:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the values that say something, as JSON can hold them."""
-        return {name: value for name, value in asdict(self).items() if value not in ("", None)}
+        return {
+            name: value for name, value in asdict(self).items() if value not in ("", None, [], ())
+        }
