@@ -35,6 +35,7 @@ Answer = Records | dict[str, str]  # of a worker: records, or what `_failure` te
 AHEAD = 4  # batches per worker that may be answered before an earlier one is
 DEATHS = 3  # of an actor, and of a batch's actors, that Ray makes good
 SECONDS = 10  # for a cluster to be reached
+STARTS = 3  # of a cluster: Ray waits 30 s, and a first start on a busy machine compiles Ray itself
 QUIET = {"RAY_BACKEND_LOG_LEVEL": "fatal"}
 OWN = {  # a cluster of its own
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # loopback only, as on Windows and macOS
@@ -238,8 +239,8 @@ def _ray() -> Any:
     return ray
 
 
-def _connect(ray: Any, address: str, workers: int | None) -> None:
-    """Start a cluster of its own, or join one."""
+def _connect(ray: Any, address: str, workers: int | None) -> Any:
+    """Start a cluster of its own, or join one, and return what Ray says of it."""
     how: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address == "local":
         cpus = max(os.cpu_count() or 1, workers or 1)  # more workers than cores share them
@@ -249,7 +250,12 @@ def _connect(ray: Any, address: str, workers: int | None) -> None:
         if port.isdigit():  # Ray itself would try for many minutes
             socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS).close()
         with _loopback(ray) if address == "local" else contextlib.nullcontext():
-            ray.init(address=address, **how)
+            for left in reversed(range(STARTS)):
+                try:
+                    return ray.init(address=address, **how)
+                except Exception as error:
+                    if not left or "timed out during startup" not in str(error):
+                        raise
     except Exception as error:  # Ray has no one exception for a cluster that is not there
         raise ConnectionError(
             f"expected a Ray cluster at {address}; got {_first_line(error)} Start one "

@@ -165,6 +165,23 @@ def test_a_batch_that_kills_every_worker_is_one_clear_error(shared: int, tmp_pat
     assert len(list(tmp_path.iterdir())) == 1 + workers.DEATHS
 
 
+@pytest.mark.parametrize("late", [0, 2, 3])
+def test_a_cluster_that_starts_slowly_is_started_again(late: int) -> None:
+    def init(**_: object) -> str:
+        nonlocal late
+        late -= 1
+        if late >= 0:
+            raise Exception("The current node timed out during startup. This could ...")
+        return "there"
+
+    slow = SimpleNamespace(init=init, _private=ray._private)
+    if late < workers.STARTS:
+        assert workers._connect(slow, "local", 1) == "there"
+    else:
+        with pytest.raises(ConnectionError, match="got Exception: The current node timed out"):
+            workers._connect(slow, "local", 1)
+
+
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with (
