@@ -46,16 +46,25 @@ from codit.recipes import Decoding
 
 @dataclass
 class PairOutput(CausalLMOutputWithPast):
-    """What a pair returns: `logits`, `past_key_values`, and `candidates` in place of logits."""
+    """What a pair returns: `logits`, its cache, and `candidates` in place of logits."""
 
     candidates: few.Candidates | None = None
+
+    @property
+    def last_hidden_state(self) -> Tensor:
+        """Refuse: two models have two."""
+        raise ValueError(
+            "a pair has no hidden state of its own. Give a trainer that reads hidden states a "
+            "codit.training.distillation.JointTeacher(pair)."
+        )
 
 
 class ContrastivePair(PreTrainedModel, GenerationMixin):
     """Two models that behave as one causal LM; its logits are log q of `contrast.contrast`.
 
     `strength` and `plausibility` are attributes and may be set at any time; for one call use
-    `with pair.override(...)`.
+    `with pair.override(...)`. `floor` is the smallest log q that is returned, -inf unless it is
+    set: for trainers that compute with implausible ids (TRL's GKDTrainer: -1e4, whose exp is 0).
 
     Args:
         expert: post-trained model; its generation config, stop ids included, becomes the pair's.
@@ -98,6 +107,7 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
         for name in {"hf_quantizer", "quantization_method", "hf_device_map"} & set(vars(expert)):
             setattr(self, name, getattr(expert, name))  # they restrict moving and compiling
         self.strength, self.plausibility = strength, plausibility
+        self.floor: float | None = None
         self.gather_head: bool | None = None  # None: where it was measured to pay
         self.check_values()
         check_stops(stop_ids(None, self.generation_config), self.vocab_size, self.unused)
@@ -198,6 +208,8 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
         logits, found = self._contrasted(expert_logits, run, fixed_shapes=fixed)
         if found is not None and not sparse:
             logits, found = found.dense(self.vocab_size).view(expert_logits.shape), None
+        if logits is not None and self.floor is not None:
+            logits = logits.clamp(min=self.floor)
         return PairOutput(logits=logits, candidates=found, **{CACHE: cache})
 
     def _contrasted(
