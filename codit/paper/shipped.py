@@ -97,7 +97,7 @@ def embed(name: str, *, fresh: bool = False) -> Path:
     write_json(staged / "evaluation.json", evaluate(staged, recipe))
     card(name, recipe, staged).save(staged / "README.md")
     store.write_manifest(staged, recipe, seconds=store.read_manifest(made).get("seconds"))
-    return _placed(staged, target)
+    return store.place(staged, target)
 
 
 def evaluate(folder: Path, recipe: Recipe) -> dict[str, float]:
@@ -207,20 +207,15 @@ def commit(name: str, made: Made) -> Path:
             f"expected at most {TOO_LARGE:,} bytes of {name}; got {size:,}. Keep fewer columns or "
             "rows."
         )
-    return _placed(_staged(found, target), target)
+    return store.place(_staged(found, target), target)
 
 
 def _staged(made: Path, target: Path, *left_out: str) -> Path:
     """Return a copy of a result beside the folder that it will replace."""
     staged = target.with_name(f".{target.name}.new")
-    shutil.rmtree(staged, ignore_errors=True)  # of a killed try, which the store might find
+    shutil.rmtree(staged, ignore_errors=True)  # of a killed try
     shutil.copytree(made, staged, ignore=shutil.ignore_patterns(*left_out))
     return staged
-
-
-def _placed(staged: Path, target: Path) -> Path:
-    shutil.rmtree(target, ignore_errors=True)
-    return staged.rename(target)
 
 
 def _check(names: Collection[str], known: Collection[str]) -> None:

@@ -64,7 +64,8 @@ def find(recipe: Any) -> Path | None:
     key = recipes.key(recipe)
     shipped = () if _is_installed() else SHIPPED
     for place in shipped:
-        for manifest in sorted((repository() / place).glob(f"*/{MANIFEST}")):
+        # Not in folders such as `.NAME.old`, which a killed process may have left.
+        for manifest in sorted((repository() / place).glob(f"[!.]*/{MANIFEST}")):
             if _holds(manifest.parent, key):
                 return manifest.parent
     folder = _folder(recipe, key)
@@ -112,7 +113,7 @@ def get(recipe: Any, make: Callable[[Any, Path], object], *, fresh: bool = False
 
 def place(made: Path, folder: Path) -> Path:
     """Rename a finished folder to where it belongs, in the stead of what lies there; return it."""
-    old = folder.with_name(folder.name + ".old")
+    old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)

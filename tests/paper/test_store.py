@@ -147,13 +147,13 @@ def test_a_kill_between_manifest_and_rename_loses_nothing() -> None:
 
 def test_a_kill_between_the_two_renames_of_a_fresh_result_keeps_the_new_one() -> None:
     folder = store.get(RECIPE, make)
-    folder.rename(folder.with_name(folder.name + ".old"))
+    folder.rename(folder.with_name(f".{folder.name}.old"))
     partial = folder.with_name(folder.name + ".partial")
     partial.mkdir()
     (partial / "text.txt").write_text("new")
     store.write_manifest(partial, RECIPE)
     assert (store.get(RECIPE, never) / "text.txt").read_text() == "new"
-    assert not folder.with_name(folder.name + ".old").exists()
+    assert not folder.with_name(f".{folder.name}.old").exists()
 
 
 @pytest.mark.parametrize("place", store.SHIPPED)
@@ -177,6 +177,31 @@ def test_fresh_neither_uses_nor_changes_a_shipped_folder(
     store.write_manifest(shipped, RECIPE)
     assert store.get(RECIPE, make, fresh=True).parent == cache
     assert [p.name for p in shipped.iterdir()] == ["manifest.json"]
+
+
+def test_what_a_kill_leaves_between_two_renames_is_not_taken_for_a_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "repository", lambda: tmp_path)
+    target, made = (tmp_path / "data" / "models" / name for name in ("world", ".world.new"))
+    for folder in (target, made):
+        folder.mkdir(parents=True)
+        store.write_manifest(folder, RECIPE)
+    rename = Path.rename
+
+    def killed(path: Path, to: Path) -> None:
+        if path == made:
+            raise KeyboardInterrupt
+        rename(path, to)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.place(made, target)
+    assert sorted(path.name for path in target.parent.iterdir()) == [".world.new", ".world.old"]
+    assert store.find(RECIPE) is None
+    assert store.place(made, target) == store.find(RECIPE) == target
+    assert [path.name for path in target.parent.iterdir()] == ["world"]
 
 
 @pytest.mark.parametrize(("text", "got"), [("{", "Expecting property name"), ("[1]", r"\[1\]")])
