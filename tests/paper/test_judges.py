@@ -508,10 +508,10 @@ def test_every_scale_asks_its_judges(name: str) -> None:
     found = judges.studies(chosen)
     assert list(found) == (["known", "unknown"] if chosen.tests else ["known"])
     for one in found.values():
-        assert one.judges == chosen.judges.judges
+        assert one.judges == chosen.judging.judges
         assert not isinstance(one.responses.prompts, File)
-        assert one.responses.prompts.n <= chosen.judges.n_prompts
-        assert 1 <= one.n_pairs <= chosen.judges.n_prompts
+        assert one.responses.prompts.n <= chosen.judging.n_prompts
+        assert 1 <= one.n_pairs <= chosen.judging.n_prompts
     assert recipes.key(found["known"]) == recipes.key(judges.studies(chosen)["known"])
 
 
