@@ -177,9 +177,8 @@ def cosines(
         ValueError: nothing in common, without `partial` not all of the body, numbers that are not
             finite, a model in place of a vector.
     """
-    of = {"rows": rows, "partial": partial}
-    u, tau = (vector_files.opened(source, **of) for source in (update, vector))
-    match = matched(u.tensors, tau.tensors, **of)
+    u, tau = (vector_files.opened(v, rows=rows, partial=partial) for v in (update, vector))
+    match = matched(u.tensors, tau.tensors, rows=rows, partial=partial)
     sums = {}
     for name, shape in tqdm(match.shapes.items(), "cosines", unit="tensor", disable=None):
         parts = (_sums(u.tensors, tau.tensors, name, b) for b in tensors.blocks(shape))
