@@ -25,6 +25,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers import AutoModelForCausalLM
 
 from codit import student, world
+from codit.dataset import workers
 from codit.engine.models import load_tokenizer
 from codit.files import replacing, write_json
 from codit.paper import arms, cosines, figures, judges, run, scales, store, tokens, transfer
@@ -328,4 +329,5 @@ def write_claims() -> None:
 
 if __name__ == "__main__":
     commands = {"claims": write_claims, "models": make_models, "tables": make_tables}
-    tyro.extras.subcommand_cli_from_dict(commands)
+    with workers.stoppable():
+        tyro.extras.subcommand_cli_from_dict(commands)
