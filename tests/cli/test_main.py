@@ -269,7 +269,7 @@ def test_sigterm_ends_workers_and_keeps_what_is_answered(
 ) -> None:
     out = tmp_path / "data.jsonl"
     more = ["--workers", "2", "--plausibility", "1"]
-    long = [part.replace("12", "300") for part in arguments(place, out, *more)]
+    long = [part.replace("12", "48") for part in arguments(place, out, *more)]
     child = ask(ready, long)
     partial = out.with_name("data.partial")
     while not (partial.exists() and partial.stat().st_size):

@@ -174,7 +174,9 @@ child.wait()
 """
 
 
-@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "stop", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.long)]
+)
 def test_workers_kernels_and_their_children_end_with_a_command_that_is_stopped(
     folder: Path, stop: signal.Signals
 ) -> None:
