@@ -50,7 +50,14 @@ ADDITION = "addition.json"
 log = logging.getLogger(__name__)
 
 
-def difference(post: Weights, pre: Weights, out: str | Path, *, rows: int | None = None) -> Path:
+def difference(
+    post: Weights,
+    pre: Weights,
+    out: str | Path,
+    *,
+    rows: int | None = None,
+    partial: bool = False,
+) -> Path:
     """Write the chat vector of a pair, and return `out`: a sharded safetensors folder in float32.
 
     tau = theta_post - theta_pre, subtracted in float64
@@ -64,13 +71,15 @@ def difference(post: Weights, pre: Weights, out: str | Path, *, rows: int | None
             exactly, and what was not matched.
         rows: ids of the vocabulary; rows of embedding and head beyond are left out. None: those
             that both models have.
+        partial: leave out tensors of the body that only one has or that differ in shape.
 
     Raises:
-        ValueError: no tensor in common, numbers that are not finite, or `out` is not empty.
+        ValueError: no tensor in common, without `partial` not all of the body, numbers that are not
+            finite, or `out` is not empty.
     """
     with tensors.staged(out) as folder:
         first, second = tensors.opened(post), tensors.opened(pre)
-        match = matched(first, second, rows=rows)
+        match = matched(first, second, rows=rows, partial=partial)
         count: Counter[str] = Counter()
 
         def read(name: str, block: Block) -> Tensor:
@@ -141,7 +150,9 @@ def add(
     return Path(out)
 
 
-def cosines(update: Vector, vector: Vector, *, rows: int | None = None) -> pd.DataFrame:
+def cosines(
+    update: Vector, vector: Vector, *, rows: int | None = None, partial: bool = False
+) -> pd.DataFrame:
     """Compare a student's update with a chat vector, tensor by tensor and pooled.
 
     cos = <u, tau> / (|u| |tau|), accumulated in float64
@@ -152,19 +163,22 @@ def cosines(update: Vector, vector: Vector, *, rows: int | None = None) -> pd.Da
         vector: tau.
         rows: ids of the vocabulary; rows of embedding and head beyond are left out. None: those
             that all have.
+        partial: leave out tensors of the body that not all have, or not in one shape.
 
     Returns:
         DataFrame: as `table` returns it. Its `attrs`: `missing` (tensors of the vector that the
         update lacks), `extra` (the reverse), `mismatched` (name, update's, vector's dtype and
-        shape), `cut` (name, update's rows, vector's rows, rows used), `matched` (tensors),
+        shape), `cut` (name, update's rows, vector's rows, rows used), `unloaded` (tensors that
+        transformers leaves in the files), `matched` (tensors),
         `zero_norm` (tensors whose cosine is NaN), `zeros_update` and `zeros_vector` (share of exact
         zeros), `update` and `vector` (what is known of each, such as what a pair did not match).
 
     Raises:
-        ValueError: nothing in common, numbers that are not finite, a model in place of a vector.
+        ValueError: nothing in common, without `partial` not all of the body, numbers that are not
+            finite, a model in place of a vector.
     """
-    u, tau = (vector_files.opened(source, rows=rows) for source in (update, vector))
-    match = matched(u.tensors, tau.tensors, rows=rows)
+    u, tau = (vector_files.opened(v, rows=rows, partial=partial) for v in (update, vector))
+    match = matched(u.tensors, tau.tensors, rows=rows, partial=partial)
     sums = {}
     for name, shape in tqdm(match.shapes.items(), "cosines", unit="tensor", disable=None):
         parts = (_sums(u.tensors, tau.tensors, name, b) for b in tensors.blocks(shape))
@@ -271,7 +285,7 @@ def _addable(tau: Tensors, base: Tensors, skip_embed: bool) -> Match:
             replace(t, shapes={n: s for n, s in t.shapes.items() if module_of(n) not in VOCABULARY})
             for t in (tau, base)
         )
-    match = matched(tau, base)
+    match = matched(tau, base, partial=True)
     if match.mismatched:
         name, got, expected = match.mismatched[0]
         raise ValueError(
@@ -279,16 +293,10 @@ def _addable(tau: Tensors, base: Tensors, skip_embed: bool) -> Match:
             f"{len(match.mismatched)} tensors of another shape or dtype. A chat vector fits its "
             "own architecture only; for another vocabulary pass skip_embed=True."
         )
-    kinds = {**tau.dtypes, **base.dtypes}
-    alone = [
-        name
-        for name in (*match.missing, *match.extra)
-        if module_of(name) not in VOCABULARY and kinds[name] in FLOATS
-    ]
-    if alone:
+    if match.lost:
         raise ValueError(
-            f"expected {base.label} to have the tensors of {tau.label}; got {len(alone)} that only "
-            f"one of them has, such as {alone[0]}. A chat vector can be added within one "
+            f"expected {base.label} to have the tensors of {tau.label}; got {len(match.lost)} that "
+            f"only one of them has, such as {match.lost[0]}. A chat vector can be added within one "
             "architecture only."
         )
     return match

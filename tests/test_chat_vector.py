@@ -264,6 +264,41 @@ def test_an_untied_head_that_the_vector_lacks_is_reported_and_unchanged(
     assert torch.equal(weights(made)[HEAD], weights(pair[1])[HEAD])
 
 
+OLD = {  # what old files hold, and transformers no longer loads
+    "llama": ["model.layers.0.self_attn.rotary_emb.inv_freq"],
+    "gpt2": ["transformer.h.0.attn.bias", "transformer.h.0.attn.masked_bias"],
+    "gpt_neox": [
+        "gpt_neox.layers.0.attention.bias",
+        "gpt_neox.layers.0.attention.masked_bias",
+        "gpt_neox.layers.0.attention.rotary_emb.inv_freq",
+    ],
+}
+
+
+@pytest.mark.parametrize("architecture", OLD)
+def test_buffers_of_old_files_and_a_missing_prefix_change_no_vector(
+    architecture: str, tmp_path: Path
+) -> None:
+    expert, amateur = tiny.save_pair(tmp_path, architecture)
+    prefix = OLD[architecture][0].partition(".")[0] + "."
+    old = shutil.copytree(amateur, tmp_path / "old")
+    buffers = {name: noise(3, 4).float() for name in OLD[architecture]}
+    bare = {n.removeprefix(prefix): t for n, t in (weights(amateur) | buffers).items()}
+    save_file(bare, old / "model.safetensors", metadata={"format": "pt"})
+    tau = difference(expert, amateur, tmp_path / "tau")
+    again = difference(expert, old, tmp_path / "again")
+    assert weights(again).keys() == weights(tau).keys()
+    assert all(torch.equal(tensor, weights(again)[name]) for name, tensor in weights(tau).items())
+    unloaded = [name.removeprefix(prefix) for name in OLD[architecture]]
+    assert report(again, INFO)["unloaded"] == unloaded
+    folder = add(old, tau, tmp_path / "sum")
+    assert weights(folder).keys() == bare.keys()
+    assert all(torch.equal(weights(folder)[name], bare[name]) for name in unloaded)
+    assert report(folder)["vectors"][0]["unloaded"] == unloaded
+    made, post = (AutoModelForCausalLM.from_pretrained(f)(IDS).logits for f in (folder, expert))
+    assert (made - post).abs().max() < 1e-4
+
+
 def test_changes_that_the_targets_dtype_rounds_away_are_counted(tmp_path: Path) -> None:
     (tmp_path / "target").mkdir()
     target = {"a": torch.tensor([1.0, 1.0, 1.0, -0.0]).bfloat16()}
@@ -381,8 +416,10 @@ def test_what_is_missing_extra_or_of_another_shape_is_reported(
     gone, more, other = list(tau)[3], "model.layers.9.new", list(tau)[5]
     del u[gone]
     u |= {more: torch.ones(3), other: torch.ones(2, 2)}
+    with pytest.raises(ValueError, match=f"got 2 tensors .* and 1 of .*, such as {gone}"):
+        cosines(u, tau)
     with caplog.at_level(logging.WARNING):
-        table = cosines(u, tau)
+        table = cosines(u, tau, partial=True)
     assert table.attrs["missing"] == [gone]
     assert table.attrs["extra"] == [more]
     sizes = ("F32 [2, 2]", f"F64 {list(tau[other].shape)}")
@@ -653,7 +690,7 @@ def test_the_name_of_a_tensor_that_does_not_fit_is_told(
     tensors = load_file(wide / "model.safetensors")
     tensors["model.layers.1.mlp.up_proj.weight"] = torch.ones(50, 32)
     save_file(tensors, wide / "model.safetensors")
-    table = cosines((wide, pair[1]), pair)
+    table = cosines((wide, pair[1]), pair, partial=True)
     expected = ["model.layers.1.mlp.up_proj.weight", "F32 [50, 32]", "F32 [48, 32]"]
     assert list(table.attrs["update"]["mismatched"][0]) == expected
     full = {**state(0), "model.layers.1.mlp.up_proj.weight": torch.ones(50, 32)}

@@ -17,6 +17,7 @@ import tyro
 import codit
 from codit import recipes
 from codit.cli import chat_vector, judge, mt_bench, overlap, serve, synthesis
+from codit.dataset import workers
 
 
 def train(
@@ -80,26 +81,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         int: exit status: 0, 1 where a command did not succeed, 2 for what the user can mend, 130
-        when interrupted.
+        when interrupted. SIGTERM does the same, and exits with 143.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments == ["--version"]:
         print(f"codit {codit.__version__}")
         return 0
     try:
-        status = tyro.extras.subcommand_cli_from_dict(
-            _commands(arguments[:1]),
-            prog="codit",
-            description="Instruction-tuning data by contrasting a post-trained model with its "
-            "pre-trained self (arXiv 2604.13538).",
-            args=arguments,
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
+        with workers.stoppable():
+            status = tyro.extras.subcommand_cli_from_dict(
+                _commands(arguments[:1]),
+                prog="codit",
+                description="Instruction-tuning data by contrasting a post-trained model with its "
+                "pre-trained self (arXiv 2604.13538).",
+                args=arguments,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
     except (ValueError, OSError) as error:
         print(f"codit: {_one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("codit: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
     return int(status)
 

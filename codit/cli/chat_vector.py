@@ -14,7 +14,9 @@ import tyro
 from codit.cli.flags import Repeated
 
 
-def extract(*, post: str, pre: str, out: Path, rows: int | None = None) -> int:
+def extract(
+    *, post: str, pre: str, out: Path, rows: int | None = None, partial: bool = False
+) -> int:
     """Write the chat vector of a pair, expert minus amateur, in float32.
 
     Args:
@@ -23,11 +25,12 @@ def extract(*, post: str, pre: str, out: Path, rows: int | None = None) -> int:
         out: a new folder.
         rows: ids of the vocabulary, len(tokenizer); rows beyond are padding. Default: those that
             both models have.
+        partial: go on without tensors of the body that only one has or that differ in shape.
     """
     from codit import chat_vector
     from codit.weights import vector as vector_files
 
-    chat_vector.difference(post, pre, out, rows=rows)
+    chat_vector.difference(post, pre, out, rows=rows, partial=partial)
     info = json.loads((out / vector_files.INFO).read_text(encoding="utf-8"))
     print(
         f"{out}: {info['numbers']} numbers, {info['zeros']:.2%} exactly zero; adding it to {pre} "
@@ -45,6 +48,7 @@ def cosine(
     post: str | None = None,
     pre: str | None = None,
     rows: int | None = None,
+    partial: bool = False,
     group: Annotated[
         tuple[Literal["tensor", "layer", "module", "expert", "global"], ...], Repeated
     ] = (),
@@ -60,6 +64,7 @@ def cosine(
         post: folder or Hub name of the post-trained model.
         pre: folder or Hub name of its own pre-trained counterpart.
         rows: ids of the vocabulary, len(tokenizer). Default: those that all have.
+        partial: go on without tensors of the body that not all have, or not in one shape.
         group: what to show; may be repeated. Default: module and global.
         out: write the whole table, every tensor and layer too, to this .csv file.
     """
@@ -71,7 +76,7 @@ def cosine(
         raise ValueError(f"out must be a file name ending in .csv; got {out}.")
     from codit import chat_vector
 
-    table = chat_vector.cosines(*sides, rows=rows)
+    table = chat_vector.cosines(*sides, rows=rows, partial=partial)
     shown = table[table["group"].isin(group or ("module", "global"))]
     print(shown.to_string(index=False))
     chance = chat_vector.chance(int(table["n"].max()))
@@ -145,6 +150,8 @@ def _either(name: str, folder: str | None, pair: dict[str, str | None]) -> Any:
 
 def _left_out(report: Any) -> str:
     """Say how many tensors were matched and how many not."""
+    from codit.weights.vector import KINDS
+
     parts = [f"{report['matched']} tensors matched"]
-    parts += [f"{len(report[k])} {k}" for k in ("missing", "extra", "mismatched", "cut")]
+    parts += [f"{len(report[k])} {k}" for k in KINDS]
     return ", ".join(parts)

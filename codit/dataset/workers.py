@@ -1,8 +1,8 @@
 """Batches answered by other processes, in order: of this machine, or of a Ray cluster.
 
 Worker number k calls `load(k)` once and answers batches by what it returns. A worker ends with its
-driver, whatever ends that. One that dies ends the run; what was given back before is whole. Numbers
-without a source are ours.
+driver, whatever ends that. One that dies ends the run; what was given back before is whole. How a
+command that has started processes is stopped stands here too. Numbers without a source are ours.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import threading
 import traceback
 import warnings
@@ -21,9 +22,11 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
 
+import psutil
 from tqdm import tqdm
 
 Row = Mapping[str, Any]
@@ -36,6 +39,7 @@ AHEAD = 4  # batches per worker that may be answered before an earlier one is
 DEATHS = 3  # of an actor, and of a batch's actors, that Ray makes good
 SECONDS = 10  # for a cluster to be reached
 STARTS = 3  # of a cluster: Ray waits 30 s, and a first start on a busy machine compiles Ray itself
+PATIENCE = 5  # seconds until a process that was told to end is killed
 QUIET = {"RAY_BACKEND_LOG_LEVEL": "fatal"}
 OWN = {  # a cluster of its own
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # loopback only, as on Windows and macOS
@@ -46,6 +50,72 @@ KINDS: dict[str, type[Exception]] = {
 }
 REMEDY = "Use fewer workers or a smaller batch size; finished batches are kept, and the same "
 REMEDY += "command goes on from there."
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Let SIGTERM stop a `with` block as Ctrl-C does, with status 143; end what the block started.
+
+    Processes that these have started are ended too. A second SIGTERM is ignored.
+    """
+    if threading.current_thread() is not threading.main_thread():  # signals are for that alone
+        yield
+        return
+    known, mine = set(psutil.Process().children()), set[psutil.Process]()
+
+    def collect() -> None:
+        for child in set(psutil.Process().children()) - known:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                mine.update((child, *child.children(recursive=True)))
+
+    def stop(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        collect()  # where a worker ends, what it has started loses its parent
+        raise KeyboardInterrupt(number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        collect()
+        _end(mine)
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # tells of each unfinished task
+        print("codit: interrupted; the same command goes on from here", file=sys.stderr)
+        if stopped.args:
+            sys.exit(128 + signal.SIGTERM)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end(processes: set[psutil.Process]) -> None:
+    """Tell processes to end, and kill those that do not."""
+    own = resource_tracker._resource_tracker._pid  # type: ignore[attr-defined]
+    left = [process for process in processes if process.pid != own]  # it ends by itself, last
+    for deed in ("terminate", "kill"):
+        for process in left:
+            with contextlib.suppress(psutil.Error):
+                getattr(process, deed)()
+        left = psutil.wait_procs(left, PATIENCE)[1]
+
+
+@contextlib.contextmanager
+def pool(
+    size: int, begin: Callable[..., object] | None = None, *given: Any
+) -> Iterator[ProcessPoolExecutor]:
+    """Give processes that call `begin(*given)` and end with the block, whatever they are doing.
+
+    They end with this process too, whatever ends it.
+    """
+    context = multiprocessing.get_context("spawn")  # a fork would share locks and CUDA
+    theirs, ours = context.Pipe(duplex=False)
+    made = ProcessPoolExecutor(size, context, _begin, (theirs, begin, given))
+    try:
+        yield made
+    finally:
+        ours.close()
+        made.shutdown(cancel_futures=True)
+        theirs.close()
 
 
 def answers(load: Load, batches: Sequence[Sequence[Row]], *, workers: int) -> Stream:
@@ -60,36 +130,30 @@ def answers(load: Load, batches: Sequence[Sequence[Row]], *, workers: int) -> St
     if not batches:
         return
     size = min(workers, len(batches))
-    context = multiprocessing.get_context("spawn")  # a fork would share locks and CUDA
-    theirs, ours = context.Pipe(duplex=False)
-    numbers = context.SimpleQueue()
+    numbers = multiprocessing.get_context("spawn").SimpleQueue()
     for number in range(size):
         numbers.put(number)
-    pool = ProcessPoolExecutor(size, context, _begin, (load, numbers, theirs))
     waiting: deque[Future[Answer]] = deque()
     try:
-        for batch in batches:
-            waiting.append(_submit(pool, batch))
-            if len(waiting) > AHEAD * size:
+        with pool(size, _ready, load, numbers) as made:
+            for batch in batches:
+                waiting.append(_submit(made, batch))
+                if len(waiting) > AHEAD * size:
+                    yield _records(waiting.popleft().result())
+            while waiting:
                 yield _records(waiting.popleft().result())
-        while waiting:
-            yield _records(waiting.popleft().result())
     except BrokenProcessPool as error:
         raise ChildProcessError(
             f"expected {size} workers to answer; one died, killed most often for want of memory. "
             + REMEDY
         ) from error
-    finally:
-        ours.close()  # the workers end, whatever they are doing
-        pool.shutdown(cancel_futures=True)
-        theirs.close()
 
 
-def _submit(pool: ProcessPoolExecutor, batch: Sequence[Row]) -> Future[Answer]:
+def _submit(made: ProcessPoolExecutor, batch: Sequence[Row]) -> Future[Answer]:
     """Submit a batch. Ctrl-C is for the driver alone: a process inherits what is blocked."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
-        return pool.submit(_answer, batch)
+        return made.submit(_answer, batch)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -118,8 +182,13 @@ class _Worker:
 _here: list[_Worker] = []  # in a worker's process: itself
 
 
-def _begin(load: Load, numbers: Any, driver: Connection) -> None:
+def _begin(driver: Connection, begin: Callable[..., object] | None, given: Sequence[Any]) -> None:
     threading.Thread(target=_end_with, args=(driver,), daemon=True).start()
+    if begin is not None:
+        begin(*given)
+
+
+def _ready(load: Load, numbers: Any) -> None:
     tqdm.set_lock(threading.RLock())  # its own would outlive a worker
     _here.append(_Worker(load, numbers.get()))
 
@@ -169,7 +238,10 @@ def cluster(address: str, workers: int | None) -> Iterator[int]:
     joined = ray.is_initialized()
     with _environment(QUIET | OWN if address == "local" else QUIET):
         if not joined:
+            before = signal.getsignal(signal.SIGTERM)
             _connect(ray, address, workers)
+            with contextlib.suppress(ValueError):  # not in the main thread, Ray sets none either
+                signal.signal(signal.SIGTERM, before)
         try:
             kind, there = _room(ray)
             if (workers or 1) > there:

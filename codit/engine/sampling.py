@@ -12,6 +12,7 @@ step from 0, q the model's or the pair's next-token distribution, u a uniform nu
 from __future__ import annotations
 
 import hashlib
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -154,8 +155,10 @@ class Meter:
     """A progress bar in rows, with tokens/s beside it."""
 
     def __init__(self, total: int, shown: bool) -> None:
-        # leave=None: inside another bar, such as a synthesis's, this one goes when it is done.
-        self.bar = tqdm(total=total, unit="row", disable=not shown, desc="responses", leave=None)
+        # leave=None: inside another bar, such as a synthesis's, this one goes when it is done. Only
+        # a terminal can move its cursor between the two.
+        how: dict[str, Any] = {"leave": None, "position": None if sys.stderr.isatty() else 0}
+        self.bar = tqdm(total=total, unit="row", disable=not shown, desc="responses", **how)
         self.tokens, self.start, self.shown_at = 0, time.monotonic(), 0.0
 
     def add(self, *, rows: int, tokens: int = 0) -> None:

@@ -1,12 +1,13 @@
 """What a dataset shares with benchmarks, and its rows with each other; no model, no server.
 
-A text is compared by its words: Unicode compatibility forms, case folded, punctuation left out, and
-each Chinese or Japanese character a word of its own. Values and choices without a source are ours.
+A text is compared by its words: Unicode compatibility forms, case folded, invisible characters and
+punctuation left out. A mark belongs to the letter before it. Where a script puts no spaces between
+words, each letter with its marks is a word: Chinese, Japanese, Thai, Lao, Khmer, Burmese. Values
+and choices without a source are ours.
 """
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,7 +24,10 @@ WEIGHTS = (0.05, 0.95)  # a pair proposed in vain costs little, one missed is mi
 IDS = ("id", "question_id", "key")  # of benchmarks' rows
 FIELDS = ("instruction", "response", "earlier turns")
 UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-WORD = re.compile(f"[{UNSPACED}]|[^\\W_{UNSPACED}]+")
+UNSPACED += r"\p{Line_Break=Complex_Context}"  # Unicode's class of South East Asian letters
+WORD = rf"[\p{{L}}\p{{N}}--[{UNSPACED}]][\p{{L}}\p{{N}}\p{{M}}--[{UNSPACED}]]*"
+WORD += r"|[\p{L}\p{N}]\p{M}*"
+UNSEEN = r"[\p{Cf}\p{Default_Ignorable_Code_Point}]+"  # joiners, soft hyphens, ...
 
 Words = tuple[str, ...]
 
@@ -137,8 +141,12 @@ def near_duplicates(texts: Iterable[str], *, threshold: float = 0.8) -> dict[int
 
 
 def words(text: str) -> Words:
-    """Return a text's words as they are compared: letters and digits only."""
-    return tuple(WORD.findall(unicodedata.normalize("NFKC", text).casefold()))
+    """Return a text's words as they are compared: letters and digits with their marks only."""
+    import regex  # here: every command would wait for it
+
+    folded = unicodedata.normalize("NFKC", regex.sub(UNSEEN, "", text)).casefold()
+    whole = unicodedata.normalize("NFKC", folded)  # folding takes some letters apart
+    return tuple(regex.findall(WORD, whole, regex.VERSION1))
 
 
 def read_benchmark(path: str | Path) -> Benchmark:

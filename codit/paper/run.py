@@ -16,9 +16,7 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +28,7 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 import codit
+from codit.dataset import workers
 from codit.files import versions, write_json
 from codit.paper import figures, store
 
@@ -88,8 +87,7 @@ def reproduce(
     work = partial(bring_up_to_date, parameters=dict(parameters), fresh=fresh)
     if jobs == 1:
         return list(map(work, paths))
-    # "spawn": a forked child would inherit locks of threads that it does not have.
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    with workers.pool(jobs) as pool:
         return list(pool.map(work, paths))
 
 

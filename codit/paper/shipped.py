@@ -24,6 +24,7 @@ import tyro
 from huggingface_hub import ModelCard, ModelCardData
 
 from codit import student, world
+from codit.dataset import workers
 from codit.engine.models import load_tokenizer, read_model
 from codit.files import replacing, write_json
 from codit.paper import arms, cosines, figures, judges, run, scales, store, tokens, transfer
@@ -322,4 +323,5 @@ def write_claims() -> None:
 
 if __name__ == "__main__":
     commands = {"claims": write_claims, "models": make_models, "tables": make_tables}
-    tyro.extras.subcommand_cli_from_dict(commands)
+    with workers.stoppable():
+        tyro.extras.subcommand_cli_from_dict(commands)

@@ -13,20 +13,26 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 import filelock
 import huggingface_hub
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.modeling_utils import _get_resolved_checkpoint_files
 
 from codit.files import write_json
-from codit.weights.names import module_of
+from codit.weights.names import VOCABULARY, module_of
 
 Block: TypeAlias = tuple[slice, ...]
 Shape: TypeAlias = tuple[int, ...]
@@ -48,13 +54,17 @@ FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 class Tensors:
     """A named collection of tensors, of which `read(name, block)` returns a part.
 
-    `dtypes` are the words of safetensors; `label` names the collection in messages.
+    `dtypes` are the words of safetensors; `label` names the collection in messages. `stored` are
+    names in the files where these differ. `unloaded` are tensors that transformers leaves in the
+    files: old checkpoints' buffers, parts for other programs.
     """
 
     label: str
     shapes: Mapping[str, Shape]
     dtypes: Mapping[str, str]
     read: Callable[[str, Block], Tensor]
+    stored: Mapping[str, str] = field(default_factory=dict)
+    unloaded: Collection[str] = ()
 
 
 def resolve(name: str | Path) -> Path:
@@ -84,10 +94,13 @@ def resolve(name: str | Path) -> Path:
 def opened(source: str | Path | Mapping[str, Tensor]) -> Tensors:
     """Return the tensors of a checkpoint, or of a mapping in memory, without reading them.
 
-    `source` is what `resolve` takes, or tensors by name. A head that is tied to the embedding is
-    left out where a file holds it too: it is one tensor.
+    `source` is what `resolve` takes, or tensors by name. Files and names are those that
+    transformers loads, so that a name is the same with and without the base model's prefix; in a
+    folder without a config, or of a model that it does not know, those of the files. A head that is
+    tied to the embedding is left out where a file holds it too: it is one tensor.
 
-    ValueError: no such model, no safetensors in it, or an index that does not fit its files.
+    ValueError: no such model, no safetensors in it, an index that does not fit its files, or not
+    all weights of the model.
     """
     if isinstance(source, Mapping):
         tensors, words = dict(source), {dtype: word for word, dtype in FLOATS.items()}
@@ -98,16 +111,31 @@ def opened(source: str | Path | Mapping[str, Tensor]) -> Tensors:
             lambda name, block: tensors[name].detach()[block].cpu(),
         )
     folder = resolve(source)
-    files, shapes, dtypes = _headers(folder)
+    model = _skeleton(folder)
+    files, shapes, dtypes = _headers(folder, model)
     for name in [n for n in shapes if module_of(n) == "head"] if _is_tied(folder) else []:
         if any(module_of(other) == "embed" for other in shapes):
             del shapes[name], dtypes[name]
 
+    loaded = dict(zip(shapes, shapes, strict=True)) if model is None else _loaded(model, shapes)
+    stored = {loaded.get(name, name): name for name in shapes}
+    if len(stored) < len(shapes):
+        twice = sorted(shapes.keys() - stored.values())[0]
+        raise ValueError(f"expected every weight once in {folder}; got another {twice}. Remove it.")
+
     def read(name: str, block: Block) -> Tensor:
+        name = stored[name]
         with safe_open(files[name], "pt") as file:
             return file.get_slice(name)[block] if block else file.get_tensor(name)
 
-    return Tensors(str(source), shapes, dtypes, read)
+    return Tensors(
+        str(source),
+        {name: shapes[own] for name, own in stored.items()},
+        {name: dtypes[own] for name, own in stored.items()},
+        read,
+        stored,
+        shapes.keys() - loaded.keys(),
+    )
 
 
 def blocks(shape: Sequence[int]) -> Iterator[Block]:
@@ -150,7 +178,7 @@ def write(tensors: Tensors, folder: Path, *, shard_bytes: int = SHARD) -> None:
         for number, names in enumerate(shards, 1):
             file = folder / f"model-{number:05d}-of-{len(shards):05d}.safetensors"
             _write_shard(tensors, names, sizes, file, bar)
-            where |= dict.fromkeys(names, file.name)
+            where |= {tensors.stored.get(name, name): file.name for name in names}
     index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
     write_json(folder / INDEX, index)
 
@@ -185,17 +213,77 @@ def _check_free(out: Path) -> None:
         )
 
 
-def _headers(folder: Path) -> tuple[dict[str, Path], dict[str, Shape], dict[str, str]]:
-    """Return file, shape and dtype of every tensor in a folder."""
-    listed = None
-    paths = [folder / SINGLE]
-    if (folder / INDEX).is_file():
-        listed = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-        paths = [folder / name for name in sorted(set(listed.values()))]
+def _skeleton(folder: Path) -> PreTrainedModel | None:
+    """Return a checkpoint's causal LM without numbers; None where transformers knows none."""
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError, StrictDataclassError):
+        return None
+
+
+def _loaded(model: PreTrainedModel, stored: Collection[str]) -> dict[str, str]:
+    """Return the tensors of a file that transformers loads into a model: by stored name, its own.
+
+    What it merges or splits, the experts of a layer say, keeps its stored name. ValueError: weights
+    of the body are in no file.
+    """
+    changes, own = get_model_conversion_mapping(model), model.state_dict()
+    renamings = [change for change in changes if isinstance(change, WeightRenaming)]
+    converters = [change for change in changes if isinstance(change, WeightConverter)]
+    by_pattern = {pattern: c.target_patterns for c in converters for pattern in c.source_patterns}
+    names, absent = {}, {name for name in own if module_of(name) not in VOCABULARY}
+    for old in stored:
+        new, pattern = rename_source_key(
+            old,
+            renamings,
+            converters,
+            base_model_prefix=model.base_model_prefix,
+            meta_state_dict=own,
+        )
+        if new not in own and old in own:
+            new, pattern = old, None
+        if new in own:
+            first, *others = by_pattern.get(pattern, [""])
+            absent -= {new, *(new.replace(first, other) for other in others)}
+            names[old] = new if pattern is None else old
+    report = SimpleNamespace(missing_keys=absent, unexpected_keys=set())
+    model._adjust_missing_and_unexpected_keys(report)  # the library's own exceptions
+    if report.missing_keys:
+        raise ValueError(
+            f"expected the weights of {type(model).__name__} in {model.name_or_path}; got none for "
+            f"{len(report.missing_keys)}, such as {min(report.missing_keys)}. Save the model again "
+            "with transformers, whole and without quantisation."
+        )
+    return names
+
+
+def _headers(
+    folder: Path, model: PreTrainedModel | None
+) -> tuple[dict[str, Path], dict[str, Shape], dict[str, str]]:
+    """Return file, shape and dtype of every tensor in the files that transformers would load."""
+    try:
+        paths, index = _get_resolved_checkpoint_files(
+            str(folder),
+            variant=None,
+            gguf_file=None,
+            use_safetensors=True,
+            user_agent=None,
+            is_remote_code=False,
+            transformers_explicit_filename=getattr(
+                model and model.config, "transformers_weights", None
+            ),
+        )
+    except OSError as error:
+        raise ValueError(
+            f"expected {SINGLE} in {folder}; there is none. {_remedy(folder)}"
+        ) from error
+    listed = None if index is None else index["weight_map"]
     files: dict[str, Path] = {}
     shapes: dict[str, Shape] = {}
     dtypes: dict[str, str] = {}
-    for path in paths:
+    for path in map(Path, paths or ()):
         if not path.is_file():
             raise ValueError(f"expected {path.name} in {folder}; there is none. {_remedy(folder)}")
         try:
@@ -254,7 +342,8 @@ def _write_shard(
     for name in names:
         end = start + sizes[name]
         shape = list(tensors.shapes[name])
-        header[name] = {"dtype": tensors.dtypes[name], "shape": shape, "data_offsets": [start, end]}
+        about = {"dtype": tensors.dtypes[name], "shape": shape, "data_offsets": [start, end]}
+        header[tensors.stored.get(name, name)] = about
         start = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)

@@ -29,6 +29,9 @@ Vector: TypeAlias = Annotated[
     "a folder made by `difference`; (post, pre), subtracted as they are read; tensors by name",
 ]
 
+KINDS = ("missing", "extra", "mismatched", "cut", "unloaded")
+"""Why a tensor was not compared, or not whole."""
+
 INFO = "chat_vector.json"
 """What is known of a vector; its presence marks the folder of one."""
 
@@ -49,8 +52,8 @@ class Opened:
     info: dict[str, Any] = field(default_factory=dict)
 
 
-def opened(vector: Vector, *, rows: int | None = None) -> Opened:
-    """Open a vector without reading its numbers; `rows` are those of `matched`, for a pair.
+def opened(vector: Vector, *, rows: int | None = None, partial: bool = False) -> Opened:
+    """Open a vector without reading its numbers; `rows`, `partial`: those of `matched`, for a pair.
 
     ValueError: a model in place of a vector, or what `tensors.opened` and `matched` refuse.
     """
@@ -58,7 +61,7 @@ def opened(vector: Vector, *, rows: int | None = None) -> Opened:
         return Opened(vector)
     if isinstance(vector, tuple):
         post, pre = (tensor_files.opened(weights) for weights in vector)
-        match = matched(post, pre, rows=rows)
+        match = matched(post, pre, rows=rows, partial=partial)
         return Opened(subtract(post, pre, match), read_chat(vector[0]), match.report())
     tensors = tensor_files.opened(vector)
     if isinstance(vector, Mapping):
@@ -79,7 +82,9 @@ class Match:
 
     `missing` are names of the second that the first lacks, `extra` those of the first alone;
     `mismatched` lists (name, first, second) where dtypes or shapes rule a comparison out; `cut`
-    lists (name, rows of the first, rows of the second, rows used) of vocabularies.
+    lists (name, rows of the first, rows of the second, rows used) of vocabularies; `unloaded` are
+    tensors of either that transformers does not load. `lost` are names outside the vocabulary that
+    are missing, extra or mismatched.
     """
 
     shapes: dict[str, Shape]
@@ -87,25 +92,29 @@ class Match:
     extra: list[str]
     mismatched: list[tuple[str, str, str]]
     cut: list[tuple[str, int, int, int]]
+    unloaded: list[str]
+    lost: list[str] = field(default_factory=list)
 
     def report(self) -> dict[str, Any]:
         """Return what was not compared, as JSON can hold it."""
-        lists = {name: getattr(self, name) for name in ("missing", "extra", "mismatched", "cut")}
-        return lists | {"matched": len(self.shapes)}
+        return {name: getattr(self, name) for name in KINDS} | {"matched": len(self.shapes)}
 
 
-def matched(first: Tensors, second: Tensors, *, rows: int | None = None) -> Match:
+def matched(
+    first: Tensors, second: Tensors, *, rows: int | None = None, partial: bool = False
+) -> Match:
     """Return which tensors two collections share, by name and shape, and which they do not.
 
     Embedding and head are compared in the rows that both have: vocabularies are resized or padded.
     `rows` is `len(tokenizer)`: rows beyond are padding. (Huang et al. pair tensors by their order.)
 
-    ValueError: nothing in common, or fewer than one row.
+    ValueError: nothing in common, or fewer than one row; without `partial` anything lost.
     """
     if rows is not None and rows < 1:
         raise ValueError(f"rows must be at least 1; got {rows}. Give len(tokenizer).")
-    ours, theirs = first.shapes.keys(), second.shapes.keys()
-    match = Match({}, sorted(theirs - ours), sorted(ours - theirs), [], [])
+    unloaded = {*first.unloaded, *second.unloaded}
+    ours, theirs = (t.shapes.keys() - unloaded for t in (first, second))
+    match = Match({}, sorted(theirs - ours), sorted(ours - theirs), [], [], sorted(unloaded))
     for name in sorted(ours & theirs):
         a, b = first.shapes[name], second.shapes[name]
         is_float = first.dtypes[name] in FLOATS and second.dtypes[name] in FLOATS
@@ -124,6 +133,17 @@ def matched(first: Tensors, second: Tensors, *, rows: int | None = None) -> Matc
             f"{first.label} and {second.label} must share tensors of one name and shape; got "
             f"{len(match.missing)} missing, {len(match.extra)} extra, {len(match.mismatched)} "
             "of another shape. Weights can be compared or added within one architecture only."
+        )
+    dtypes = {**first.dtypes, **second.dtypes}
+    alone = [name for name in (*match.missing, *match.extra) if dtypes[name] in FLOATS]
+    differing = [name for name, _, _ in match.mismatched]
+    match.lost.extend(n for n in (*alone, *differing) if module_of(n) not in VOCABULARY)
+    if match.lost and not partial:
+        raise ValueError(
+            f"expected one body in {first.label} and {second.label}; got {len(alone)} tensors that "
+            f"only one has and {len(differing)} of another shape or dtype, such as "
+            f"{match.lost[0]}. Name models of one architecture, or pass partial=True for what both "
+            "have."
         )
     return match
 

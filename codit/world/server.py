@@ -21,6 +21,11 @@ PATIENCE = 10.0  # seconds until a server that was told to end is killed
 POLL = 0.1
 BLOCK = 32  # tokens of a block of a paged cache
 BATCH_TOKENS = 1024  # read in one step of a paged cache, of all requests together
+PROGRAM = """
+import os, runpy, sys, threading
+threading.Thread(target=lambda: os._exit(len(os.read(0, 1))), daemon=True).start()
+runpy.run_module("transformers.cli.transformers", run_name="__main__", alter_sys=True)
+"""  # ends with the process that has started it, which holds the other end of its input
 SHOWN = 800  # characters of a server's log in an error
 
 
@@ -58,7 +63,7 @@ def serve(
         )
     # The name is looked up where the server starts: it must not hold a machine's folders. -P: what
     # lies beside the model must not be imported.
-    command = [sys.executable, "-P", "-m", "transformers.cli.transformers", "serve", folder.name]
+    command = [sys.executable, "-P", "-c", PROGRAM, "serve", folder.name]
     command += ["--host", LOOPBACK, "--port", "0", "--device", "cpu"]
     if cache_tokens is not None:
         if cache_tokens < BLOCK:
@@ -66,21 +71,20 @@ def serve(
         command += ["--continuous-batching", "--cb-block-size", str(BLOCK)]
         command += ["--cb-num-blocks", str(cache_tokens // BLOCK)]
         command += ["--cb-max-batch-tokens", str(BATCH_TOKENS)]
-    offline, none = os.environ | {"HF_HUB_OFFLINE": "1"}, subprocess.DEVNULL
+    offline, pipe = os.environ | {"HF_HUB_OFFLINE": "1"}, subprocess.PIPE
     with tempfile.TemporaryFile("w+", errors="replace") as log:
-        process = subprocess.Popen(
-            command, cwd=folder.parent, env=offline, stdin=none, stdout=log, stderr=log
-        )
-        try:
-            if address := _answering(process, deadline):
-                yield f"{address}/v1"
-        finally:
-            process.terminate()
+        with subprocess.Popen(
+            command, cwd=folder.parent, env=offline, stdin=pipe, stdout=log, stderr=log
+        ) as process:
             try:
-                process.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+                if address := _answering(process, deadline):
+                    yield f"{address}/v1"
+            finally:
+                process.terminate()
+                try:
+                    process.wait(PATIENCE)
+                except subprocess.TimeoutExpired:
+                    process.kill()
         if not address:
             log.seek(0)
             raise ValueError(

@@ -22,6 +22,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     expert, amateur = tiny.save_pair(folder, "llama")
     tiny.model("llama", seed=5).save_pretrained(folder / "student")
     chat_vector.difference(expert, amateur, folder / "tau")
+    tiny.model("llama", seed=6, num_hidden_layers=3).save_pretrained(folder / "deep")
     return folder
 
 
@@ -38,7 +39,8 @@ def test_a_vector_is_extracted_and_described(
     shown = capsys.readouterr().out
     assert re.fullmatch(
         r".*tau: 33440 numbers, 0\.57% exactly zero; adding it to .*amateur gives back "
-        r"\d+\.\d\d% exactly; 21 tensors matched, 0 missing, 0 extra, 0 mismatched, 0 cut\n",
+        r"\d+\.\d\d% exactly; 21 tensors matched, 0 missing, 0 extra, 0 mismatched, 0 cut, "
+        r"0 unloaded\n",
         shown,
     )
     (file,) = (tmp_path / "tau").glob("model-*.safetensors")
@@ -94,6 +96,17 @@ def test_vectors_are_added_each_with_its_scale(
         assert (tensor - expected[name]).abs().max() <= 1e-6
 
 
+def test_what_two_depths_share_is_extracted_and_compared_where_asked(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags: dict[str, object] = {"post": place / "deep", "pre": place / "amateur"}
+    assert run("extract", flags | {"out": tmp_path / "tau"}, "--partial") == 0
+    assert "21 tensors matched, 0 missing, 9 extra" in capsys.readouterr().out
+    flags = {"after": place / "deep", "before": place / "amateur", "vector": place / "tau"}
+    assert run("cosine", flags) == 2
+    assert run("cosine", flags, "--partial") == 0
+
+
 BAD = [
     ("extract", {"post": "no such", "pre": "amateur", "out": "x"}, "expected a folder or a model"),
     (
@@ -101,6 +114,7 @@ BAD = [
         {"post": "expert", "pre": "amateur", "out": "tau"},
         "out must be a new or an empty",
     ),
+    ("extract", {"post": "expert", "pre": "deep", "out": "x"}, "got 9 tensors that only one has"),
     ("cosine", {"update": "tau", "vector": "amateur"}, "expected a folder made by chat_vector.dif"),
     ("cosine", {"update": "tau"}, "expected --vector, or else --post and --pre; got not exactly"),
     (

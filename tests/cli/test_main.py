@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
+import psutil
 import pytest
 
 import codit
@@ -261,6 +262,25 @@ def test_an_interruption_says_how_to_go_on(
     monkeypatch.setattr(synthesis, "write", interrupt)
     assert cli.main(arguments(place, tmp_path / "data.jsonl")) == 130
     assert capsys.readouterr().err == "codit: interrupted; the same command goes on from here\n"
+
+
+def test_sigterm_ends_workers_and_keeps_what_is_answered(
+    place: Path, ready: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "data.jsonl"
+    more = ["--workers", "2", "--plausibility", "1"]
+    long = [part.replace("12", "48") for part in arguments(place, out, *more)]
+    child = ask(ready, long)
+    partial = out.with_name("data.partial")
+    while not (partial.exists() and partial.stat().st_size):
+        time.sleep(0.01)
+    children = psutil.Process(child).children(recursive=True)
+    os.kill(child, signal.SIGTERM)
+    assert status_of(ready) == 143
+    assert len(children) >= 2
+    assert psutil.wait_procs(children, timeout=10)[1] == []
+    assert len(out.with_name("data.partial").read_bytes().splitlines()) >= 3
+    assert not out.exists()
 
 
 def test_a_dry_run_shows_what_is_needed_and_writes_nothing(

@@ -148,6 +148,39 @@ def test_workers_end_with_a_driver_that_is_killed_and_another_goes_on(
     assert made(tmp_path / "data.jsonl") == whole
 
 
+SLEEPING = "import time; time.sleep(60)"
+STUBBORN = f"import signal; signal.signal(15, signal.SIG_IGN); print(flush=True); {SLEEPING}"
+
+
+def test_sigterm_ends_what_a_command_has_started_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(workers, "PATIENCE", 0.5)
+    before = signal.getsignal(signal.SIGTERM)
+    mine: list[subprocess.Popen[bytes]] = []
+
+    def start(program: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+
+    def work() -> None:
+        mine.extend(map(start, (STUBBORN, SLEEPING)))
+        assert mine[0].stdout is not None
+        mine[0].stdout.readline()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with start(SLEEPING) as other:
+        with pytest.raises(SystemExit) as stopped, workers.stoppable():
+            work()
+        assert not any(psutil.pid_exists(process.pid) for process in mine)
+        assert other.poll() is None
+        for process in mine:
+            process.communicate()
+        other.kill()
+    assert stopped.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert capsys.readouterr().err == "codit: interrupted; the same command goes on from here\n"
+
+
 def test_what_is_wrong_with_models_is_said_as_without_workers(
     recipe: Synthesis, tmp_path: Path
 ) -> None:

@@ -281,13 +281,57 @@ def write(path: Path, *rows: Any) -> Path:
         ("北京是首都 ok", ["北", "京", "是", "首", "都", "ok"]),
         ("こんにちは", ["こ", "ん", "に", "ち", "は"]),
         ("한국어 단어", ["한국어", "단어"]),
-        ("?! ...", []),
+        ("?! ... ¨", []),
+        ("प्रकाश की दिन", ["प्रकाश", "की", "दिन"]),  # Devanagari: vowel signs are marks
+        ("शांति, दुःख।", ["शांति", "दुःख"]),
+        ("தமிழ் நாடு", ["தமிழ்", "நாடு"]),
+        ("كَتَبَ الوَلَدُ؟", ["كَتَبَ", "الوَلَدُ"]),  # Arabic with its vowels
+        ("שָׁלוֹם עולם", ["שָׁלוֹם", "עולם"]),
+        ("ดีครับ ๑๒", ["ดี", "ค", "รั", "บ", "๑๒"]),  # Thai has no spaces between words
+        ("ខ្ញុំ រៀន", ["ខ្", "ញុំ", "រៀ", "ន"]),
+        ("ສະບາຍ", ["ສ", "ະ", "ບ", "າ", "ຍ"]),
+        ("カ\u3099ｷﾞ・ー", ["ガ", "ギ", "ー"]),
+        ("\u1112\u1161\u11ab 한", ["한", "한"]),  # Hangul, letter by letter
+        ("cafe\u0301 CAFÉ x\u0301", ["café", "café", "x\u0301"]),
+        ("\u03aa\u0301 \u0390", ["\u0390", "\u0390"]),  # folded, each is another sequence
     ],
 )
 def test_words_are_what_is_left_without_case_form_and_punctuation(
     text: str, expected: list[str]
 ) -> None:
     assert list(words(text)) == expected
+
+
+def test_hindi_texts_without_a_common_word_are_no_hit() -> None:
+    """Their consonants are equal, word by word."""
+    prompt = "को दीन मा से ना की लो रे ता मो पी जे फा"
+    assert not hits("की दिन मे सो ने का ली रा ती मु पे जो फी", prompt, n=8)
+    assert hits(prompt, prompt)[0].text == prompt
+
+
+@pytest.mark.parametrize(
+    "hide",
+    ["\u00ad", "\u200b", "\u200d", "\ufeff", "\u202e", "\u2060", "\ufe0f", "\u034f", "\U000e0061"],
+)
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "name the three largest cities that lie on the coast",
+        "समुद्र तट पर बसे तीन सबसे बड़े नगरों के नाम लिखो",
+        "سه شهر بزرگ را که کنار دریا هستند نام ببر",
+        "назови три самых больших города на берегу моря",
+        "三つの大きな海辺の街を言って",
+    ],
+)
+def test_invisible_characters_hide_no_copy(prompt: str, hide: str) -> None:
+    hidden = hide.join(prompt)
+    assert hits(hidden, prompt, n=8)
+    assert words(hidden) == words(prompt) == words(f"{hide}{prompt}{hide}")
+    assert near_duplicates([prompt, hidden]) == {1: 0}
+
+
+def test_zero_width_non_joiners_are_no_part_of_a_persian_word() -> None:
+    assert words("می\u200cخواهم") == words("میخواهم") == ("میخواهم",)
 
 
 def test_every_known_form_of_a_benchmark_is_read(tmp_path: Path) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import nbformat
+import psutil
 import pytest
 from papermill.exceptions import PapermillExecutionError
 
@@ -151,6 +155,46 @@ def test_every_finished_cell_is_a_line_and_notebooks_run_at_the_same_time(
     assert lines[0] == "[02_b] executing"
     assert re.fullmatch(r"\[02_b\] +\d+\.\d s  print\(1\)", lines[-2])
     assert re.match(r"\[02_b\] executed in", lines[-1])
+
+
+STOPPED = """
+import sys
+from pathlib import Path
+from codit import cli
+from codit.paper import store
+store.repository = lambda: Path(sys.argv[1])
+sys.exit(cli.main(["reproduce", "--jobs", "2"]))
+"""
+BUSY = """
+import subprocess, sys
+from pathlib import Path
+child = subprocess.Popen([sys.executable, "-c", {program!r}], stdin=subprocess.PIPE)
+Path({mark!r}).touch()
+child.wait()
+"""
+
+
+@pytest.mark.parametrize(
+    "stop", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.long)]
+)
+def test_workers_kernels_and_their_children_end_with_a_command_that_is_stopped(
+    folder: Path, stop: signal.Signals
+) -> None:
+    mark = folder.parent / "mark"
+    # The second reads until its parent is gone, as the judge's server does.
+    waits = "time.sleep(90)" if stop == signal.SIGTERM else "os.read(0, 1)"
+    program = f"import os, time; {waits}"
+    notebooks.write(folder / "01_a.ipynb", BUSY.format(program=program, mark=str(mark)))
+    command = [sys.executable, "-c", STOPPED, str(folder.parent)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
+        while not mark.exists():
+            assert driver.poll() is None
+            time.sleep(0.05)
+        children = psutil.Process(driver.pid).children(recursive=True)
+        driver.send_signal(stop)
+    assert driver.returncode == (143 if stop == signal.SIGTERM else -signal.SIGKILL)
+    assert len(children) == 4, "a tracker, a worker, a kernel, its child"
+    assert psutil.wait_procs(children, timeout=20)[1] == []
 
 
 @pytest.mark.usefixtures("pretended")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import huggingface_hub
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from codit.weights import tensors as tensor_files
 from codit.weights.tensors import blocks, opened, resolve, staged, write
@@ -90,6 +92,76 @@ def test_one_file_and_many_are_read_alike(tmp_path: Path) -> None:
     for name, tensor in model.state_dict().items():
         assert torch.equal(whole(one, name), tensor)
         assert torch.equal(whole(many, name), tensor)
+
+
+def test_what_is_read_is_what_transformers_loads(tmp_path: Path) -> None:
+    """An index of an earlier save, whose shards are still there, beside a single file."""
+    tiny.model("gpt2", seed=0).save_pretrained(tmp_path, max_shard_size="20KB")
+    tiny.model("gpt2", seed=1).save_pretrained(tmp_path / "new")
+    (tmp_path / "new" / "model.safetensors").rename(tmp_path / "model.safetensors")
+    assert (tmp_path / tensor_files.INDEX).is_file()
+    found, expected = opened(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
+    assert found.shapes.keys() == expected.keys()
+    assert all(torch.equal(whole(found, name), tensor) for name, tensor in expected.items())
+
+
+def renamed(folder: Path, architecture: str, new: Callable[[str], str | None]) -> Path:
+    """A model whose file has other names; None: not that tensor."""
+    tiny.model(architecture, seed=0).save_pretrained(folder)
+    file = folder / "model.safetensors"
+    tensors = {new(name): tensor for name, tensor in load_file(file).items()}
+    save_file({n: t for n, t in tensors.items() if n is not None}, file, metadata={"format": "pt"})
+    return folder
+
+
+def test_names_are_the_librarys_and_what_is_written_has_those_of_the_file(tmp_path: Path) -> None:
+    bare = renamed(tmp_path / "in", "gpt2", lambda name: name.removeprefix("transformer."))
+    found = opened(bare)
+    assert found.shapes.keys() == tiny.model("gpt2", seed=0).state_dict().keys()
+    write(found, tmp_path)
+    (file,) = tmp_path.glob("*.safetensors")
+    assert "h.0.attn.c_attn.weight" in load_file(file)
+    assert {n: t.tolist() for n, t in load_file(file).items()} == {
+        n: t.tolist() for n, t in load_file(bare / "model.safetensors").items()
+    }
+    headless = renamed(tmp_path / "body", "gpt2", lambda n: None if "lm_head" in n else n)
+    assert found.shapes.keys() - opened(headless).shapes.keys() == {"lm_head.weight"}
+
+
+def test_experts_that_the_library_merges_are_told_apart_as_in_the_file(tmp_path: Path) -> None:
+    found = opened(renamed(tmp_path, "qwen3_moe", lambda name: name))
+    assert "model.layers.0.mlp.experts.3.up_proj.weight" in found.shapes
+    assert found.unloaded == set()
+
+
+@pytest.mark.parametrize(
+    ("new", "message"),
+    [
+        (
+            lambda name: f"_orig_mod.{name}",
+            r"the weights of LlamaForCausalLM in .*; got none for 19, such as model.layers.0.input",
+        ),
+        (
+            lambda name: None if name == "model.norm.weight" else name,
+            r"got none for 1, such as model.norm.weight. Save the model again with transformers",
+        ),
+    ],
+)
+def test_weights_that_the_library_would_draw_at_random_are_refused(
+    tmp_path: Path, new: Callable[[str], str | None], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        opened(renamed(tmp_path, "llama", new))
+
+
+def test_a_weight_under_two_names_is_refused(tmp_path: Path) -> None:
+    file = renamed(tmp_path, "llama", lambda name: name) / "model.safetensors"
+    tensors = load_file(file)
+    save_file(tensors | {"norm.weight": torch.ones(32)}, file, metadata={"format": "pt"})
+    with pytest.raises(
+        ValueError, match=r"expected every weight once in .*; got another model.nor"
+    ):
+        opened(tmp_path)
 
 
 def test_a_tied_head_is_one_tensor_even_where_the_file_has_it_twice(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ SECOND = {
 
 
 def test_names_shapes_and_dtypes_decide_and_the_rest_is_reported() -> None:
-    match = matched(opened(FIRST), opened(SECOND))
+    match = matched(opened(FIRST), opened(SECOND), partial=True)
     assert match.shapes == {"model.embed_tokens.weight": (5, 2), "same": (2, 2)}
     assert match.missing == ["only there"]
     assert match.extra == ["only here"]
@@ -107,6 +107,7 @@ def test_names_shapes_and_dtypes_decide_and_the_rest_is_reported() -> None:
     ]
     assert match.cut == [("model.embed_tokens.weight", 7, 5, 5)]
     assert match.report()["matched"] == 2
+    assert match.lost == ["only there", "only here", "kind", "turned"]
 
 
 def test_rows_cut_the_vocabulary_and_nothing_else() -> None:
@@ -132,6 +133,11 @@ def test_a_difference_is_exact_where_float32_is_not() -> None:
         (
             lambda: matched(opened({"a": torch.ones(1)}), opened({"b": torch.ones(1)})),
             "must share tensors of one name and shape; got 1 missing, 1 extra, 0 of another shape",
+        ),
+        (
+            lambda: matched(opened(FIRST), opened(SECOND)),
+            "got 2 tensors that only one has and 3 of another shape or dtype, such as only there. "
+            "Name models of one architecture, or pass partial=True for what both have.",
         ),
         (
             lambda: matched(opened(FIRST), opened(FIRST), rows=0),
