@@ -264,6 +264,7 @@ def test_an_interruption_says_how_to_go_on(
     assert capsys.readouterr().err == "codit: interrupted; the same command goes on from here\n"
 
 
+@pytest.mark.long
 def test_sigterm_ends_workers_and_keeps_what_is_answered(
     place: Path, ready: subprocess.Popen[str], tmp_path: Path
 ) -> None:

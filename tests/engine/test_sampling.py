@@ -13,6 +13,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from tqdm.auto import tqdm
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from codit.engine import sampling
@@ -199,6 +200,18 @@ def test_a_row_without_a_distribution_has_a_log_q_that_says_so(bad):
         assert logprobs.isfinite().tolist() == [True, False, True]
         assert (tokens >= 0).all()
         assert (tokens < 500).all()
+
+
+def test_a_bar_inside_another_moves_no_cursor_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with tqdm(total=1):
+        meter = Meter(2, shown=True)
+        meter.add(rows=2, tokens=5)
+        meter.bar.close()
+    shown = capsys.readouterr().err
+    assert "2/2" in shown
+    assert "\x1b" not in shown
 
 
 def test_the_meter_shows_rows_tokens_and_tokens_a_second(capsys):

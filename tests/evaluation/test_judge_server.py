@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -12,6 +14,7 @@ import pytest
 
 from codit.evaluation import judge
 from codit.evaluation.judge import Asking, Judge
+from codit.world import server
 from tests.judge_server import mute, serve
 
 ROWS = [{"id": n, "instruction": f"Say {n}.", "response": f"{n}!"} for n in range(6)]
@@ -78,6 +81,11 @@ def test_a_folder_without_a_model_is_refused_with_the_servers_words(tmp_path: Pa
         pytest.fail("nothing to serve")
     with pytest.raises(ValueError, match="expected the folder"), serve(tmp_path / "none"):
         pytest.fail("nothing to serve")
+
+
+def test_a_server_without_the_process_that_started_it_ends_by_itself() -> None:
+    command = [sys.executable, "-P", "-c", server.PROGRAM, "serve", "none", "--port", "0"]
+    assert subprocess.run(command, stdin=subprocess.DEVNULL, timeout=60).returncode == 0
 
 
 def test_a_server_that_takes_too_long_is_stopped(folder: Path) -> None:
