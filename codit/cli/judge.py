@@ -72,7 +72,7 @@ def judge(
         raise ValueError("--reference-categories are those of --conversations. Add it.")
     from codit.dataset.output import Files
     from codit.evaluation import judge as judging
-    from codit.files import line_of, replacing, write_json
+    from codit.files import write_json, write_lines
 
     files = Files(out)
     read = [data, *([] if against is None else [against])]
@@ -105,8 +105,7 @@ def judge(
         print(f"codit: {error}", file=sys.stderr)
         return 1
     rows = judged.rows or judged.table.to_dict("records")
-    with replacing(out) as stream:
-        stream.writelines(line_of(_plain(row)).encode() for row in rows)
+    write_lines(out, map(_plain, rows))
     manifest = _manifest(judge, judged, read, samples=samples, **what)
     write_json(files.beside(".manifest.json"), manifest)
     print(f"{out}: {summary_line(judged.summary)}\n{tally_line(judged.tally)}")

@@ -1,6 +1,7 @@
 """From a judge's recipe to a judge that answers, and what names a judge.
 
-Studies of judges: what is asked, the tables, going on after a death, Best-of-N's students.
+Studies of judges: what is asked, the tables, going on after a death. Students of judged Best-of-N,
+and students judged: who is compared with whom, and the numbers.
 """
 
 from __future__ import annotations
@@ -11,15 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from codit import recipes, world
 from codit.evaluation import judge
 from codit.evaluation.judge import Asking, Tally, TooManyFailures
-from codit.paper import arms, judge_tables, make, scales, store
-from codit.paper import arms as comparison
-from codit.paper import judges as judging
+from codit.paper import arms, judge_tables, judges, make, scales, store
 from codit.paper.arms import Arm, JudgedArm, JudgedBest, Judging, LLMJudge
 from codit.paper.judges import JudgeStudy
 from codit.paper.scales import Scale
@@ -57,13 +57,13 @@ def graded(grades: list[list[int]]) -> Any:
 
 
 def test_everything_that_may_change_a_judgement_changes_the_key() -> None:
-    judges: list[WorldJudge | LLMJudge] = [
+    several: list[WorldJudge | LLMJudge] = [
         *JUDGES,
         *(WorldJudge(seed=1), WorldJudge(epochs=1.0), WorldJudge(vocabulary=512)),
         *(MODEL, replace(MODEL, temperature=1.0), replace(MODEL, max_tokens=78)),
         *(replace(MODEL, model="n"), replace(MODEL, seed=1), replace(MODEL, revision="b")),
     ]
-    assert len({recipes.key(JudgedBest(pool=POOL, judge=one)) for one in judges}) == len(judges)
+    assert len({recipes.key(JudgedBest(pool=POOL, judge=one)) for one in several}) == len(several)
     assert len({recipes.key(JudgedBest(pool=POOL, judge=MODEL, n=n)) for n in (1, 2, 4)}) == 3
 
 
@@ -96,16 +96,16 @@ def test_a_judged_arm_draws_as_direct_and_is_told_apart_by_its_judge() -> None:
 def test_a_judge_elsewhere_is_asked_where_the_environment_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv(judging.ADDRESS, raising=False)
+    monkeypatch.delenv(judges.ADDRESS, raising=False)
     with (
         pytest.raises(ValueError, match="address of a server with m in OPENAI_BASE_URL") as error,
-        judging.asked(MODEL),
+        judges.asked(MODEL),
     ):
         pytest.fail("nobody can be asked")
     assert "\n" not in str(error.value)
     with serving(scored(6)) as server:
-        monkeypatch.setenv(judging.ADDRESS, server.url)
-        with judging.asked(MODEL) as one:
+        monkeypatch.setenv(judges.ADDRESS, server.url)
+        with judges.asked(MODEL) as one:
             found = judge.score(ROWS[:2], one.judge, cache=tmp_path / "c", asking=one.asking)
     assert found.table["score"].tolist() == [6, 6]
     sent = server.requests[0]
@@ -118,8 +118,8 @@ def test_all_that_a_recipe_says_reaches_the_judge_and_no_failure_ends_a_study(
 ) -> None:
     recipe = replace(MODEL, temperature=0.5, revision="r", seed=3)
     with serving(said("I cannot say")) as server:
-        monkeypatch.setenv(judging.ADDRESS, server.url)
-        with judging.asked(recipe) as one:
+        monkeypatch.setenv(judges.ADDRESS, server.url)
+        with judges.asked(recipe) as one:
             found = judge.score(ROWS[:2], one.judge, cache=tmp_path / "c", asking=one.asking)
     assert asdict(one.judge) == {**asdict(recipe), "base_url": None}
     assert found.tally.states == {"parse_error": 2}
@@ -128,9 +128,9 @@ def test_all_that_a_recipe_says_reaches_the_judge_and_no_failure_ends_a_study(
 
 
 def test_an_empty_address_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(judging.ADDRESS, "")
+    monkeypatch.setenv(judges.ADDRESS, "")
     with pytest.raises(ValueError, match="OPENAI_BASE_URL; it is not set"):
-        judging.best_of(JudgedBest(pool=POOL, judge=MODEL), ROWS, cache=tmp_path / "c")
+        judges.best_of(JudgedBest(pool=POOL, judge=MODEL), ROWS, cache=tmp_path / "c")
     assert not (tmp_path / "c").exists()
 
 
@@ -139,7 +139,7 @@ def test_a_judge_of_the_world_is_served_here_and_named_by_its_recipe(
 ) -> None:
     folder = mute(tmp_path)
     monkeypatch.setattr(store, "get", lambda recipe, make: folder)
-    with judging.asked(JUDGES[1]) as one:
+    with judges.asked(JUDGES[1]) as one:
         assert one.judge.revision == recipes.key(JUDGES[1])
         assert (one.judge.model, one.judge.temperature) == ("mute", 0)
         assert str(one.judge.base_url).startswith("http://127.0.0.1:")
@@ -157,10 +157,10 @@ def test_the_response_that_scores_highest_is_kept_of_equals_the_first(
 ) -> None:
     grades = [[3, 9, 9, 10], [5, 5, 2, 1], [1, 2, 3, 4]]
     with serving(graded(grades)) as server:
-        monkeypatch.setenv(judging.ADDRESS, server.url)
+        monkeypatch.setenv(judges.ADDRESS, server.url)
         for n, kept in ((1, [0, 0, 0]), (2, [1, 0, 1]), (4, [3, 0, 3])):
             recipe = JudgedBest(pool=POOL, judge=MODEL, n=n)
-            rows, summary = judging.best_of(recipe, ROWS, cache=tmp_path / "c")
+            rows, summary = judges.best_of(recipe, ROWS, cache=tmp_path / "c")
             assert [row["sample"] for row in rows] == kept
             assert [row["id"] for row in rows] == ["p0", "p1", "p2"]
             assert summary["n"] == 3
@@ -172,16 +172,16 @@ def test_a_dataset_is_not_chosen_where_too_many_judgements_fail(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serving(graded([[3, 0, 0, 0], [5, 5, 2, 1], [1, 2, 3, 4]])) as server:
-        monkeypatch.setenv(judging.ADDRESS, server.url)
+        monkeypatch.setenv(judges.ADDRESS, server.url)
         recipe = JudgedBest(pool=POOL, judge=MODEL)
         with pytest.raises(TooManyFailures, match=r"25\.0% of 12 judgements have no value"):
-            judging.best_of(recipe, ROWS, cache=tmp_path / "c")
+            judges.best_of(recipe, ROWS, cache=tmp_path / "c")
 
 
 def test_a_choice_that_lost_its_server_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(judging, "Asking", partial(Asking, tries=1, concurrency=1))
+    monkeypatch.setattr(judges, "Asking", partial(Asking, tries=1, concurrency=1))
     recipe, answer = JudgedBest(pool=POOL, judge=MODEL), graded([[1, 2, 3, 4]] * 3)
 
     def dies(request: dict[str, Any], number: int) -> Sent:
@@ -189,12 +189,12 @@ def test_a_choice_that_lost_its_server_goes_on_where_it_was(
         return sent
 
     with serving(dies) as server:
-        monkeypatch.setenv(judging.ADDRESS, server.url)
+        monkeypatch.setenv(judges.ADDRESS, server.url)
         with pytest.raises(TooManyFailures, match=r"58\.3% of 12 .*7 api_error"):
-            judging.best_of(recipe, ROWS, cache=tmp_path / "c")
+            judges.best_of(recipe, ROWS, cache=tmp_path / "c")
     with serving(answer) as server:
-        monkeypatch.setenv(judging.ADDRESS, server.url)
-        rows, _ = judging.best_of(recipe, ROWS, cache=tmp_path / "c")
+        monkeypatch.setenv(judges.ADDRESS, server.url)
+        rows, _ = judges.best_of(recipe, ROWS, cache=tmp_path / "c")
     assert len(server.requests) == 7
     assert [row["sample"] for row in rows] == [3, 3, 3]
 
@@ -203,10 +203,10 @@ def test_a_choice_that_lost_its_server_goes_on_where_it_was(
 def test_as_many_responses_must_compete_as_there_are(
     n: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(judging.ADDRESS, "http://127.0.0.1:9/v1")  # nobody is asked
+    monkeypatch.setenv(judges.ADDRESS, "http://127.0.0.1:9/v1")  # nobody is asked
     recipe = JudgedBest(pool=POOL, judge=MODEL, n=n)
     with pytest.raises(ValueError, match=f"as many responses to every id; got n = {n}"):
-        judging.best_of(recipe, ROWS, cache=tmp_path / "c")
+        judges.best_of(recipe, ROWS, cache=tmp_path / "c")
 
 
 A, B = LLMJudge(model="a", temperature=0.0), LLMJudge(model="b", temperature=0.0)
@@ -239,7 +239,7 @@ def chosen(micro: Scale) -> Scale:
 
 @pytest.fixture
 def recipe(chosen: Scale) -> JudgeStudy:
-    return judging.studies(chosen)["known"]
+    return judges.studies(chosen)["known"]
 
 
 def made(
@@ -248,8 +248,8 @@ def made(
     """Make a study in a folder, and return its tables and the requests that it took."""
     folder.mkdir(exist_ok=True)
     with serving(answer) as server:
-        monkeypatch.setenv(judging.ADDRESS, server.url)
-        tables = judging.make(recipe, folder)
+        monkeypatch.setenv(judges.ADDRESS, server.url)
+        tables = judges.make(recipe, folder)
     return tables, server.requests
 
 
@@ -301,11 +301,11 @@ def test_every_judge_scores_every_response_beside_the_verifier(
 
 def _data(recipe: JudgeStudy, role: str) -> Any:
     arm = next(arm for arm in recipe.responses.arms if arm.role == role)
-    return comparison.data(recipe.responses, arm, 0)
+    return arms.data(recipe.responses, arm, 0)
 
 
 def test_tables_have_the_columns_that_are_promised(study: Any) -> None:
-    scores, pairs, costs = (study[0][name] for name in judging.TABLES)
+    scores, pairs, costs = (study[0][name] for name in judges.TABLES)
     assert set(scores) == {
         "judge", "part", "arm", "id", "sample", "budget", "length", "score", "state",
         "verifier", "strict", "correct",
@@ -325,7 +325,7 @@ def test_of_the_pool_every_sample_has_its_own_verdict(recipe: JudgeStudy, study:
     scores = study[0]["scores"]
     own = scores[(scores["part"] == "pool") & (scores["judge"] == "a")]
     asked = {row["id"]: row for row in world.prompts(asked_of(recipe))}
-    best: Any = comparison.data(recipe.responses, Arm(role="best-of-n", n=4), 0)
+    best: Any = arms.data(recipe.responses, Arm(role="best-of-n", n=4), 0)
     rows = list(make.dataset(best.pool))
     assert list(zip(own["id"], own["sample"], strict=True)) == [
         (row["id"], row["sample"]) for row in rows
@@ -378,7 +378,7 @@ def test_a_study_that_died_goes_on_and_pays_nothing_twice(
     recipe: JudgeStudy, study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, requests = study
-    real, calls = judging._ask, 0
+    real, calls = judges._ask, 0
 
     def dies(*given: Any) -> Any:
         nonlocal calls
@@ -389,12 +389,12 @@ def test_a_study_that_died_goes_on_and_pays_nothing_twice(
             yield one
 
     with monkeypatch.context() as patch, serving(grade) as before:
-        patch.setenv(judging.ADDRESS, before.url)
-        patch.setattr(judging, "_ask", dies)
+        patch.setenv(judges.ADDRESS, before.url)
+        patch.setattr(judges, "_ask", dies)
         (tmp_path / "died").mkdir()
         with pytest.raises(KeyboardInterrupt):
-            judging.make(recipe, tmp_path / "died")
-    assert (tmp_path / "died" / judging.REPLIES).exists()
+            judges.make(recipe, tmp_path / "died")
+    assert (tmp_path / "died" / judges.REPLIES).exists()
     again, after = made(recipe, tmp_path / "died", monkeypatch)
     assert 0 < len(before.requests) < len(requests)
     assert len(before.requests) + len(after) == len(requests)
@@ -413,11 +413,11 @@ def test_a_study_whose_server_went_away_is_not_finished_and_goes_on(
         return grade(request, number) if number < paid else failed(500)
 
     with monkeypatch.context() as patch:
-        patch.setattr(judging, "Asking", partial(Asking, tries=1))
+        patch.setattr(judges, "Asking", partial(Asking, tries=1))
         with pytest.raises(ValueError, match="expected replies; .* judgements have none"):
             made(one, folder, patch, dies)
     assert not list(folder.glob("*.parquet"))
-    assert (folder / judging.REPLIES).exists()
+    assert (folder / judges.REPLIES).exists()
     again, after = made(one, folder, monkeypatch)
     needed = [r for r in requests if r["model"] == "a" and r["max_tokens"] != TIGHT]
     assert len(after) == len(needed) - paid
@@ -434,10 +434,11 @@ def texts(table: pd.DataFrame) -> pd.DataFrame:
     return table.astype({name: "str" for name in table if table[name].dtype == "category"})
 
 
-def test_two_judges_of_one_name_are_refused(recipe: JudgeStudy) -> None:
-    for judges in ((A, replace(A, seed=1)), (WorldJudge(), WorldJudge(seed=1))):
-        with pytest.raises(ValueError, match="expected judges of different names; got"):
-            replace(recipe, judges=judges)
+def test_two_judges_of_one_name_are_refused(recipe: JudgeStudy, few: Scale) -> None:
+    for twins in ((A, replace(A, seed=1)), (WorldJudge(), WorldJudge(seed=1))):
+        for of in (recipe, judges.judged_recipe(few)):
+            with pytest.raises(ValueError, match="expected judges of different names; got"):
+                replace(of, judges=twins)
 
 
 def test_of_prompts_that_no_verifier_knows_only_judges_speak(
@@ -457,7 +458,7 @@ def test_of_prompts_that_no_verifier_knows_only_judges_speak(
             for k, (name, sample) in enumerate(named)
         ]
 
-    monkeypatch.setattr(judging, "dataset", rows)
+    monkeypatch.setattr(judges, "dataset", rows)
     tables, _ = made(hub, tmp_path / "s", monkeypatch)
     scores, pairs = texts(tables["scores"]), texts(tables["comparisons"])
     assert scores[["verifier", "strict", "correct"]].isna().all(axis=None)
@@ -478,28 +479,28 @@ def test_prompts_of_a_judges_lessons_are_left_out(
 ) -> None:
     asked = world.prompts(asked_of(recipe))
     taught = WorldPrompts(world=asked_of(recipe).world, n=3, seed=2)
-    assert judging.lessons(recipe) == frozenset()
-    judges = (*recipe.judges, WorldJudge(prompts=taught))
-    seen = judging.lessons(replace(recipe, judges=judges))
+    assert judges.lessons(recipe) == frozenset()
+    more = (*recipe.judges, WorldJudge(prompts=taught))
+    seen = judges.lessons(replace(recipe, judges=more))
     assert seen == {row["instruction"] for row in asked[:3]}
-    monkeypatch.setattr(judging, "lessons", lambda recipe: seen)
+    monkeypatch.setattr(judges, "lessons", lambda recipe: seen)
     scores = made(recipe, tmp_path / "s", monkeypatch)[0]["scores"]
     assert set(scores["id"]) == {row["id"] for row in asked[3:]}
 
 
 def test_the_store_makes_a_study_once(chosen: Scale, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = judging.studies(chosen)["unknown"]
+    recipe = judges.studies(chosen)["unknown"]
     assert recipe.budgets == ()
     with serving(grade) as server:
-        monkeypatch.setenv(judging.ADDRESS, server.url)
-        first = judging.study(recipe)
-    monkeypatch.delenv(judging.ADDRESS)
-    second = judging.study(recipe)
-    for name in judging.TABLES:
+        monkeypatch.setenv(judges.ADDRESS, server.url)
+        first = judges.study(recipe)
+    monkeypatch.delenv(judges.ADDRESS)
+    second = judges.study(recipe)
+    for name in judges.TABLES:
         pd.testing.assert_frame_equal(first[name], second[name])
     folder = store.find(recipe)
     assert folder is not None
-    kept = [f"{name}.parquet" for name in judging.TABLES]  # replies only while it is made
+    kept = [f"{name}.parquet" for name in judges.TABLES]  # replies only while it is made
     assert sorted(path.name for path in folder.iterdir()) == sorted(["manifest.json", *kept])
 
 
@@ -507,19 +508,19 @@ def test_the_store_makes_a_study_once(chosen: Scale, monkeypatch: pytest.MonkeyP
 def test_every_scale_asks_its_judges(name: str) -> None:
     chosen = scales.scale(name)
     assert "judge" in chosen.evaluations
-    found = judging.studies(chosen)
+    found = judges.studies(chosen)
     assert list(found) == (["known", "unknown"] if chosen.tests else ["known"])
     for one in found.values():
         assert one.judges == chosen.judging.judges
         assert not isinstance(one.responses.prompts, File)
         assert one.responses.prompts.n <= chosen.judging.n_prompts
         assert 1 <= one.n_pairs <= chosen.judging.n_prompts
-    assert recipes.key(found["known"]) == recipes.key(judging.studies(chosen)["known"])
+    assert recipes.key(found["known"]) == recipes.key(judges.studies(chosen)["known"])
 
 
 def test_a_scale_without_judges_is_refused(micro: Scale) -> None:
     with pytest.raises(ValueError, match="a scale with judges"):
-        judging.studies(micro)
+        judges.studies(micro)
 
 
 # -- Best-of-N as an arm -------------------------------------------------------------------------
@@ -529,13 +530,13 @@ def test_judged_best_of_n_is_a_dataset_of_the_store(
     recipe: JudgeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     responses = recipe.responses
-    best = [comparison.data(responses, JudgedArm(judge=A, n=n), 1) for n in (4, 2)]
+    best = [arms.data(responses, JudgedArm(judge=A, n=n), 1) for n in (4, 2)]
     assert isinstance(best[0], JudgedBest)
     with serving(grade) as server:
-        monkeypatch.setenv(judging.ADDRESS, server.url)
-        four = list(judging.judged_best(best[0]))
+        monkeypatch.setenv(judges.ADDRESS, server.url)
+        four = list(judges.judged_best(best[0]))
         asked = len(server.requests)
-        two = list(judging.judged_best(best[1]))
+        two = list(judges.judged_best(best[1]))
         assert len(server.requests) == asked  # the pool's replies are shared
     assert 0 < asked <= 4 * asked_of(recipe).n
     pool: dict[str, list[str]] = {}
@@ -547,9 +548,9 @@ def test_judged_best_of_n_is_a_dataset_of_the_store(
             lengths = [len(text) % 10 for text in pool[row["id"]][:n]]
             assert row["response"] == pool[row["id"]][lengths.index(max(lengths))]
             assert row["messages"][-1]["content"] == row["response"]
-    monkeypatch.delenv(judging.ADDRESS)
-    assert list(judging.judged_best(best[0])) == four
-    assert (store.cache() / judging.JUDGEMENTS).exists()
+    monkeypatch.delenv(judges.ADDRESS)
+    assert list(judges.judged_best(best[0])) == four
+    assert (store.cache() / judges.JUDGEMENTS).exists()
 
 
 def test_the_judges_of_the_world_are_two_and_differ() -> None:
@@ -561,15 +562,155 @@ def test_best_of_four_asks_only_for_what_best_of_two_did_not(
     recipe: JudgeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = LLMJudge(model="c", temperature=0.0)  # whom no other test asks
-    two, four = (comparison.data(recipe.responses, JudgedArm(judge=own, n=n), 1) for n in (2, 4))
+    two, four = (arms.data(recipe.responses, JudgedArm(judge=own, n=n), 1) for n in (2, 4))
     assert isinstance(four, JudgedBest)
     pool = make.responses(four.pool)
     few, all_ = (
         {(row["instruction"], row["response"]) for row in pool if row["sample"] < n} for n in (2, 4)
     )
     with serving(grade) as server:
-        monkeypatch.setenv(judging.ADDRESS, server.url)
-        judging.judged_best(two)
+        monkeypatch.setenv(judges.ADDRESS, server.url)
+        judges.judged_best(two)
         assert len(server.requests) == len(few)
-        judging.judged_best(four)
+        judges.judged_best(four)
         assert len(server.requests) == len(all_) > len(few)
+
+
+# -- students ------------------------------------------------------------------------------------
+
+LABELS = ["Direct", "Best of 4", "Best of 4, a", "CoDIT .3"]
+
+
+@pytest.fixture
+def few(micro: Scale) -> Scale:
+    asked = Judging(judges=(A, B), n_prompts=6)
+    return replace(micro, judging=asked, evaluations=("verifier", "judge"))
+
+
+def test_students_of_judged_best_of_n_stand_beside_the_others(
+    few: Scale, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = judges.students_recipe(few)
+    assert [arm.label for arm in study.responses.arms] == LABELS
+    assert study.responses.seeds == few.judging.seeds
+    with serving(grade) as server:
+        monkeypatch.setenv(judges.ADDRESS, server.url)
+        table = judges.answers(few)
+    assert list(dict.fromkeys(table["arm"])) == LABELS
+    gains = judges.gains(table)
+    pairs = list(dict.fromkeys(zip(gains["one"], gains["other"], strict=True)))
+    assert pairs == [
+        ("Best of 4, a", "Direct"), ("Best of 4, a", "Best of 4"), ("CoDIT .3", "Best of 4, a"),
+    ]  # fmt: skip
+    means = table.groupby("arm")["strict"].mean()
+    (first,) = gains[(gains["measure"] == "strict") & (gains["other"] == "Direct")]["estimate"]
+    assert first == pytest.approx(means["Best of 4, a"] - means["Direct"])
+
+
+def test_without_a_verifier_there_are_no_students_to_compare(few: Scale) -> None:
+    table = judges.answers(replace(few, evaluations=("judge",)))
+    assert len(table) == 0
+    assert len(judges.gains(table)) == 0
+
+
+def test_students_are_scored_and_compared_with_direct_ones(
+    few: Scale, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = judges.judged_recipe(few)
+    assert (recipe.n_prompts, recipe.n_pairs) == (6, 3)
+    with serving(grade) as server:
+        monkeypatch.setenv(judges.ADDRESS, server.url)
+        found = judges.judged(few)
+    monkeypatch.delenv(judges.ADDRESS)
+    again = judges.judged(few)  # of the store: nobody is asked
+    for name in judges.TABLES[:2]:
+        pd.testing.assert_frame_equal(found[name], again[name])
+    scores, pairs = found["scores"], found["comparisons"]
+    assert scores.groupby(["judge", "arm"]).size().to_dict() == {
+        (who, arm): 6 for who in ("a", "b") for arm in LABELS
+    }
+    assert pairs.groupby(["judge", "arm"]).size().to_dict() == {
+        (who, arm): 3 for who in ("a", "b") for arm in LABELS[1:]
+    }
+    given = {told["arm"]: table for told, table in judges._answers(recipe)}
+    asked = {row["id"]: row for row in world.prompts(dict(few.tests)["test"])}
+    for arm, table in given.items():
+        own = scores[(scores["judge"] == "a") & (scores["arm"] == arm)]
+        texts = table.set_index("id")["response"]
+        assert own["score"].tolist() == [1 + len(texts[name]) % 10 for name in own["id"]]
+        told = [
+            world.verify(row["response"], asked[row["id"]], is_completed=row["is_completed"]).score
+            for row in table.to_dict("records")
+        ]
+        assert own["verifier"].tolist() == told
+
+
+def test_a_server_that_falls_silent_ends_the_study_and_its_replies_are_kept(
+    few: Scale, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(judges.judged_recipe(few), judges=(B,))
+    with serving(grade) as server:  # of judged Best-of-N, which is made on the way
+        monkeypatch.setenv(judges.ADDRESS, server.url)
+        list(judges._answers(recipe))
+    with serving(failed(403)) as server:
+        monkeypatch.setenv(judges.ADDRESS, server.url)
+        with pytest.raises(ValueError, match=r"expected replies; 100\.0% of 6 judgements"):
+            judges.make(recipe, tmp_path)
+    assert (tmp_path / judges.REPLIES).exists()
+    assert not list(tmp_path.glob("*.parquet"))
+
+
+def tables() -> dict[str, pd.DataFrame]:
+    """Four prompts, two seeds: by A CoDIT's answers score one more, by the verifier the same."""
+    scores, pairs = [], []
+    for seed in range(2):
+        for k in range(8):
+            for role, arm in (("direct", "Direct"), ("codit", "CoDIT")):
+                told = {"judge": "A", "arm": arm, "role": role, "seed": seed, "id": f"p{k}"}
+                gain = float(role == "codit")
+                scores.append({**told, "score": 4 + k % 3 + gain, "verifier": 5.0 + k % 2})
+            pair = {"judge": "A", "arm": "CoDIT", "role": "codit", "seed": seed, "id": f"p{k}"}
+            pair |= {"preference": float(k % 4 != 0), "verifier": 0.5}
+            pairs.append({**pair, "length": 10 + k, "length_baseline": 12})
+    return {"scores": pd.DataFrame(scores), "comparisons": pd.DataFrame(pairs)}
+
+
+def test_gains_are_by_everyone_who_scores() -> None:
+    means = {
+        w: t.groupby("arm")["score"].mean() for w, t in judges._by(tables()["scores"], "score")
+    }
+    assert means["A"]["CoDIT"] - means["A"]["Direct"] == pytest.approx(1)
+    assert means["verifier"]["CoDIT"] == means["verifier"]["Direct"] == 5.5
+    gains = judges.score_gains(tables()).set_index("who")
+    assert gains["value"].to_dict() == {"verifier": 0.0, "A": pytest.approx(1.0)}
+    assert gains.loc["A", "holds"]
+    assert gains.loc["A", "role"] == "codit"
+
+
+def test_both_win_rates_are_given_for_everyone() -> None:
+    found = judges.wins(tables()).set_index(["who", "kind"])
+    assert found.loc[("A", "raw"), "value"] == 0.75
+    assert found.loc[("verifier", "raw"), "value"] == 0.5
+    assert (found["prompts"] == 8).all()
+    assert found["value"].between(found["low"], found["high"]).all()
+
+
+def test_a_prompt_that_a_judge_could_not_judge_once_is_left_out_of_its_pairs() -> None:
+    given = tables()
+    scores = given["scores"]
+    hole = (scores["id"] == "p0") & (scores["arm"] == "CoDIT") & (scores["seed"] == 1)
+    given["scores"] = scores.assign(score=np.where(hole, np.nan, scores["score"]))
+    gains = judges.score_gains(given).set_index("who")
+    assert gains.loc["A", "value"] == pytest.approx(1.0)
+    means = {w: t.groupby("arm")["score"].mean() for w, t in judges._by(given["scores"], "score")}
+    rest = [4 + k % 3 for k in range(1, 8)]
+    assert means["A"]["Direct"] == pytest.approx(np.mean(rest))
+    assert means["verifier"]["Direct"] == 5.5
+
+
+def test_where_nothing_is_known_nothing_is_said(few: Scale) -> None:
+    nothing: dict[str, Any] = judges.judged(replace(few, evaluations=("judge",)))
+    table = judges.score_gains(nothing)
+    assert table.empty
+    assert {"who", "arm", "value"} <= set(table)
+    assert {"who", "kind", "role"} <= set(judges.wins(nothing))
