@@ -208,13 +208,13 @@ def test_a_fresh_model_takes_the_place_of_the_shipped_one(
     folder = shipped.embed("amateur")
     before, made = files(folder), []
 
-    def made(recipe: Any, into: Path) -> None:
+    def train(recipe: Any, into: Path) -> None:
         made.append(recipe)
         for name in set(before) - {"README.md", "evaluation.json", "manifest.json"}:
             (into / name).write_bytes(before[name])
         (into / "training_log.json").write_text('{"parameters": 1234}')
 
-    monkeypatch.setattr(make, "make_base", made)
+    monkeypatch.setattr(make, "make_base", train)
     monkeypatch.setenv("CODIT_CACHE", str(tmp_path / "cache"))
     assert shipped.embed("amateur") == folder
     assert made == []
