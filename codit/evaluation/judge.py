@@ -286,13 +286,13 @@ def length_controlled(table: pd.DataFrame) -> dict[str, Any]:
     (95 % over prompts), and `lc_note`: which published variant was fitted, or why none could be:
     then the three are NaN.
 
-    Source: Dubois et al. 2024 (arXiv 2404.04475); see `win_rates.win_rates`.
+    Source: Dubois et al. 2024 (arXiv 2404.04475); see `win_rates.length_controlled`.
     """
     columns = ["preference", "length", "length_baseline"]
     averaged = table.dropna(subset="preference").groupby("id", sort=False)[columns].mean()
     ends, note = (math.nan, math.nan, math.nan), win_rates.VARIANT
     try:
-        found = win_rates.win_rates(averaged.reset_index()).length_controlled
+        found = win_rates.length_controlled(averaged.reset_index())
         ends = (found.estimate, found.low, found.high)
     except ValueError as error:
         note = str(error)

@@ -222,8 +222,7 @@ def length(scores: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for name, kind, own, values in said:
         found = agreement.length_bias(own.assign(score=values.astype("float64")))
-        ends = intervals.columns(found.slope)
-        rows.append({"who": name, "kind": kind, **ends, "prompts": found.n_slope})
+        rows.append({"who": name, "kind": kind, **intervals.columns(found), "prompts": found.n})
     return pd.DataFrame(rows)
 
 
