@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -103,11 +101,13 @@ def crash(folder: Path) -> Crash:
     with serving(answer) as server:
         given = [server.url, str(cache), json.dumps(MANY), str(AT_ONCE)]
         with subprocess.Popen([sys.executable, "-c", KILLED, *given]) as process:
-            deadline = time.monotonic() + 60
-            while stored() < KEPT or len(server.requests) < KEPT + AT_ONCE:
-                assert time.monotonic() < deadline, "the run never came so far"
-                time.sleep(0.005)
-            os.kill(process.pid, signal.SIGKILL)
+            try:
+                deadline = time.monotonic() + 60
+                while stored() < KEPT or len(server.requests) < KEPT + AT_ONCE:
+                    assert time.monotonic() < deadline, "the run never came so far"
+                    time.sleep(0.005)
+            finally:
+                process.kill()  # SIGKILL; or leaving the block would wait for it
         under_way, is_first = len(server.requests) - stored(), False
         server.requests.clear()
         kept = stored()

@@ -16,7 +16,6 @@ from codit.evaluation.rubric import REFERENCE_CATEGORIES
 if TYPE_CHECKING:
     import pandas as pd
 
-    from codit.dataset.output import Files
     from codit.evaluation.agreement import Agreement, Kind
     from codit.evaluation.judge import Judged, Plan
 
@@ -72,12 +71,13 @@ def judge(
         raise ValueError("--reference-categories are those of --conversations. Add it.")
     from codit.dataset.output import Files
     from codit.evaluation import judge as judging
-    from codit.files import line_of, replacing, write_json
+    from codit.files import check_apart, write_json, write_lines
 
     files = Files(out)
+    manifest = files.beside(".manifest.json")
     read = [data, *([] if against is None else [against])]
     cache = files.beside(".cache.sqlite") if cache is None else cache
-    _check_files(read, files, cache)
+    check_apart([out, manifest], [*read, cache])
     how: dict[str, Any] = {"cache": cache, "samples": samples, "asking": asking}
     what: dict[str, Any] = {
         "best_of": best_of,
@@ -105,10 +105,8 @@ def judge(
         print(f"codit: {error}", file=sys.stderr)
         return 1
     rows = judged.rows or judged.table.to_dict("records")
-    with replacing(out) as stream:
-        stream.writelines(line_of(_plain(row)).encode() for row in rows)
-    manifest = _manifest(judge, judged, read, samples=samples, **what)
-    write_json(files.beside(".manifest.json"), manifest)
+    write_lines(out, map(_plain, rows))
+    write_json(manifest, _manifest(judge, judged, read, samples=samples, **what))
     print(f"{out}: {summary_line(judged.summary)}\n{tally_line(judged.tally)}")
     return 0
 
@@ -222,16 +220,6 @@ def _interval(summary: dict[str, Any], *names: str) -> str:
 
     value, low, high = (summary[name] for name in names)
     return f"{value:.3g}" if math.isnan(low) else intervals.text(value, low, high, ".3g")
-
-
-def _check_files(read: list[Path], files: Files, cache: Path) -> None:
-    """Check that no file would take another's place."""
-    written = [path.resolve() for path in (files.out, files.beside(".manifest.json"))]
-    for path in read:
-        if path.resolve() in written:
-            raise ValueError(f"expected an out that is no dataset; got {path}. Rename it.")
-    if cache.resolve() in written:
-        raise ValueError(f"expected a cache that is no file of the result; got {cache}. Rename it.")
 
 
 def _manifest(judge: Judge, judged: Judged, read: list[Path], **asked: Any) -> dict[str, Any]:

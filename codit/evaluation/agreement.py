@@ -7,7 +7,6 @@ without a source are ours.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -39,7 +38,6 @@ class Agreement:
     n_first: int  # rows that only the first judged
     n_second: int
     n_neither: int
-    share_both: float  # n_both of all rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,21 +47,7 @@ class PositionBias:
     flip_rate: Interval  # share of pairs whose orders disagree, a tie against a winner included
     reversed_rate: Interval  # share of pairs whose two orders name different winners
     first_share: Interval  # mean preference for what stands first, ties half: .5 without a bias
-    n: int  # pairs judged in both orders
-    one_order: int  # pairs left out, judged in one order only
-    failed: int  # pairs left out, judged in neither
-
-
-@dataclass(frozen=True, kw_only=True)
-class LengthBias:
-    """How scores go with the length of responses to the same prompt."""
-
-    spearman: Interval  # mean over prompts of the rank correlation of score and length
-    slope: Interval  # points of score for each doubling of the length, within prompts
-    n: int  # prompts in `spearman`
-    n_slope: int  # prompts in `slope`; one scored alike throughout has a slope but no ranks
-    left_out: int  # prompts without two judged responses of different length
-    failed: int  # responses without a score
+    n: int  # pairs judged in both orders; others are left out
 
 
 def agreement(
@@ -103,7 +87,6 @@ def agreement(
         n_first=int((knows["first"] & ~knows["second"]).sum()),
         n_second=int((~knows["first"] & knows["second"]).sum()),
         n_neither=int((~knows.any(axis=1)).sum()),
-        share_both=len(judged) / len(both),
     )
 
 
@@ -149,8 +132,7 @@ def position_bias(judgements: pd.DataFrame) -> PositionBias:
     wide = judgements.assign(value=judgements["value"].map(FIRST).astype("float64"))
     wide = wide.set_index([*keys, "order"])["value"].unstack("order")
     wide = wide.reindex(columns=["forward", "swapped"])
-    known = wide.notna().sum(axis=1)
-    pairs = wide[known == 2]
+    pairs = wide.dropna()
     # One response wins both orders where it stands first in one and second in the other.
     total = pairs["forward"] + pairs["swapped"]
     flips, is_reversed = total != 1, total.isin([0.0, 2.0])
@@ -161,22 +143,18 @@ def position_bias(judgements: pd.DataFrame) -> PositionBias:
             f"expected at least two ids judged in both orders; got {len(by_id)}. Judge both orders."
         )
     found: dict[str, Any] = {name: intervals.mean_interval(by_id[name]) for name in measures}
-    return PositionBias(
-        **found,
-        n=len(pairs),
-        one_order=int((known == 1).sum()),
-        failed=int((known == 0).sum()),
-    )
+    return PositionBias(**found, n=len(pairs))
 
 
-def length_bias(judgements: pd.DataFrame, *, resamples: int = intervals.RESAMPLES) -> LengthBias:
-    """Return how scores go with the length of responses, between responses to one prompt.
+def length_bias(judgements: pd.DataFrame, *, resamples: int = intervals.RESAMPLES) -> Interval:
+    """Return the points of score for each doubling of the length, between responses to one prompt.
 
     Within prompts, because long answers to hard prompts say nothing of a judge. With s the score
     and l = log2 of the length (below 1: 1), both minus their prompt's mean, slope = sum s l / sum
-    l^2 over all responses. Neither measure says why: longer may be better. A response has `id` (of
-    the prompt), `score` (NaN where it failed), `length` (characters or tokens). ValueError: no such
-    table, or fewer than two prompts have two judged responses of different length.
+    l^2 over all responses of the prompts with two judged responses of different length. It does not
+    say why: longer may be better. A response has `id` (of the prompt), `score` (NaN where it
+    failed), `length` (characters or tokens). ValueError: no such table, or fewer than two such
+    prompts.
     """
     _columns(judgements, ("id", "score", "length"))
     usable = np.isfinite(judgements["score"].astype("float64"))
@@ -186,28 +164,16 @@ def length_bias(judgements: pd.DataFrame, *, resamples: int = intervals.RESAMPLE
     groups = rows["id"]
     s = _centred(rows["score"].astype("float64"), groups)
     l2 = _centred(np.log2(rows["length"].astype("float64").clip(lower=1)), groups)
-    ranks = [_centred(rows.groupby("id")[name].rank(), groups) for name in ("score", "length")]
-    sums = {"sl": s * l2, "ll": l2 * l2, "rr": ranks[0] * ranks[1]}
-    sums |= {"sizes": ranks[0] ** 2, "lengths": ranks[1] ** 2}
-    by_id = pd.DataFrame(sums).groupby(groups).sum()
+    by_id = pd.DataFrame({"sl": s * l2, "ll": l2 * l2}).groupby(groups).sum()
     sloped = by_id[by_id["ll"] > 1e-12]
     if len(sloped) < 2:
         raise ValueError(
             "expected at least two prompts with two judged responses of different length; got "
             f"{len(sloped)}. Give the responses of several arms to the same prompts."
         )
-    ranked = sloped[sloped["sizes"] > 0]
-    rho = (ranked["rr"] / np.sqrt(ranked["sizes"] * ranked["lengths"])).to_numpy()
     sl, ll = sloped["sl"].to_numpy(), sloped["ll"].to_numpy()
-
-    over = partial(intervals.statistic_interval, resamples=resamples)
-    return LengthBias(
-        spearman=over(lambda i: float(rho[i].mean()) if len(i) else math.nan, ranked.index),
-        slope=over(lambda i: float(sl[i].sum() / ll[i].sum()), sloped.index),
-        n=len(ranked),
-        n_slope=len(sloped),
-        left_out=judgements["id"].nunique() - len(sloped),
-        failed=len(judgements) - len(rows),
+    return intervals.statistic_interval(
+        lambda i: float(sl[i].sum() / ll[i].sum()), sloped.index, resamples=resamples
     )
 
 

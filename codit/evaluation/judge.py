@@ -286,18 +286,17 @@ def length_controlled(table: pd.DataFrame) -> dict[str, Any]:
     (95 % over prompts), and `lc_note`: which published variant was fitted, or why none could be:
     then the three are NaN.
 
-    Source: Dubois et al. 2024 (arXiv 2404.04475); see `win_rates.win_rates`.
+    Source: Dubois et al. 2024 (arXiv 2404.04475); see `win_rates.length_controlled`.
     """
     columns = ["preference", "length", "length_baseline"]
     averaged = table.dropna(subset="preference").groupby("id", sort=False)[columns].mean()
-    ends, note = (math.nan, math.nan, math.nan), win_rates.VARIANT
     try:
-        found = win_rates.win_rates(averaged.reset_index()).length_controlled
-        ends = (found.estimate, found.low, found.high)
+        found = win_rates.length_controlled(averaged.reset_index())
     except ValueError as error:
-        note = str(error)
-    told = dict(zip(("length_controlled", "lc_low", "lc_high"), ends, strict=True))
-    return {**told, "lc_note": note}
+        unknown = dict.fromkeys(("length_controlled", "lc_low", "lc_high"), math.nan)
+        return {**unknown, "lc_note": str(error)}
+    ends = {"length_controlled": found.estimate, "lc_low": found.low, "lc_high": found.high}
+    return {**ends, "lc_note": win_rates.VARIANT}
 
 
 def _of_rows(rows: Sequence[Answered]) -> list[Question]:
@@ -394,15 +393,16 @@ def _summary(
 ) -> dict[str, Any]:
     """Return counts, and the mean over prompts of what has a value; its ends need two prompts."""
     left = values.dropna()
-    known = left.groupby(ids[left.index], sort=False).mean().to_numpy(dtype="float64")
-    mean = float(known.mean()) if len(known) else math.nan
-    low, high = math.nan, math.nan
-    if len(known) > 1:
-        interval = intervals.mean_interval(known)
-        low, high = interval.low, interval.high
-    failed = float((judgements["state"] != "ok").mean()) if len(judgements) else 0.0
-    counts = {"n": len(values), "n_ok": len(left)}
-    return counts | {"mean": mean, "low": low, "high": high, "failed": failed}
+    known = left.groupby(ids[left.index], sort=False).mean()
+    ends = intervals.mean_interval(known) if len(known) > 1 else None
+    return {
+        "n": len(values),
+        "n_ok": len(left),
+        "mean": float(known.mean()),
+        "low": ends.low if ends else math.nan,
+        "high": ends.high if ends else math.nan,
+        "failed": float((judgements["state"] != "ok").mean()) if len(judgements) else 0.0,
+    }
 
 
 def _checked(judged: Judged, cache: str | Path, asking: Asking) -> Judged:

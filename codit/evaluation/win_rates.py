@@ -1,4 +1,4 @@
-"""Win rates against a baseline: raw, and with the effect of length taken out, always together.
+"""The win rate against a baseline with the effect of length taken out.
 
 A table has one row for each instruction that both the model and the baseline answered:
 
@@ -8,13 +8,12 @@ A table has one row for each instruction that both the model and the baseline an
     length            of the model's output, in characters
     length_baseline   of the baseline's output, in characters
 
-Failed judgements are left out of both rates and counted; nothing takes their place. Values and
-choices without a source are ours.
+Failed judgements are left out; nothing takes their place. The raw rate is the mean preference.
+Values and choices without a source are ours.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Any, TypeAlias
 
 import numpy as np
@@ -34,26 +33,13 @@ FOLDS = 5  # published
 STEPS = 200  # about ten are needed
 
 
-@dataclass(frozen=True, kw_only=True)
-class WinRates:
-    """What a table of preferences says of a model: both rates, and how they came about."""
-
-    raw: Interval  # mean preference
-    length_controlled: Interval  # share that the model would win at equal lengths
-    failed: int  # rows left out, without a usable preference
-    coefficients: dict[str, float]  # log odds of `model` and `length` (above 0: longer is liked)
-    inverse_penalty: float  # C, chosen by cross-validation
-    is_extreme: bool  # the rates differ so much that the fit may have failed (published rule)
-
-
-def win_rates(
+def length_controlled(
     judgements: pd.DataFrame, *, resamples: int = intervals.RESAMPLES, seed: int = 0
-) -> WinRates:
-    """Return a model's raw and length-controlled win rate with their 95 % intervals.
+) -> Interval:
+    """Return the share that a model would win at equal lengths, with its 95 % interval.
 
-    raw = mean preference. Length-controlled: fit
-    P(model preferred on x) = sigma(theta + phi tanh(d_x / sd(d))), d_x the length of the model's
-    output minus the baseline's, sd with n - 1, without an intercept, and set d to 0:
+    Fit P(model preferred on x) = sigma(theta + phi tanh(d_x / sd(d))), d_x the length of the
+    model's output minus the baseline's, sd with n - 1, without an intercept, and set d to 0:
     LC = sigma(theta).
 
     This is the published variant "minimal": the difficulties of instructions and the judgements of
@@ -75,34 +61,27 @@ def win_rates(
             f"expected length differences that vary; got {longer.iloc[0]:g} in every row, "
             "which cannot be told from the model. Report the raw rate alone."
         )
-    raw = intervals.mean_interval(table["preference"], seed=seed)
-    features, preferences = _terms(table)
-    c = choose_inverse_penalty(features, preferences)
-    coefficients = fit(features, preferences, inverse_penalty=c)
-    estimate = float(special.expit(coefficients[0]))
+    c = choose_inverse_penalty(*terms(table))
 
-    def redrawn(places: Numbers) -> float:
-        return float(
-            special.expit(fit(*_terms(table.iloc[places]), inverse_penalty=max(c, 1.0))[0])
-        )
+    def rate(rows: pd.DataFrame, c: float) -> float:
+        return float(special.expit(fit(*terms(rows), inverse_penalty=c)[0]))
 
-    controlled = intervals.statistic_interval(
-        redrawn, table["id"], estimate=estimate, resamples=resamples, seed=seed
-    )
-    return WinRates(
-        raw=raw,
-        length_controlled=controlled,
-        failed=len(judgements) - len(table),
-        coefficients=dict(zip(("model", "length"), coefficients.tolist(), strict=True)),
-        inverse_penalty=c,
-        is_extreme=is_extreme(raw.estimate, estimate),
+    return intervals.statistic_interval(
+        lambda places: rate(table.iloc[places], max(c, 1.0)),
+        table["id"],
+        estimate=rate(table, c),
+        resamples=resamples,
+        seed=seed,
     )
 
 
-def is_extreme(raw: float, length_controlled: float) -> bool:
-    """Return whether the two rates differ so much that the fit may have failed (published rule)."""
-    low = min(raw - raw / 4, raw - 0.1)
-    return length_controlled < low or length_controlled > max(raw + (1 - raw) / 4, raw + 0.1)
+def terms(table: pd.DataFrame) -> tuple[Features, Numbers]:
+    """Return features (1 for the model, tanh of the length difference) and preferences."""
+    longer = (table["length"] - table["length_baseline"]).to_numpy(dtype="float64")
+    spread = longer.std(ddof=1)
+    length = np.tanh(longer / spread) if spread > 0 else np.zeros(len(table))
+    preferences = table["preference"].to_numpy(dtype="float64")
+    return np.stack([np.ones(len(table)), length], axis=1), preferences
 
 
 def fit(features: Features, preferences: Numbers, *, inverse_penalty: float) -> Numbers:
@@ -183,15 +162,6 @@ def _judged(judgements: pd.DataFrame) -> pd.DataFrame:
     is_number = pd.api.types.is_numeric_dtype(rows["id"])
     rows = rows.sort_values("id", key=None if is_number else lambda ids: ids.astype(str))
     return rows.reset_index(drop=True)
-
-
-def _terms(table: pd.DataFrame) -> tuple[Features, Numbers]:
-    """Return features (1 for the model, tanh of the length difference) and preferences."""
-    longer = (table["length"] - table["length_baseline"]).to_numpy(dtype="float64")
-    spread = longer.std(ddof=1)
-    length = np.tanh(longer / spread) if spread > 0 else np.zeros(len(table))
-    preferences = table["preference"].to_numpy(dtype="float64")
-    return np.stack([np.ones(len(table)), length], axis=1), preferences
 
 
 def _quadratic(slope: Numbers, curve: Numbers, w: Numbers, penalty: float) -> Numbers:

@@ -108,7 +108,7 @@ def arms(scores: pd.DataFrame) -> pd.DataFrame:
     for who, table in _scorers(scores).items():
         for arm, own in table.groupby("arm", sort=False):
             known = own["score"].dropna()
-            ends = intervals.columns(intervals.mean_interval(known.to_numpy(dtype="float64")))
+            ends = intervals.columns(intervals.mean_interval(known))
             rows.append({"who": who, "arm": arm, "role": arm, **ends, "n": len(known)})
     return pd.DataFrame(rows)
 
@@ -128,8 +128,7 @@ def differences(scores: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.Da
     for who, table in _scorers(scores).items():
         wide = table.pivot_table(index="id", columns="arm", values="score")
         for one, other in pairs:
-            gaps = (wide[one] - wide[other]).dropna().to_numpy(dtype="float64")
-            found = intervals.mean_interval(gaps)
+            found = intervals.mean_interval((wide[one] - wide[other]).dropna())
             told = {"who": who, "one": one, "other": other, **intervals.columns(found)}
             told |= {"text": tables.difference_text(found), "holds": tables.decided(found)}
             rows.append({**told, "role": role(who, scores)})
@@ -149,7 +148,7 @@ def misses(scores: pd.DataFrame) -> pd.DataFrame:
     for (who, correct, obeyed), own in part.groupby(["judge", "correct", "strict"], sort=True):
         gaps = (own["score"].astype("float64") - own["verifier"]).groupby(own["id"]).mean()
         told = {"who": who, "correct": bool(correct), "obeyed": bool(obeyed), "n": len(own)}
-        found = intervals.mean_interval(gaps.dropna().to_numpy(dtype="float64"))
+        found = intervals.mean_interval(gaps.dropna())
         rows.append({**told, "verifier": float(own["verifier"].mean()), **intervals.columns(found)})
     return pd.DataFrame(rows, columns=["who", "correct", "obeyed", "n", "verifier", *ENDS])
 
@@ -164,13 +163,10 @@ def order(comparisons: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (judge, one, other), own in comparisons.groupby(["judge", "one", "other"], sort=False):
         found = agreement.position_bias(own)
-        ends = {
-            **intervals.columns(found.flip_rate, "flips"),
-            **intervals.columns(found.reversed_rate, "reversed"),
-            **intervals.columns(found.first_share, "first"),
-        }
         told = {"judge": judge, "compared": _compared(one, other), "pairs": found.n}
-        rows.append({**told, **ends})
+        told |= intervals.columns(found.flip_rate, "flips")
+        told |= intervals.columns(found.reversed_rate, "reversed")
+        rows.append({**told, **intervals.columns(found.first_share, "first")})
     return pd.DataFrame(rows)
 
 
@@ -222,8 +218,7 @@ def length(scores: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for name, kind, own, values in said:
         found = agreement.length_bias(own.assign(score=values.astype("float64")))
-        ends = intervals.columns(found.slope)
-        rows.append({"who": name, "kind": kind, **ends, "prompts": found.n_slope})
+        rows.append({"who": name, "kind": kind, **intervals.columns(found), "prompts": found.n})
     return pd.DataFrame(rows)
 
 
@@ -241,7 +236,7 @@ def failures(scores: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for judge, budget, cut, full in _budgets(scores):
         lost = ~np.isfinite(cut)
-        share = intervals.columns(intervals.mean_interval(lost.astype("float64")), "failed")
+        share = intervals.columns(intervals.mean_interval(lost), "failed")
         told = {"judge": judge, "budget": budget, "n": len(cut), **share, "full": full.mean()}
         told["dropped"] = _mean(cut[~lost]) - full.mean()
         told |= {k: np.where(lost, v, cut).mean() - full.mean() for k, v in FILLS.items()}
@@ -270,12 +265,10 @@ def failure_errors(scores: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["judge", "budget", "failed", "treatment", *ENDS])
 
 
-def best_of(scores: pd.DataFrame, sizes: Sequence[int] = (1, 2, 4)) -> pd.DataFrame:
+def best_of(scores: pd.DataFrame) -> pd.DataFrame:
     """Return how good the kept response is by the verifier, by who chooses and among how many.
 
-    Args:
-        scores: of the study; its part "pool" is used.
-        sizes: responses that compete: the first ones.
+    Of the study's part "pool" the first 1, 2 and 4 responses compete.
 
     Returns:
         DataFrame: who (a judge, the verifier), role, n, value, low, high (the verifier's mean
@@ -284,14 +277,13 @@ def best_of(scores: pd.DataFrame, sizes: Sequence[int] = (1, 2, 4)) -> pd.DataFr
     """
     pool = scores[scores["part"] == "pool"]
     rows: list[dict[str, Any]] = []
-    for size in sizes if pool["verifier"].notna().any() else ():
+    for size in (1, 2, 4) if pool["verifier"].notna().any() else ():
         most = np.nan  # what the verifier's choice gains: it comes first
         for who in (VERIFIER, *judges(pool)):
             kept = _kept(pool, who, size)
             gain = float((kept["verifier"] - kept["first"]).mean())
             most = gain if who == VERIFIER else most
-            values = kept["verifier"].to_numpy(dtype="float64")
-            ends = intervals.columns(intervals.mean_interval(values))
+            ends = intervals.columns(intervals.mean_interval(kept["verifier"]))
             share = gain / most if most else np.nan
             rows.append({"who": who, "role": role(who, pool), "n": size, **ends, "share": share})
     return pd.DataFrame(rows, columns=["who", "role", "n", *ENDS, "share"])

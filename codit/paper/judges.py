@@ -27,7 +27,7 @@ from codit.dataset import output
 from codit.evaluation import intervals, judge
 from codit.evaluation.intervals import Scores
 from codit.evaluation.judge import Asking, Judge, Judged
-from codit.files import line_of, replacing, write_json
+from codit.files import write_json, write_lines
 from codit.paper import arms, scales, store, tables
 from codit.paper import make as makers
 from codit.paper.arms import Arm, JudgedArm, JudgedBest, LLMJudge, ResponseStudy, StudentStudy
@@ -98,8 +98,7 @@ def judged_best(recipe: JudgedBest) -> Dataset:
     def make(recipe: JudgedBest, folder: Path) -> None:
         pool = list(makers.responses(recipe.pool))
         rows, summary = best_of(recipe, pool, cache=store.cache() / JUDGEMENTS)
-        with replacing(folder / "responses.jsonl") as stream:
-            stream.writelines(line_of(row).encode() for row in rows)
+        write_lines(folder / "responses.jsonl", rows)
         write_json(folder / "summary.json", summary)
 
     return output.read(store.get(recipe, make) / "responses.jsonl")

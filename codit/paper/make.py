@@ -111,7 +111,7 @@ def dataset(
     if isinstance(recipe, JudgedBest):
         if (folder := store.find(recipe)) is None:
             raise FileNotFoundError(
-                "expected responses that a judge has chosen; it has not. Call judging.judged_best."
+                "expected responses that a judge has chosen; it has not. Call judges.judged_best."
             )
         return output.read(folder / "responses.jsonl")
     if isinstance(recipe, Answers):

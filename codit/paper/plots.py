@@ -71,8 +71,7 @@ def bars(axes: Axes, table: pd.DataFrame, *, interval: str, group: str) -> None:
         x = np.array([groups.index(name) for name in rows[group]])
         x = x + (index - (len(roles) - 1) / 2) * width
         axes.bar(x, rows["value"], 0.9 * width, color=COLOURS[role], label=LABELS[role])
-        whiskers: dict[str, Any] = {"ecolor": "black", "capsize": 2, "elinewidth": 1}
-        axes.errorbar(x, rows["value"], yerr=_ends(rows), fmt="none", **whiskers)
+        _whiskers(axes, x, rows, fmt="none", ecolor="black")
     axes.set_xticks(range(len(groups)), list(map(str, groups)))
     _legend(axes, f"whiskers: {interval}")
 
@@ -219,11 +218,10 @@ def strength_lines(axes: Axes, table: pd.DataFrame, *, by: str, keys: Sequence[s
         rows = table[table[by] == key].sort_values("strength")
         x = rows["strength"].fillna(aside) + (place - (len(keys) - 1) / 2) * APART * reach
         is_direct = rows["strength"].isna()
-        look: dict[str, Any] = {"color": colour, "markersize": 4.5, "capsize": 2, "elinewidth": 1}
-        for kept, joined in ((~is_direct, "-"), (is_direct, "")):
-            own, label = rows[kept], KEY_NAMES.get(key, key) if joined else None
-            look |= {"fmt": marker + joined, "label": label}
-            axes.errorbar(x[kept], own["value"], yerr=_ends(own), **look)
+        look: dict[str, Any] = {"color": colour, "markersize": 4.5}
+        name = KEY_NAMES.get(key, key)
+        _whiskers(axes, x[~is_direct], rows[~is_direct], fmt=f"{marker}-", label=name, **look)
+        _whiskers(axes, x[is_direct], rows[is_direct], fmt=marker, **look)
     has_direct = table["strength"].isna().any()
     axes.xaxis.set_major_locator(FixedLocator([aside, *strengths] if has_direct else strengths))
     axes.set_xticklabels(["direct"] * int(has_direct) + [f"{s:g}" for s in strengths])
@@ -242,9 +240,8 @@ def place_lines(axes: Axes, table: pd.DataFrame) -> None:
         rows = table[table["strength"] == strength].sort_values("place")
         colour = colormaps["Blues"](0.4 + 0.6 * (number + 1) / len(strengths))
         x = rows["place"] + (number - (len(strengths) - 1) / 2) * APART
-        look: dict[str, Any] = {"color": colour, "markersize": 4, "capsize": 2, "elinewidth": 1}
-        look |= {"fmt": "o-", "label": f"β = {strength:g}"}
-        axes.errorbar(x, rows["value"], yerr=_ends(rows), **look)
+        name = f"β = {strength:g}"
+        _whiskers(axes, x, rows, fmt="o-", label=name, color=colour, markersize=4)
     axes.set_xlim(0, 1)
     axes.set_xlabel("place in the response (0: begin, 1: end)")
 
@@ -352,8 +349,10 @@ def _check(table: pd.DataFrame, roles: Iterable[str]) -> None:
         )
 
 
-def _ends(table: pd.DataFrame) -> list[Any]:
-    return [table["value"] - table["low"], table["high"] - table["value"]]
+def _whiskers(axes: Axes, x: Any, table: pd.DataFrame, **look: Any) -> None:
+    """Draw estimates with their intervals upright at x."""
+    ends = [table["value"] - table["low"], table["high"] - table["value"]]
+    axes.errorbar(x, table["value"], yerr=ends, capsize=2, elinewidth=1, **look)
 
 
 def _figure(axes: Axes) -> Figure:

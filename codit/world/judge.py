@@ -148,10 +148,8 @@ def reliability(table: pd.DataFrame) -> dict[str, Interval]:
     )
     both = agreement.agreement(said, told, kind="scores")
     shares = {"parses": said["score"].notna(), "equal": said["score"] == told["score"]}
-    return {
-        name: intervals.mean_interval(held.to_numpy(dtype="float64"))
-        for name, held in shares.items()
-    } | {"spearman": both.spearman, "kappa": both.kappa}
+    found = {name: intervals.mean_interval(held) for name, held in shares.items()}
+    return {**found, "spearman": both.spearman, "kappa": both.kappa}
 
 
 def lessons(prompts: WorldPrompts, *, seed: int = 0) -> list[dict[str, Any]]:
@@ -172,7 +170,7 @@ def lessons(prompts: WorldPrompts, *, seed: int = 0) -> list[dict[str, Any]]:
     return found
 
 
-def graded(prompts: WorldPrompts, *, seed: int = 0) -> list[dict[str, Any]]:
+def graded(prompts: WorldPrompts) -> list[dict[str, Any]]:
     """Return a response of some quality to each prompt, with what a judge should say of it.
 
     Rows have id, instruction, response, family, quality (a key of `QUALITIES`), score (the
@@ -189,17 +187,17 @@ def graded(prompts: WorldPrompts, *, seed: int = 0) -> list[dict[str, Any]]:
             "score": one.score,
             **_lesson(rubric.SINGLE, one, one, one),
         }
-        for one in _responses(prompts, f"graded {seed}")
+        for one in _responses(prompts, "graded 0")
     ]
 
 
-def compared(prompts: WorldPrompts, *, seed: int = 0) -> list[dict[str, Any]]:
+def compared(prompts: WorldPrompts) -> list[dict[str, Any]]:
     """Return two responses to each prompt, and which one a judge should prefer.
 
     Rows have id, instruction, first, second (texts), score_first, score_second, and a lesson's
     template, prompt, reply and value (the verdict).
     """
-    pairs = zip(*(_responses(prompts, f"compared {seed} {k}") for k in range(2)), strict=True)
+    pairs = zip(*(_responses(prompts, f"compared 0 {k}") for k in range(2)), strict=True)
     return [
         {
             "id": one.asked.id,

@@ -9,8 +9,6 @@ import os
 import re
 import signal
 import socket
-import sqlite3
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -38,7 +36,7 @@ from tests.fault_server import (
     scored,
     serving,
 )
-from tests.fault_table import KILLED, MANY, ONE, QUICK
+from tests.fault_table import MANY, ONE, QUICK
 
 # What each fault ends in, and how many requests and paid replies it takes with 2 tries, 2 attempts.
 STATES: dict[str, tuple[str, int, int]] = {
@@ -253,17 +251,32 @@ def test_a_wait_that_the_server_asks_for_is_kept(kind: str, tmp_path: Path) -> N
     assert 0.29 < times[1] - times[0] < 2.5
 
 
-def test_a_server_without_schemas_is_asked_without_and_that_is_recorded(tmp_path: Path) -> None:
+NEWER = "max_tokens is not supported: use max_completion_tokens"
+
+
+@pytest.mark.parametrize(
+    ("field", "refusal", "schema"),
+    [
+        ("response_format", failed(400, "response_format is not supported"), "rejected"),
+        ("max_tokens", failed(400, NEWER), "honoured"),
+        ("max_tokens", failed(400, "proxy: " * 40 + NEWER), "honoured"),
+        ("seed", failed(422, "extra fields not permitted: body.seed"), "honoured"),
+    ],
+    ids=["schema", "newer name", "newer name, told late", "seed"],
+)
+def test_a_field_that_a_server_refuses_is_sent_once_and_nothing_else_is_left_out(
+    field: str, refusal: Sent, schema: str, tmp_path: Path
+) -> None:
     def answer(request: dict[str, Any], number: int) -> Sent:
-        if "response_format" in request:
-            return failed(400, "response_format is not supported")
-        return said(TEXT)
+        return refusal if field in request else said(TEXT)
 
     with serving(answer) as server:
         judged = score(server, MANY, tmp_path / "c", asking=replace(QUICK, concurrency=1))
-    assert judged.tally.schema == {"rejected": 12}
-    assert ["response_format" in request for request in server.requests] == [True] + 12 * [False]
-    assert judged.summary["n_ok"] == 12
+    assert judged.tally.states == {"ok": 12}
+    assert judged.tally.schema == {schema: 12}
+    assert [field in request for request in server.requests] == [True] + 12 * [False]
+    budget = "max_completion_tokens" if field == "max_tokens" else "max_tokens"
+    assert server.requests[-1][budget] == 8192
 
 
 def test_one_long_prompt_does_not_end_schemas_for_the_rest(tmp_path: Path) -> None:
@@ -275,35 +288,6 @@ def test_one_long_prompt_does_not_end_schemas_for_the_rest(tmp_path: Path) -> No
     assert judged.tally.states == {"ok": 11, "api_error": 1}
     assert judged.tally.schema == {"honoured": 11}
     assert sum("response_format" not in request for request in server.requests) == 1
-
-
-@pytest.mark.parametrize("before", ["", "proxy: " * 40])
-def test_the_newer_name_of_the_token_budget_is_used_where_the_server_wants_it(
-    before: str, tmp_path: Path
-) -> None:
-    def answer(request: dict[str, Any], number: int) -> Sent:
-        if "max_tokens" in request:
-            return failed(400, f"{before} max_tokens is not supported: use max_completion_tokens")
-        return said(TEXT)
-
-    with serving(answer) as server:
-        judged = score(server, MANY, tmp_path / "c", asking=replace(QUICK, concurrency=1))
-    assert judged.tally.schema == {"honoured": 12}
-    assert len(server.requests) == 13
-    assert server.requests[-1]["max_completion_tokens"] == 8192
-
-
-def test_a_server_that_knows_no_seed_is_asked_without_one(tmp_path: Path) -> None:
-    def answer(request: dict[str, Any], number: int) -> Sent:
-        if "seed" in request:
-            return failed(422, "extra fields not permitted: body.seed")
-        return said(TEXT)
-
-    with serving(answer) as server:
-        judged = score(server, MANY, tmp_path / "c", asking=replace(QUICK, concurrency=1))
-    assert judged.tally.states == {"ok": 12}
-    assert judged.tally.schema == {"honoured": 12}  # the schema is asked for all the same
-    assert len(server.requests) == 13
 
 
 @pytest.mark.parametrize(("status", "remedy"), [(401, "OPENAI_API_KEY"), (404, "base_url")])
@@ -427,41 +411,6 @@ def test_two_runs_that_share_a_cache_pay_once(tmp_path: Path) -> None:
         assert len(server.requests) == 12
     assert sum(judged.tally.replies for judged in both) == 12
     assert both[0].table.equals(both[1].table)
-
-
-def test_a_run_killed_in_the_middle_goes_on_and_pays_nothing_stored_twice(tmp_path: Path) -> None:
-    cache = tmp_path / "c"
-
-    def answer(request: dict[str, Any], number: int) -> Sent:
-        time.sleep(0.03)
-        return said(TEXT)
-
-    def stored() -> int:
-        if not cache.exists():
-            return 0
-        connection = sqlite3.connect(cache)
-        try:
-            return int(connection.execute("SELECT count(*) FROM attempts").fetchone()[0])
-        except sqlite3.OperationalError:  # no tables yet
-            return 0
-        finally:
-            connection.close()
-
-    with serving(answer) as server:
-        command = [sys.executable, "-c", KILLED, server.url, str(cache), json.dumps(MANY), "2"]
-        with subprocess.Popen(command) as process:
-            deadline = time.monotonic() + 60
-            while stored() < 4:
-                assert time.monotonic() < deadline
-                time.sleep(0.005)
-            os.kill(process.pid, signal.SIGKILL)
-        kept = stored()
-        assert 4 <= kept < 12
-        server.requests.clear()
-        judged = score(server, MANY, cache, asking=replace(QUICK, timeout=10))
-        assert len(server.requests) == 12 - kept
-    assert judged.tally.cached == kept
-    assert judged.summary["n_ok"] == 12
 
 
 def test_too_many_failures_end_a_run_after_the_rest_is_stored(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -115,26 +116,24 @@ def test_the_provenance_knows_what_making_a_result_cost(folder: Path) -> None:
     assert record["results"]["prompts"][0]["seconds"] == 12.5
 
 
-def pretend(monkeypatch: pytest.MonkeyPatch, commit: str, dirty: bool) -> None:
-    monkeypatch.setattr(figures, "_commit", lambda: {"commit": commit, "dirty": dirty})
+@pytest.fixture
+def saved(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, bool]]:
+    """Save the figure at a commit, and tell which commit stands beside it then."""
+
+    def at(commit: str, dirty: bool, **change: Any) -> tuple[str, bool]:
+        monkeypatch.setattr(figures, "_commit", lambda: {"commit": commit, "dirty": dirty})
+        save(**change)
+        record = json.loads((folder / "01_scores.json").read_text())
+        return record["commit"], record["dirty"]
+
+    return at
 
 
-def recorded(folder: Path) -> tuple[str, bool]:
-    record = json.loads((folder / "01_scores.json").read_text())
-    return record["commit"], record["dirty"]
-
-
-def test_an_unchanged_result_keeps_the_commit_at_which_it_first_came_out(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pretend(monkeypatch, "first", False)
-    save()
-    pretend(monkeypatch, "second", False)
-    save()
-    assert recorded(folder) == ("first", False)
-    pretend(monkeypatch, "third", True)
-    save(data=DATA.assign(value=[0.25, 0.5]))
-    assert recorded(folder) == ("third", True)
+def test_an_unchanged_result_keeps_the_commit_at_which_it_first_came_out(saved: Any) -> None:
+    assert saved("first", False) == ("first", False)
+    assert saved("second", False) == ("first", False)
+    changed = DATA.assign(value=[0.25, 0.5])
+    assert saved("third", True, data=changed) == ("third", True)
 
 
 @pytest.mark.parametrize(
@@ -146,27 +145,15 @@ def test_an_unchanged_result_keeps_the_commit_at_which_it_first_came_out(
         {"data": DATA.head(1)},
     ],
 )
-def test_a_changed_result_has_a_new_provenance(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
-) -> None:
-    pretend(monkeypatch, "first", False)
-    save()
-    pretend(monkeypatch, "second", False)
-    save(**change)
-    assert recorded(folder) == ("second", False)
+def test_a_changed_result_has_a_new_provenance(saved: Any, change: dict[str, Any]) -> None:
+    saved("first", False)
+    assert saved("second", False, **change) == ("second", False)
 
 
-def test_a_clean_commit_takes_the_place_of_a_dirty_one(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pretend(monkeypatch, "first", True)
-    save()
-    pretend(monkeypatch, "second", True)
-    save()
-    assert recorded(folder) == ("first", True)
-    pretend(monkeypatch, "third", False)
-    save()
-    assert recorded(folder) == ("third", False)
+def test_a_clean_commit_takes_the_place_of_a_dirty_one(saved: Any) -> None:
+    saved("first", True)
+    assert saved("second", True) == ("first", True)
+    assert saved("third", False) == ("third", False)
 
 
 def test_a_provenance_cut_in_half_is_written_again(folder: Path) -> None:

@@ -17,8 +17,7 @@ from transformers import AutoConfig
 
 from codit import recipes, world
 from codit.engine.models import load_tokenizer
-from codit.paper import make as makers
-from codit.paper import run, scales, shipped, store
+from codit.paper import make, run, scales, shipped, store
 from codit.paper.arms import Arm
 from codit.paper.scales import Scale
 from codit.recipes import Training
@@ -157,7 +156,7 @@ def repository(micro: Scale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """A repository whose embedded models are the small ones, and none shipped yet."""
     made = {"amateur": small.BASE, "expert": small.EXPERT}
     for recipe in made.values():
-        makers.model_path(recipe)
+        make.model_path(recipe)
     monkeypatch.setattr(shipped, "models", lambda: made)
     monkeypatch.setattr(shipped, "DOCUMENTS", 4)
     monkeypatch.setattr(shipped, "PROMPTS", 5)
@@ -209,13 +208,13 @@ def test_a_fresh_model_takes_the_place_of_the_shipped_one(
     folder = shipped.embed("amateur")
     before, made = files(folder), []
 
-    def make(recipe: Any, into: Path) -> None:
+    def train(recipe: Any, into: Path) -> None:
         made.append(recipe)
         for name in set(before) - {"README.md", "evaluation.json", "manifest.json"}:
             (into / name).write_bytes(before[name])
         (into / "training_log.json").write_text('{"parameters": 1234}')
 
-    monkeypatch.setattr(makers, "make_base", make)
+    monkeypatch.setattr(make, "make_base", train)
     monkeypatch.setenv("CODIT_CACHE", str(tmp_path / "cache"))
     assert shipped.embed("amateur") == folder
     assert made == []
@@ -274,11 +273,11 @@ def test_a_table_is_made_put_in_its_place_and_found_there(
     micro: Scale, empty: Path, idle: Any
 ) -> None:
     recipe = scales.responses(micro, (Arm(role="direct"),))
-    target = shipped.commit("a", (recipe, makers.study))
+    target = shipped.commit("a", (recipe, make.study))
     assert target == empty / "data" / "results" / "a"
     idle()
     assert store.find(recipe) == target
-    assert shipped.commit("a", (recipe, makers.study)) == target
+    assert shipped.commit("a", (recipe, make.study)) == target
     assert [path.name for path in target.parent.iterdir()] == ["a"]
 
 
@@ -288,7 +287,7 @@ def test_a_table_that_is_too_large_is_refused(
     monkeypatch.setattr(shipped, "TOO_LARGE", 10)
     recipe = scales.responses(micro, (Arm(role="codit"),))
     with pytest.raises(ValueError, match="expected at most 10 bytes of b; got"):
-        shipped.commit("b", (recipe, makers.study))
+        shipped.commit("b", (recipe, make.study))
     assert not (empty / "data").exists()
 
 
