@@ -30,7 +30,7 @@ from codit.dataset import output
 from codit.dataset import workers as processes
 from codit.dataset.output import Files, Name
 from codit.dataset.prompts import Prompts, Rows, load
-from codit.dataset.teacher import Answering, expert_tokenizer, named, ready
+from codit.dataset.teacher import Answering, check_samples, expert_tokenizer, named, ready
 from codit.dataset.workers import Records, Row, Stream
 from codit.decode import check_engine, chosen_engine
 from codit.files import check_apart, versions
@@ -135,8 +135,7 @@ def write(
             finished batches are kept.
     """
     files = Files(Path(out))
-    if recipe.n_samples < 1:
-        raise ValueError(f"n_samples must be at least 1; got {recipe.n_samples}.")
+    check_samples(recipe)
     check_engine(engine, batch_size)
     size = _number(workers, ray_address, model, tokenizer, load_options)
     if isinstance(path := getattr(prompts, "path", prompts), (str, Path)):

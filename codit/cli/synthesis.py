@@ -154,9 +154,10 @@ def _report(out: Path, manifest: dict[str, Any]) -> int:
     from codit.dataset.output import Files
     from codit.files import read_lines
 
-    rows = manifest["rows"]
+    rows, empty = manifest["rows"], manifest.get("empty")  # older manifests do not count it
     print(
-        f"{out}: {rows} responses, {manifest['completed']} complete, {manifest['tokens']} tokens; "
+        f"{out}: {rows} responses, {manifest['completed']} complete, "
+        f"{f'{empty} empty, ' if empty else ''}{manifest['tokens']} tokens; "
         f"{manifest['errors']} rows without an answer"
     )
     if rows:

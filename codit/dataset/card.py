@@ -25,6 +25,7 @@ p_expert / p_amateur ^ strength.
 | amateur | `{amateur_model_id}` |
 | responses | {rows} |
 | of these complete (the expert's stop token was drawn) | {completed} |
+| of these empty (no text; leave them out of training) | {empty} |
 | tokens of all responses | {tokens} |
 | rows without a response | {errors} |
 | made | {created} |
@@ -50,6 +51,10 @@ p_expert / p_amateur ^ strength.
 | `score` | log q of each token drawn, stop token included, at temperature 1, in nats |
 | `res_metadata` | decoding and models; `alpha` is the plausibility, `beta` the strength |
 
+Where this file lies as README.md in a folder or repository, `load_dataset` of that folder gives
+the fields these types: ids stay text. `load_dataset("json", ...)` guesses, and takes ids like dates
+for dates.
+
 Everything else that made it, versions included, stands in `{stem}.manifest.json`.
 
 ## Limits
@@ -60,8 +65,11 @@ models and of the prompts apply; none is chosen here.
 """
 
 
-def card(manifest: dict[str, Any], name: str) -> str:
-    """Return the card of the finished dataset `name`: the text of README.md, without a licence."""
+def card(manifest: dict[str, Any], name: str, features: list[dict[str, Any]]) -> str:
+    """Return the card of the finished dataset `name`: the text of README.md, without a licence.
+
+    `features` are the fields' types, as `datasets` writes them in cards.
+    """
     decoding = manifest["recipe"]["decoding"]
     rows = [f"| {k} | {v} |" for k, v in decoding.items() if k not in ("recipe", "version")]
     title = f"Responses of {manifest['expert_model_id']}"
@@ -71,6 +79,7 @@ def card(manifest: dict[str, Any], name: str) -> str:
         tags=["synthetic", "instruction-tuning", "contrastive-decoding", "codit"],
         size_categories=[_size_category(manifest["rows"])],
         configs=[{"config_name": "default", "data_files": name}],
+        dataset_info={"config_name": "default", "features": features},
     )
     text = TEXT.format(
         metadata=metadata.to_yaml(),

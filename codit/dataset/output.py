@@ -30,7 +30,7 @@ from typing import Any
 import filelock
 import pyarrow as pa
 import pyarrow.json
-from datasets import Dataset
+from datasets import Dataset, Features
 
 from codit import recipes
 from codit.dataset import card
@@ -269,12 +269,23 @@ def finish(
         counted |= {"errors": len(failed)}
         manifest = recipes.manifest(recipe, **read_object(state), **counted, **extra)
         with replacing(files.beside(".README.md")) as stream:
-            stream.write(card.card(manifest, files.out.name).encode())
+            text = card.card(manifest, files.out.name, _features(recipe.n_samples > 1))
+            stream.write(text.encode())
         write_json(files.beside(".manifest.json"), manifest)
         sync_folder(files.out.parent)
         partial.unlink()
         state.unlink()
     return manifest
+
+
+def _features(has_samples: bool) -> list[dict[str, Any]]:
+    """Return the fields' types as cards declare them: JSON's readers guess, and take ids for dates.
+
+    Fields stand in the order of the file.
+    """
+    schema = SCHEMA.insert(1, pa.field("sample", pa.int64())) if has_samples else SCHEMA
+    found: list[dict[str, Any]] = Features.from_arrow_schema(schema)._to_yaml_list()
+    return found
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -347,7 +358,7 @@ def _copy_rows(
     partial: Path, stream: Any, lines: int
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Copy the answered rows, and return the others, and counts and hash of what was copied."""
-    counts, digest = Counter(rows=0, completed=0, tokens=0), hashlib.sha256()
+    counts, digest = Counter(rows=0, completed=0, empty=0, tokens=0), hashlib.sha256()
     failed, number = [], 0
     with partial.open("rb") as source:
         for number, line in enumerate(source, start=1):
@@ -358,6 +369,7 @@ def _copy_rows(
                 failed.append(json.loads(line))
                 continue
             counts.update(rows=1, completed=record["is_completed"], tokens=record["tokens"])
+            counts.update(empty=not record["response"].strip())
             digest.update(line)
             stream.write(line)
     if number != lines:

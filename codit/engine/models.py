@@ -25,6 +25,9 @@ from codit.engine.cache import shared_width
 logger = logging.getLogger(__name__)
 
 Conversation = Sequence[Mapping[str, str]]
+THOUGHT = re.compile("</?think>")
+# What templates raise for a conversation they do not know: any of these.
+TEMPLATE_ERRORS = (jinja2.TemplateError, AttributeError, KeyError, TypeError, ValueError)
 PAIR_FILE = "pair.json"  # its presence marks the folder of a saved pair
 
 
@@ -281,8 +284,7 @@ def prompt_ids(tokenizer: Tokenizer, conversation: Conversation) -> list[int]:
         one or the tokenizer adds one to texts.
 
     Raises:
-        ValueError: no conversation, or a template that begins with two BOS. Templates raise
-            errors of their own for roles they do not know.
+        ValueError: no conversation, or a template that begins with two BOS. Others: as `templated`.
 
     Source: enable_thinking=False: the authors' scripts.
     """
@@ -296,13 +298,7 @@ def prompt_ids(tokenizer: Tokenizer, conversation: Conversation) -> list[int]:
             'expected at least one message {"role": text, "content": text}; '
             f"got {conversation!r}. Give every message both."
         )
-    ids: list[int] = tokenizer.apply_chat_template(
-        [dict(message) for message in conversation],
-        add_generation_prompt=True,
-        enable_thinking=False,
-        sanitize_control_tokens=True,
-        return_dict=False,
-    )
+    ids = templated(tokenizer, conversation, add_generation_prompt=True)
     bos = tokenizer.bos_token_id
     if bos is not None and tokenizer("").input_ids[:1] == [bos] and ids[:1] != [bos]:
         ids = [bos, *ids]
@@ -312,6 +308,47 @@ def prompt_ids(tokenizer: Tokenizer, conversation: Conversation) -> list[int]:
             "got two. Remove one from the chat template."
         )
     return ids
+
+
+def templated(
+    tokenizer: Tokenizer, conversation: Conversation, *, add_generation_prompt: bool = False
+) -> list[int]:
+    """Return the ids of a conversation as the chat template writes it, and check that it is whole.
+
+    Each message's content, stripped, must stand in the text, in order; the system turn anywhere,
+    for some templates write it into a later turn. Of an earlier assistant's turn what follows its
+    thoughts will do (Qwen3's template leaves the thoughts out), and the white space around a
+    thought is the template's own.
+
+    ValueError: a message is left out or cut. Templates raise errors of their own for roles that
+    they do not know.
+    """
+    messages = [dict(message) for message in conversation]
+    how: dict[str, Any] = {"add_generation_prompt": add_generation_prompt, "enable_thinking": False}
+    text = tokenizer.apply_chat_template(messages, tokenize=False, **how)
+    place = 0
+    for number, message in enumerate(messages):
+        is_system = message["role"] == "system"
+        for part in _parts(message, is_last=message is messages[-1]):
+            found = text.find(part, 0 if is_system else place)
+            if found < 0:
+                raise ValueError(
+                    f"the chat template does not write all of messages[{number}] "
+                    f"({message['role']}), {part!r:.60}. Use another template, or leave it out"
+                )
+            place = place if is_system else found + len(part)
+    ids: list[int] = tokenizer.apply_chat_template(
+        messages, sanitize_control_tokens=True, return_dict=False, **how
+    )
+    return ids
+
+
+def _parts(message: Mapping[str, str], *, is_last: bool) -> list[str]:
+    """Return what must stand in the text of a message."""
+    if message["role"] != "assistant":
+        return [message["content"].strip()]
+    parts = [part.strip() for part in THOUGHT.split(message["content"])]
+    return parts if is_last else parts[-1:]
 
 
 def prompt_or_error(
@@ -324,8 +361,7 @@ def prompt_or_error(
     """
     try:
         ids = prompt_ids(tokenizer, conversation)
-    except (jinja2.TemplateError, AttributeError, KeyError, TypeError, ValueError) as error:
-        # What templates raise for a conversation they do not know: any of these.
+    except TEMPLATE_ERRORS as error:
         return f"no prompt could be made: {type(error).__name__}: {error}"
     if context is not None and len(ids) > context - max_new_tokens:
         return (

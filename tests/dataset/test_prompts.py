@@ -243,7 +243,7 @@ USER = {"role": "user", "content": "hi"}
         ({"id": 10**5000, "instruction": "a"}, "got int that cannot be shown"),
         ("not an object", "expected an object; got str"),
         (None, "expected an object; got NoneType"),
-        ({}, "expected `instruction` or `messages`; got the fields []"),
+        ({}, "expected `instruction`, `prompt`, `messages` or `conversations`; got the fields []"),
         ({"id": "a", "text": "b"}, "got the fields ['id', 'text']"),
         ({"instruction": ""}, "instruction is empty"),
         ({"instruction": " \n"}, "instruction is empty"),
