@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from codit.dataset.prompts import TEXTS, TURNS, conversation_of, turns_of
+from codit.dataset.prompts import TEXTS, TURNS, check_read, conversation_of, turns_of
 from codit.files import read_lines
 
 LEAST, USUAL = 8, 13  # words in a run: the range and the default
@@ -178,11 +178,11 @@ def texts_of(row: Mapping[str, Any]) -> dict[str, list[str]]:
     The row is in a layout of `codit.dataset.prompts`: its last user turn is the instruction, what
     follows is the response; it may be a `response` alone. ValueError: it cannot be read.
     """
-    # A response alone is checked too.
-    prompt = next((name for name in (*TURNS, *TEXTS) if row.get(name) is not None), None)
-    given = row if prompt or row.get("response") is None else {**row, "instruction": "-"}
+    alone = not any(row.get(name) for name in (*TURNS, *TEXTS)) and row.get("response") is not None
     try:
-        turns = conversation_of(given)
+        if alone:
+            check_read(row, ("response",))
+        turns = conversation_of({**row, "instruction": "-"} if alone else row)
     except ValueError as error:
         raise ValueError(
             f"row {row.get('id')!r:.60}: {error}; what is not read is not checked."
@@ -190,7 +190,7 @@ def texts_of(row: Mapping[str, Any]) -> dict[str, list[str]]:
     last = max((i for i, turn in enumerate(turns) if turn["role"] == "user"), default=len(turns))
     said = [turn["content"] for turn in turns]
     return {
-        "instruction": said[last : last + 1] if given is row else [],
+        "instruction": [] if alone else said[last : last + 1],
         "response": said[last + 1 :],
         "earlier turns": said[:last],
     }

@@ -395,6 +395,7 @@ def test_a_row_in_either_form_has_the_same_texts() -> None:
         ({"messages": [{"role": "user", "content": None}]}, "content must be text; got NoneType"),
         ({"messages": "x"}, "messages must be a non-empty list"),
         ({"instruction": "a", "context": "b"}, "the field context is not read"),
+        ({"input": "a", "response": "b"}, "the field input is not read"),
     ],
 )
 def test_a_row_whose_texts_are_not_found_is_an_error(row: dict[str, Any], message: str) -> None:
