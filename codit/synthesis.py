@@ -90,7 +90,8 @@ def write(
 ) -> dict[str, Any]:
     """Answer prompts by a pair and keep the responses as JSON lines; go on where a run stopped.
 
-    The responses are never in memory together; read them with `datasets.load_dataset`.
+    The responses are never in memory together; read them with `datasets.load_dataset` (which makes
+    times of ids that all look like dates).
 
     Args:
         recipe: pair, decoding and number of samples. Sample k of a prompt is drawn with

@@ -51,9 +51,8 @@ p_expert / p_amateur ^ strength.
 | `score` | log q of each token drawn, stop token included, at temperature 1, in nats |
 | `res_metadata` | decoding and models; `alpha` is the plausibility, `beta` the strength |
 
-Where this file lies as README.md in a folder or repository, `load_dataset` of that folder gives
-the fields these types: ids stay text. `load_dataset("json", ...)` guesses, and takes ids like dates
-for dates.
+`load_dataset` makes times of a column of ids that all look like dates, whatever types it is told;
+`codit.dataset.output.read` keeps every id as the text that it is.
 
 Everything else that made it, versions included, stands in `{stem}.manifest.json`.
 
@@ -65,11 +64,8 @@ models and of the prompts apply; none is chosen here.
 """
 
 
-def card(manifest: dict[str, Any], name: str, features: list[dict[str, Any]]) -> str:
-    """Return the card of the finished dataset `name`: the text of README.md, without a licence.
-
-    `features` are the fields' types, as `datasets` writes them in cards.
-    """
+def card(manifest: dict[str, Any], name: str) -> str:
+    """Return the card of the finished dataset `name`: the text of README.md, without a licence."""
     decoding = manifest["recipe"]["decoding"]
     rows = [f"| {k} | {v} |" for k, v in decoding.items() if k not in ("recipe", "version")]
     title = f"Responses of {manifest['expert_model_id']}"
@@ -79,7 +75,6 @@ def card(manifest: dict[str, Any], name: str, features: list[dict[str, Any]]) ->
         tags=["synthetic", "instruction-tuning", "contrastive-decoding", "codit"],
         size_categories=[_size_category(manifest["rows"])],
         configs=[{"config_name": "default", "data_files": name}],
-        dataset_info={"config_name": "default", "features": features},
     )
     text = TEXT.format(
         metadata=metadata.to_yaml(),

@@ -30,7 +30,7 @@ from typing import Any
 import filelock
 import pyarrow as pa
 import pyarrow.json
-from datasets import Dataset, Features
+from datasets import Dataset
 
 from codit import recipes
 from codit.dataset import card
@@ -269,23 +269,12 @@ def finish(
         counted |= {"errors": len(failed)}
         manifest = recipes.manifest(recipe, **read_object(state), **counted, **extra)
         with replacing(files.beside(".README.md")) as stream:
-            text = card.card(manifest, files.out.name, _features(recipe.n_samples > 1))
-            stream.write(text.encode())
+            stream.write(card.card(manifest, files.out.name).encode())
         write_json(files.beside(".manifest.json"), manifest)
         sync_folder(files.out.parent)
         partial.unlink()
         state.unlink()
     return manifest
-
-
-def _features(has_samples: bool) -> list[dict[str, Any]]:
-    """Return the fields' types as cards declare them: JSON's readers guess, and take ids for dates.
-
-    Fields stand in the order of the file.
-    """
-    schema = SCHEMA.insert(1, pa.field("sample", pa.int64())) if has_samples else SCHEMA
-    found: list[dict[str, Any]] = Features.from_arrow_schema(schema)._to_yaml_list()
-    return found
 
 
 def read_object(path: Path) -> dict[str, Any]:
