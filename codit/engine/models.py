@@ -7,10 +7,12 @@ the ids of its prompt, and from an answer's ids to text. What has no source is o
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from codit.engine.cache import shared_width
 logger = logging.getLogger(__name__)
 
 Conversation = Sequence[Mapping[str, str]]
+NOW = re.compile(r"""strftime_now\s*\(\s*(['"])(.*?)\1\s*\)""")
 THOUGHT = re.compile("</?think>")
 # What templates raise for a conversation they do not know: any of these.
 TEMPLATE_ERRORS = (jinja2.TemplateError, AttributeError, KeyError, TypeError, ValueError)
@@ -308,6 +311,31 @@ def prompt_ids(tokenizer: Tokenizer, conversation: Conversation) -> list[int]:
             "got two. Remove one from the chat template."
         )
     return ids
+
+
+def writes_date(tokenizer: Tokenizer) -> bool:
+    """Return whether a tokenizer's chat template writes the time at which it is used."""
+    return tokenizer.chat_template is not None and bool(
+        re.search(r"strftime_now\s*\(", tokenizer.get_chat_template())
+    )
+
+
+def dated(tokenizer: Tokenizer, moment: str) -> Tokenizer:
+    """Return a tokenizer whose chat template writes a moment (ISO 8601) in place of each new now.
+
+    ValueError: the template makes the format of its date while it is used.
+    """
+    if not writes_date(tokenizer):
+        return tokenizer
+    when, copied = datetime.fromisoformat(moment), copy.copy(tokenizer)
+    template = NOW.sub(lambda now: repr(when.strftime(now[2])), tokenizer.get_chat_template())
+    copied.chat_template = template
+    if writes_date(copied):
+        raise ValueError(
+            "expected a chat template that writes the date in a fixed format, strftime_now('...'); "
+            "got another. Rows of one dataset would have other dates: give a template without."
+        )
+    return copied
 
 
 def templated(
