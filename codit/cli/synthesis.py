@@ -76,7 +76,8 @@ def synthesize(
 
     Args:
         models: which pair answers.
-        prompts: JSON lines with "instruction" or "messages", and "id" where there is one.
+        prompts: JSON lines with "instruction" (Alpaca's "input" too), "messages", "prompt" or
+            "conversations", and "id" where there is one.
         out: the dataset's file, ending in .jsonl; errors, card and manifest lie beside it.
         decoding: how responses are drawn.
         n_samples: responses to each prompt.
