@@ -199,9 +199,10 @@ def check_read(value: Mapping[str, Any], read: Container[str] = READ, *, where: 
     """
     for name, content in value.items():
         if name not in read and name not in METADATA and _carries_content(content):
+            named = _shown(f"{where}{name}").strip("'\"")
             raise ValueError(
-                f"the field {f'{where}{name}':.60} is not read; it holds {_shown(content)}. Put "
-                "what belongs to the prompt into its text, and leave the field out"
+                f"the field {named} is not read; it holds {_shown(content)}. Put what belongs to "
+                "the prompt into its text, and leave the field out"
             )
 
 

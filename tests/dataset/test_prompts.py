@@ -340,6 +340,7 @@ def test_every_layout_of_the_table_is_one_conversation(row: Any, turns: Any) -> 
     ("row", "reason"),
     [
         ({"instruction": "hi", "context": "c"}, "the field context is not read; it holds 'c'. Put"),
+        ({"instruction": "hi", "\ud800": "x"}, r"the field \ud800 is not read"),
         ({"instruction": "hi", "history": [["a", "b"]]}, "the field history is not read"),
         ({"instruction": "hi", "tools": [{"name": "f"}]}, "the field tools is not read"),
         ({"instruction": "hi", "images": [object()]}, "the field images is not read"),
