@@ -85,10 +85,10 @@ def train(
     out = Path(out)
     name, revision, half = resolve(recipe, base)
     tokenizer = load_tokenizer(name, revision=revision)
+    read = answered(dataset, tokenizer)  # before weights are loaded
     model = read_model(name, revision=revision, dtype=torch.float32)
     if recipe.template is not None:
         adopt_template(model, tokenizer, recipe.template)
-    read = answered(dataset, tokenizer)
     reach = getattr(model.config.get_text_config(), "max_position_embeddings", recipe.max_length)
     rows = tokenised(read.talks, tokenizer, max_length=min(recipe.max_length, reach))
     order = arranged([len(ids) for ids in rows.ids], recipe)
