@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import platform
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,7 @@ import codit
 
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "trl", "accelerate", "numpy", "vllm")
 MARK = b"\xef\xbb\xbf"  # byte-order mark, with which some programs begin a file
+GZIP = b"\x1f\x8b"
 SCORE = b'"score": ['  # never inside a text: quotes are escaped there
 NUMBERS = b"-+0123456789., e"
 
@@ -45,17 +47,29 @@ def read_lines(path: str | Path, *, keep_bad: bool = False) -> Iterator[tuple[in
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: as `parse`, with the number of the line, unless `keep_bad`.
+        ValueError: as `parse`, with the number of the line, unless `keep_bad`. The file is a JSON
+            array, or compressed.
     """
     path = Path(path)
     if not path.is_file():
         found = "it is a folder" if path.is_dir() else "there is none"
+        if path.exists() and not path.is_dir():
+            found = "it is a pipe, which can be read only once. Write it to a file first"
         raise FileNotFoundError(f"expected a file of JSON lines at {path}; {found}.")
+    is_first = True
     with path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
             line = line.removeprefix(MARK) if number == 1 else line
             if not line.strip():
                 continue
+            if number == 1 and line.startswith(GZIP):
+                raise ValueError(f"expected JSON lines in {path}; it is compressed. gunzip it.")
+            if is_first and re.match(rb"\s*\[\s*(\{|$)", line):
+                raise ValueError(
+                    f"expected an object in each line of {path}; the file is one JSON array. "
+                    "Write its objects a line each: jq -c '.[]'."
+                )
+            is_first = False
             value: Any
             try:
                 value = parse(line)

@@ -28,7 +28,7 @@ from trl import SFTConfig, SFTTrainer
 from codit import decode, recipes
 from codit.engine.models import load_tokenizer, read_model
 from codit.training.loop import Watch, claim, fit, settings
-from codit.training.rows import adopt_template, arranged, completed, summary, tokenised
+from codit.training.rows import Source, adopt_template, answered, arranged, summary, tokenised
 
 RECOMPUTED_ABOVE = 200_000_000
 TOKENS_PER_PASS = {"cpu": 1024, "cuda": 16_384}
@@ -36,7 +36,7 @@ TOKENS_PER_PASS = {"cpu": 1024, "cuda": 16_384}
 
 def train(
     recipe: recipes.Training,
-    dataset: Dataset,
+    dataset: Source,
     out: str | Path,
     *,
     base: str | Path | None = None,
@@ -48,8 +48,8 @@ def train(
 
     loss of a step = - (1/N) sum over its rows and their answer tokens t of log p(y_t | x, y_<t),
     N the number of answer tokens in the step, end of turn included. AdamW; linear warm-up, then
-    cosine decay to zero; gradients clipped at norm 1. Rows whose `is_completed` is False are
-    dropped, in every arm alike.
+    cosine decay to zero; gradients clipped at norm 1. Rows whose `is_completed` is False, or
+    whose answer has no text, are dropped, in every arm alike.
 
     Weights, gradients and optimiser are float32, and so is the saved student: bfloat16 would round
     small updates away. Matrix products run under bfloat16 autocast if the base is stored in
@@ -59,8 +59,9 @@ def train(
     Args:
         recipe: base, template, learning rate, epochs, batch, length and seed; see
             `recipes.Training`.
-        dataset: column "messages" (role and content, an assistant turn last); optional
-            "is_completed", and "id", by which errors name rows.
+        dataset: path to JSON lines, or rows (a `Dataset`, dicts): conversations that end with an
+            answer, in any layout of `codit.dataset.prompts`; optional "is_completed", and "id", by
+            which errors name rows.
         out: folder for the student; made if absent.
         base: folder or Hub name of the base model. None: the recipe's.
         rows_per_pass: rows in one forward pass, a divisor of `recipe.batch`; a step is as many
@@ -74,24 +75,25 @@ def train(
     Returns:
         Path: `out` with float32 safetensors, the tokenizer with its chat template and the end of
         turn as EOS, and `training_log.json`: losses in nats per token, rows used, rows dropped,
-        tokens.
+        tokens. Where this training is finished there, nothing is done.
 
     Raises:
         ValueError: no base; no chat template; no row left; a row without an answer, longer than
             `recipe.max_length` or the model's context, or without its end of turn in the loss;
-            prompts tokenised unlike at decoding; `out` holds another training.
+            prompts tokenised unlike at decoding; `out` is the base or holds another model.
     """
     out = Path(out)
     name, revision, half = resolve(recipe, base)
     tokenizer = load_tokenizer(name, revision=revision)
+    read = answered(dataset, tokenizer)  # before weights are loaded
     model = read_model(name, revision=revision, dtype=torch.float32)
     if recipe.template is not None:
         adopt_template(model, tokenizer, recipe.template)
-    kept = completed(dataset)
     reach = getattr(model.config.get_text_config(), "max_position_embeddings", recipe.max_length)
-    rows = tokenised(kept, tokenizer, max_length=min(recipe.max_length, reach))
+    rows = tokenised(read.talks, tokenizer, max_length=min(recipe.max_length, reach))
     order = arranged([len(ids) for ids in rows.ids], recipe)
-    claim(out, recipe, repr((rows.ids, rows.labels)).encode())
+    if claim(out, recipe, repr((rows.ids, rows.labels)).encode(), base=name):
+        return out
     given = arguments(
         recipe,
         out,
@@ -104,7 +106,7 @@ def train(
     )
     data = Dataset.from_dict({"input_ids": rows.ids, "labels": rows.labels}).select(order)
     trainer = AnswerTrainer(model=model, args=given, train_dataset=data, processing_class=tokenizer)
-    told = summary(rows, order, dropped=len(dataset) - len(kept))
+    told = summary(rows, order, read)
     return fit(trainer, tokenizer, out, Watch(*watch) if watch else None, **told)
 
 

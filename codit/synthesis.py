@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,10 @@ from codit.dataset import output
 from codit.dataset import workers as processes
 from codit.dataset.output import Files, Name
 from codit.dataset.prompts import Prompts, Rows, load
-from codit.dataset.teacher import Answering, expert_tokenizer, named, ready
+from codit.dataset.teacher import Answering, check_samples, expert_tokenizer, named, ready
 from codit.dataset.workers import Records, Row, Stream
 from codit.decode import check_engine, chosen_engine
+from codit.engine.models import dated, writes_date
 from codit.files import check_apart, versions
 
 ROWS_PER_BATCH = 256
@@ -49,7 +51,8 @@ class Work:
     """What a worker must know besides the rows of a batch: plain values.
 
     `metadata` is the field `res_metadata` of all rows, `threads` those of torch in a worker on a
-    CPU; engine and batch_size are `decode.generate`'s, load_options for both models.
+    CPU; engine and batch_size are `decode.generate`'s, load_options for both models; `date` is
+    what a template that writes one writes in every prompt.
     """
 
     recipe: recipes.Synthesis
@@ -59,6 +62,7 @@ class Work:
     progress: bool = False
     load_options: dict[str, Any] = field(default_factory=dict)
     threads: int | None = None
+    date: str = ""
 
 
 def synthesize(recipe: recipes.Synthesis, prompts: Rows, out: str | Path, **how: Any) -> Dataset:
@@ -90,7 +94,8 @@ def write(
 ) -> dict[str, Any]:
     """Answer prompts by a pair and keep the responses as JSON lines; go on where a run stopped.
 
-    The responses are never in memory together; read them with `datasets.load_dataset`.
+    The responses are never in memory together; read them with `datasets.load_dataset` (which makes
+    times of ids that all look like dates).
 
     Args:
         recipe: pair, decoding and number of samples. Sample k of a prompt is drawn with
@@ -135,8 +140,7 @@ def write(
             finished batches are kept.
     """
     files = Files(Path(out))
-    if recipe.n_samples < 1:
-        raise ValueError(f"n_samples must be at least 1; got {recipe.n_samples}.")
+    check_samples(recipe)
     check_engine(engine, batch_size)
     size = _number(workers, ray_address, model, tokenizer, load_options)
     if isinstance(path := getattr(prompts, "path", prompts), (str, Path)):
@@ -154,6 +158,7 @@ def write(
             engine=engine,
             batch_size=batch_size,
             load_options=load_options,
+            date=output.date_of(files) or datetime.now().isoformat(timespec="seconds"),
         )
         answering = (
             _by_others(work, size, ray_address)
@@ -162,7 +167,8 @@ def write(
         )
         with answering as (used, tokenizer, answers):
             rows = named(given.rows, tokenizer)
-            lines = _write_batches(files, fingerprint, earlier, rows, answers, work, progress)
+            begun = partial(output.begin, files, fingerprint, earlier, date=used.pop("date"))
+            lines = _write_batches(files, begun, rows, answers, work, progress)
         seconds = round(time.monotonic() - start, 3)
         extra = {"seconds": seconds, **used, **_model_ids(recipe)}
         return output.finish(files, recipe, lines=lines, errors=given.errors, **extra)
@@ -198,6 +204,8 @@ def _here(
     """Give what answers in this process: words for the manifest, tokenizer, function of batches."""
     model, tokenizer = _loaded(work, 0, model, tokenizer)
     used: Used = {"workers": 1, "engine": chosen_engine(model, work.engine)}
+    used |= {"date": work.date if writes_date(tokenizer) else None}
+    tokenizer = dated(tokenizer, work.date)
     one = partial(_answer, work, model, tokenizer)
     yield used, tokenizer, lambda batches: (one(batch) for batch in batches)
 
@@ -209,6 +217,8 @@ def _by_others(
     """Give what answers in other processes. Here only the tokenizer is loaded, to name rows."""
     tokenizer = expert_tokenizer(work.recipe, **work.load_options)
     used: Used = {"engine": work.engine}  # "auto": each worker chooses, by its device
+    used |= {"date": work.date if writes_date(tokenizer) else None}
+    tokenizer = dated(tokenizer, work.date)
     work = replace(work, recipe=_anywhere(work.recipe))
     if ray_address is not None:
         gpus = int(work.load_options.get("tensor_parallel_size", 1))  # of vLLM's engine
@@ -240,7 +250,8 @@ def _worker(work: Work, number: int) -> Callable[[Sequence[Row]], Records]:
     logging.disable_progress_bar()  # the driver has one for all
     if work.threads is not None:
         torch.set_num_threads(work.threads)
-    return partial(_answer, work, *_loaded(work, number))
+    model, tokenizer = _loaded(work, number)
+    return partial(_answer, work, model, dated(tokenizer, work.date))
 
 
 def _loaded(work: Work, worker: int, *given: Any) -> tuple[Answering, PreTrainedTokenizerBase]:
@@ -339,8 +350,7 @@ def _model_ids(recipe: recipes.Synthesis) -> dict[str, str]:
 
 def _write_batches(
     files: Files,
-    fingerprint: dict[str, Any],
-    earlier: list[dict[str, Any]],
+    begin: Callable[..., tuple[int, int]],
     rows: Sequence[dict[str, Any]],
     answers: Answers,
     work: Work,
@@ -350,7 +360,7 @@ def _write_batches(
     size = work.batch_size or (VLLM_ROWS if work.engine == "vllm" else ROWS_PER_BATCH)
     drawn = work.recipe.n_samples
     names: list[Name] = [(row["id"], k) for row in rows for k in _samples(work.recipe)]
-    kept, end = output.begin(files, fingerprint, earlier, names, lines_per_batch=size * drawn)
+    kept, end = begin(names, lines_per_batch=size * drawn)
     done = kept // drawn
     batches = [rows[first : first + size] for first in range(done, len(rows), size)]
     tokens, start = 0, time.monotonic()

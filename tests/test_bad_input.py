@@ -8,6 +8,7 @@ row is recorded in OUT.errors.jsonl with its reason and the other rows are answe
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import json
 import math
@@ -20,17 +21,18 @@ import sys
 import tempfile
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from codit import cli
+from codit import cli, student
 from tests import tiny
 
 TABLE = Path(__file__).parent / "tables" / "bad_input.md"
@@ -65,6 +67,7 @@ class Case(NamedTuple):
         line: of the prompts file, after good ones.
         flags: added to a command that works.
         prepare: makes the input and returns further flags.
+        is_file: prepare makes the file of rows, or a model that reads them.
     """
 
     name: str
@@ -73,6 +76,7 @@ class Case(NamedTuple):
     line: bytes = b""
     flags: tuple[str, ...] = ()
     prepare: Prepare = lambda place, stack: []
+    is_file: bool = False
 
 
 def row(name: str, line: str | bytes, says: str) -> Case:
@@ -83,8 +87,14 @@ def flag(name: str, value: str, says: str) -> Case:
     return Case(f"--{name} {value}", REFUSED, says, flags=(f"--{name}", value))
 
 
-def given(name: str, says: str, prepare: Prepare, *, kind: str = REFUSED) -> Case:
-    return Case(name, kind, says, prepare=prepare)
+def fine(name: str, line: str) -> Case:
+    return Case(name, ANSWERED, "", line.encode())
+
+
+def given(
+    name: str, says: str, prepare: Prepare, *, kind: str = REFUSED, is_file: bool = False
+) -> Case:
+    return Case(name, kind, says, prepare=prepare, is_file=is_file)
 
 
 def talk(*turns: tuple[str, str], **more: str) -> str:
@@ -190,6 +200,33 @@ def no_system_turns(place: Place, stack: ExitStack) -> list[str]:
     return ["--expert", str(place.folder / "expert")]
 
 
+def system_left_out(place: Place, stack: ExitStack) -> list[str]:
+    """An expert whose template leaves system turns out, and a conversation that has one."""
+    template = tiny.CHAT_TEMPLATE.replace(
+        "in messages %}", "in messages if message['role'] != 'system' %}"
+    )
+    (copied(place, "expert") / "chat_template.jinja").write_text(template)
+    with (place.folder / "in.jsonl").open("a") as stream:
+        stream.write(talk(("system", "Be brief."), ("user", "Hi")) + "\n")
+    return ["--expert", str(place.folder / "expert")]
+
+
+def rewritten(change: Callable[[bytes], bytes]) -> Prepare:
+    """The file of rows in another form."""
+
+    def prepare(place: Place, stack: ExitStack) -> list[str]:
+        file = place.folder / "in.jsonl"
+        file.write_bytes(change(file.read_bytes()))
+        return []
+
+    return prepare
+
+
+def piped(place: Place, stack: ExitStack) -> list[str]:
+    os.mkfifo(place.folder / "pipe")
+    return ["--prompts", str(place.folder / "pipe")]
+
+
 def no_messages_known(place: Place, stack: ExitStack) -> list[str]:
     """An expert whose template is no template."""
     (copied(place, "expert") / "chat_template.jinja").write_text("{% for %}")
@@ -266,6 +303,12 @@ def folder_as_out(place: Place, stack: ExitStack) -> list[str]:
     return ["--out", str(place.folder / "folder.jsonl")]
 
 
+NULL_ANSWER = json.dumps(
+    {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}]}
+)
+PARTS = json.dumps({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]})
+IMAGE = PARTS.replace('"type": "text"', '"type": "image_url"')
+TOOLS = json.dumps({"messages": [{"role": "user", "content": "a", "tool_calls": [{"name": "b"}]}]})
 SURROGATE = rb'{"instruction": "half \ud83d"}'
 CASES = [
     row("broken JSON line", '{"id": "x", "instr', "expected one JSON object; Unterminated string"),
@@ -274,7 +317,7 @@ CASES = [
     row("not UTF-8", b'{"instruction": "\xff\xfe"}', "expected UTF-8; invalid start byte at byte"),
     row("a list in place of an object", "[1]", "expected an object; got list"),
     row("a JSON line nested too deep", "[" * 200_000, "expected one JSON object; .*recursion"),
-    row("missing instruction", '{"id": 3}', r"expected `instruction` or `messages`; got the fie"),
+    row("missing instruction", '{"id": 3}', r"or `conversations`; got the fields \['id'\]"),
     row("instruction a number", '{"instruction": 3}', "instruction must be text; got int"),
     row("instruction NaN", '{"instruction": NaN}', "NaN is not JSON"),
     row("empty instruction", '{"instruction": ""}', "instruction is empty"),
@@ -296,16 +339,65 @@ CASES = [
     row("half of a surrogate pair", SURROGATE, "instruction holds half of a surrogate pair"),
     row("a null byte in a line", b'{"instruction": "a\x00b"}', "Invalid control character"),
     Case("a null character in a text", ANSWERED, "", b'{"instruction": "a\\u0000b"}'),
-    given("system turn, a template without", "TemplateError: No syst", no_system_turns, kind=ROW),
+    given(
+        "system turn, a template without",
+        "TemplateError: No syst|No system turn",
+        no_system_turns,
+        kind=ROW,
+        is_file=True,
+    ),
+    given(
+        "a template that leaves a turn out",
+        r"the chat template does not write all of messages\[0\] \(system\), 'Be brief",
+        system_left_out,
+        kind=ROW,
+        is_file=True,
+    ),
+    row("no messages: null", '{"messages": null}', r"got the fields \['messages'"),
+    row("an answer: null", NULL_ANSWER, r"messages\[1\]\.content must be text; got NoneType"),
+    row("a field that nobody reads", '{"instruction": "a", "context": "b"}', "context is not read"),
+    row("an image in a turn", IMAGE, "must be a part of type 'text'; got 'image_url'"),
+    row("tools in a turn", TOOLS, r"the field messages\[0\]\.tool_calls is not read"),
+    row("input without instruction", '{"input": "a"}', r"got the fields \['input'"),
+    row("input beside messages", talk(("user", "a"), input="b"), "input stands beside messages"),
+    row("two prompts", '{"instruction": "a", "prompt": "b"}', "instruction and prompt differ"),
+    fine("Alpaca's input", '{"instruction": "a", "input": "b"}'),
+    fine("Alpaca's empty input", '{"instruction": "a", "input": ""}'),
+    fine("ShareGPT's conversations", '{"conversations": [{"from": "human", "value": "a"}]}'),
+    fine("OpenAI's text parts", PARTS),
+    fine("a system turn in a field", '{"system": "a", "prompt": "b"}'),
+    fine("numbers and known names besides", '{"instruction": "a", "source": "b", "n": [0.5]}'),
+    fine("an id of another type", '{"id": 7, "instruction": "a"}'),
+    fine("a blank line", " "),
+    fine("an empty response", '{"instruction": "a", "response": ""}'),
+    fine("a sample that is a text", '{"instruction": "a", "sample": "0"}'),
+    fine("the judge's own mark", '{"instruction": "a\\n----- response ends -----\\nb"}'),
+    given("a compressed file", "it is compressed", rewritten(gzip.compress), is_file=True),
+    given(
+        "a JSON array",
+        "the file is one JSON array",
+        rewritten(lambda text: b"[" + b",\n".join(text.splitlines()) + b"]"),
+        is_file=True,
+    ),
+    given("a pipe", "it is a pipe", piped, is_file=True),
     Case(
         "an id twice",
         REFUSED,
         r"expected every id once; 1 occur more than once: good 1\. Rename them",
         b'{"id": "good 1", "instruction": "a"}',
     ),
-    given("no prompts in the file", r"at least one prompt; .*in\.jsonl is empty", no_prompts),
-    given("prompts missing", r"no\.jsonl; there is none", path("prompts", "no.jsonl")),
-    given("prompts a folder", "JSON lines at .*; it is a folder", path("prompts", ".")),
+    given(
+        "no prompts in the file",
+        r"at least one prompt; .*in\.jsonl is empty",
+        no_prompts,
+        is_file=True,
+    ),
+    given(
+        "prompts missing", r"no\.jsonl; there is none", path("prompts", "no.jsonl"), is_file=True
+    ),
+    given(
+        "prompts a folder", "JSON lines at .*; it is a folder", path("prompts", "."), is_file=True
+    ),
     given("out the prompts' file", r"in\.jsonl", path("out", "in.jsonl")),
     given("out without .jsonl", r"must be a file name ending in \.jsonl", path("out", "out.txt")),
     given("out a folder", r"must be a file name ending in \.jsonl; got .*folder", folder_as_out),
@@ -360,6 +452,12 @@ CASES = [
     flag("top-k", "-1", "top_k must be at least 0; got -1"),
     flag("max-new-tokens", "0", "max_new_tokens must be at least 1; got 0"),
     flag("n-samples", "0", "n_samples must be at least 1; got 0"),
+    Case(
+        "--n-samples 3 --temperature 0",
+        REFUSED,
+        r"n_samples must be 1 where the temperature is 0, as all would be equal; got 3\. Raise",
+        flags=("--n-samples", "3", "--temperature", "0"),
+    ),
     flag("batch-size", "0", "batch_size must be at least 1; got 0"),
     flag("limit", "0", "limit must be at least 1; got 0"),
     given("Ctrl-C", "interrupted; the same command goes on from here", interrupted, kind=STOPPED),
@@ -369,10 +467,10 @@ CASES = [
 # ---- running them
 
 
-def run(arguments: list[str]) -> tuple[int, str]:
+def run(arguments: list[str], out: io.StringIO | None = None) -> tuple[int, str]:
     """Run a command in this process, and return its status and what it wrote to stderr."""
     told = io.StringIO()
-    with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stderr(told), contextlib.redirect_stdout(out or io.StringIO()):
         status = cli.main(arguments)
     return status, told.getvalue()
 
@@ -432,8 +530,118 @@ def test_after_an_interruption_the_same_command_goes_on(pair: Path, tmp_path: Pa
 def test_there_are_many_cases_and_the_committed_table_has_them_all() -> None:
     names = [case.name for case in CASES]
     assert len(names) == len(set(names)) >= 35
-    rows = re.findall(r"^\| (.*?) \| (.*?) \| .* \|$", TABLE.read_text(encoding="utf-8"), re.M)
+    text = TABLE.read_text(encoding="utf-8").partition("## Every command")[0]
+    rows = re.findall(r"^\| (.*?) \| (.*?) \| .* \|$", text, re.M)
     assert rows[2:] == [(case.name, case.kind) for case in CASES]
+
+
+# ---- every case through every command that reads rows
+
+ERROR, LEFT_OUT, FINE = "error", "left out", "fine"
+INPUTS = [case for case in CASES if case.line or case.is_file]
+READERS = {  # flags besides the file's, and what is printed of rows that are used
+    "preview": ("synthesize --expert E --amateur A --out O --max-new-tokens 4 --preview 9", ""),
+    "dry run": (
+        "synthesize --expert E --amateur A --out O --max-new-tokens 4 --dry-run",
+        r"(\d+) \(",
+    ),
+    "train": ("train --base E --out S --batch 1 --save-every 0", r"(\d+) rows trained on"),
+    "judge": ("judge --out O --model m --base-url http://127.0.0.1:1/v1 --dry-run", r"(\d+)"),
+    "decontaminate": ("decontaminate --benchmark B", r"of (\d+) rows"),
+    "benchmark": ("decontaminate --data B", r"\n +in +(\d+)"),
+    "mt-bench": ("mt-bench --model E --out O --max-new-tokens 4", r"(\d+) of"),
+}
+FILE = {"preview": "prompts", "dry run": "prompts", "benchmark": "benchmark"}
+FILE |= {"mt-bench": "questions"}
+
+
+WELL = [json.dumps(row).encode() for row in GOOD]
+
+
+def as_read_by(command: str, line: bytes) -> bytes:
+    """Return a prompt's line as a command needs it: with an answer, or with two turns."""
+    told = b', "response": "b"'
+    if command == "mt-bench":
+        told = b', "question_id": "%08x", "turns": ["a", "b"]' % zlib.crc32(line)
+        line = b'{"n": 1}' if line in WELL else line
+    elif command not in ("train", "judge", "decontaminate") or b'"response"' in line:
+        return line
+    return line[:-1] + told + b"}" if line.startswith(b"{") and line.endswith(b"}") else line
+
+
+def cell(case: Case, command: str, place: Place) -> str:
+    """Send a case's rows through a command, and return what becomes of the bad one."""
+    file, bench = place.folder / "in.jsonl", place.folder / "bench.jsonl"
+    lines = [json.dumps(row).encode() for row in GOOD]
+    lines[2:2] = [case.line] if case.line else []
+    file.write_bytes(b"".join(line + b"\n" for line in lines))
+    bench.write_text('{"prompt": "a", "response": "b"}\n')
+    names = {"E": place.pair / "expert", "A": place.pair / "amateur", "B": bench}
+    names |= {"O": place.folder / "out.jsonl", "S": place.folder / "student"}
+    with ExitStack() as stack:
+        is_rows = case.kind == ROW or case.line
+        flags = case.prepare(place, stack) if is_rows else []
+        told = [as_read_by(command, line) for line in file.read_bytes().splitlines()]
+        file.write_bytes(b"".join(line + b"\n" for line in told))
+        flags = flags or ([] if is_rows else case.prepare(place, stack))
+    given = dict(zip(flags[::2], flags[1::2], strict=True))
+    names["E"] = Path(given.get("--expert", names["E"]))
+    file = Path(given.get("--prompts", file))
+    start, counted = READERS[command]
+    made = [str(names.get(word, word)) for word in start.split()]
+    out = io.StringIO()
+    status, err = run([*made, f"--{FILE.get(command, 'data')}", str(file)], out)
+    said = [line for line in err.splitlines() if line.startswith("codit: ")]
+    if status == 2:
+        assert len(said) == 1, err
+        if case.kind == ROW and case.line:
+            assert re.search(r"row |line |ids? once", said[0]), said
+        return ERROR
+    assert (status, said) == (0, []), (status, err)
+    if command == "preview":
+        return "recorded" if re.search(case.says or "^$", out.getvalue()) else FINE
+    found = re.search(counted, out.getvalue())
+    assert found is not None, out.getvalue()
+    rows = len([line for line in told if line.strip()])
+    if int(found[1]) == rows:
+        return FINE
+    assert int(found[1]) == rows - 1, out.getvalue()
+    return "recorded" if command == "dry run" else LEFT_OUT
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is trained: what is read is what counts."""
+    no_training(monkeypatch.setattr)
+
+
+def no_training(put: Callable[..., None]) -> None:
+    def trained(trainer: Any, tokenizer: Any, out: Path, watch: Any, **told: Any) -> None:
+        out.mkdir(exist_ok=True)
+        (out / "training_log.json").write_text(json.dumps(told))
+
+    put(student, "AnswerTrainer", lambda **given: None)
+    put(student, "fit", trained)
+
+
+def committed() -> dict[str, dict[str, str]]:
+    """Return the committed cells, by case and command."""
+    _, _, text = TABLE.read_text(encoding="utf-8").partition("## Every command")
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    return {row[0]: dict(zip(rows[0][1:], row[1:], strict=True)) for row in rows[2:]}
+
+
+@pytest.mark.parametrize("command", READERS)
+def test_no_command_takes_a_bad_row_in_silence(
+    command: str, pair: Path, tmp_path: Path, quick: None
+) -> None:
+    wanted, found = committed(), {}
+    assert [*wanted] == [case.name for case in INPUTS]
+    for number, case in enumerate(INPUTS):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        found[case.name] = cell(case, command, Place(pair, folder))
+    assert found == {name: row[command] for name, row in wanted.items()}
 
 
 # ---- the table
@@ -462,6 +670,24 @@ def table() -> Iterator[str]:
                 told = told.replace(f"{place}/", f"{short}/").replace(str(place), short)
             told = re.sub(r"\s+", " ", told).replace("|", "\\|")
             yield f"| {case.name} | {case.kind} | {told or 'nothing: it works'} |"
+        yield ""
+        yield "## Every command"
+        yield ""
+        yield "The rows among them, sent through every other command that reads rows (`compare` and"
+        yield "lm-eval's model read none). *error*: one line, which names the row or its line, and"
+        yield "status 2. *recorded*: the reason is shown, or the row is counted as bad, and others"
+        yield "go on. *left out*: counted, and not used. *fine*: used whole."
+        yield ""
+        yield f"| input | {' | '.join(READERS)} |"
+        yield "| --- " * (len(READERS) + 1) + "|"
+        no_training(setattr)
+        for number, case in enumerate(INPUTS):
+            row = []
+            for command in READERS:
+                folder = Path(name) / f"{number} {command}"
+                folder.mkdir()
+                row.append(cell(case, command, Place(Path(name) / "pair", folder)))
+            yield f"| {case.name} | {' | '.join(row)} |"
 
 
 if __name__ == "__main__":

@@ -21,7 +21,12 @@ from codit.recipes import Decoding
 from tests import tiny
 from tests.dataset.test_output import FINGERPRINT, RECIPE, row
 
-DOCUMENTED = ("expected every id once", "expected at least one prompt")  # of the reader
+DOCUMENTED = (  # of the reader
+    "expected every id once",
+    "expected at least one prompt",
+    "expected an object in each line of",
+    "expected JSON lines in",
+)
 ANY_TEXT = st.text(st.characters())  # half surrogates too
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 NUMBER = st.integers(-(10**30), 10**30) | st.floats()

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "decode": "contrast engine pair recipes",
     "weights": "engine files",
     "chat_vector": "weights files",
-    "training": "engine pair decode recipes files",
+    "training": "dataset engine pair decode recipes files",
     "contrastive_tuning": "contrast engine pair decode training recipes files",
     "instruction_vector": "contrast engine pair decode training recipes files",
     "dataset": "engine pair decode recipes files",

@@ -20,7 +20,7 @@ from trl import SFTConfig, SFTTrainer
 
 from codit import decode, recipes, student
 from codit.training import loop
-from codit.training.rows import arranged, tokenised
+from codit.training.rows import answered, arranged, tokenised
 from codit.world.recipes import Answers, Pretraining
 from tests import tiny
 
@@ -73,7 +73,11 @@ def log(folder: Path) -> dict[str, Any]:
 def by_hand(base: Path, of: recipes.Training) -> tuple[dict[str, torch.Tensor], list[float]]:
     """Train as the docstring says: one padded batch a step, AdamW, warm-up, cosine, clipping."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).train()
-    rows = tokenised(DATA, AutoTokenizer.from_pretrained(base), max_length=100)
+    rows = tokenised(
+        answered(DATA, AutoTokenizer.from_pretrained(base)).talks,
+        AutoTokenizer.from_pretrained(base),
+        max_length=100,
+    )
     order = arranged([len(ids) for ids in rows.ids], of)
     steps = math.ceil(len(order) / of.batch)
     warm = round(of.warmup * steps)
@@ -135,7 +139,7 @@ def test_equal_recipes_give_equal_bytes_and_another_seed_another_order(
 def test_trls_loss_which_a_gpu_uses_is_the_same(base: Path, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    rows = tokenised(DATA, tokenizer, max_length=100)
+    rows = tokenised(answered(DATA, tokenizer).talks, tokenizer, max_length=100)
     settings = student.arguments(
         recipe(base),
         tmp_path,
@@ -173,7 +177,7 @@ def test_labels_are_those_of_trls_assistant_only_loss(base: Path, tmp_path: Path
         train_dataset=DATA,
         processing_class=tokenizer,
     ).train_dataset
-    rows = tokenised(DATA, tokenizer, max_length=100)
+    rows = tokenised(answered(DATA, tokenizer).talks, tokenizer, max_length=100)
     assert rows.ids == prepared["input_ids"]
     assert rows.labels == prepared["labels"]
 
@@ -389,6 +393,6 @@ def test_passes_must_divide_the_batch(base: Path, tmp_path: Path) -> None:
     message = "batch must be a multiple of rows_per_pass times processes = 3; got 4."
     with pytest.raises(ValueError, match=re.escape(message)):
         student.train(recipe(base), DATA, tmp_path / "out", rows_per_pass=3)
-    message = "row 'row1': expected at most 12 tokens"
+    message = "row 'row1' (row 2): expected at most 12 tokens"
     with pytest.raises(ValueError, match=re.escape(message)):
         student.train(recipe(base, max_length=12), DATA, tmp_path / "out")

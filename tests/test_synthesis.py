@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +201,7 @@ def test_rows_without_an_answer_are_recorded_and_never_in_the_dataset(
         ("long", 3, "the prompt is too long"),
         ("3", 4, "bad row"),
     ]
-    assert errors[0]["reason"] == "expected `instruction` or `messages`; got the fields ['id']"
+    assert errors[0]["reason"].endswith("or `conversations`; got the fields ['id']")
     assert errors[1]["reason"].startswith("expected at most 506 tokens")
     assert errors[2]["reason"] == "instruction is empty"
     manifest = json.loads(out.with_name("data.manifest.json").read_text())
@@ -455,3 +456,43 @@ def test_never_begins_only_where_there_is_nothing(
         run(recipe, ready, out, resume="never")
     run(recipe, ready, out.with_name("other.jsonl"), resume="never")
     assert output.RESUME[0] == "never"
+
+
+class Day(datetime):
+    """A clock that stands at the beginning of a day."""
+
+    day = "2026-11-28"
+
+    @classmethod
+    def now(cls, tz: Any = None) -> datetime:
+        return datetime.fromisoformat(cls.day)
+
+
+def test_a_template_that_writes_the_date_writes_one_a_dataset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny.synthesis(tmp_path / "pair")
+    template = tmp_path / "pair" / "expert" / "chat_template.jinja"
+    template.write_text("{{ strftime_now('%d %b %Y') }}" + tiny.CHAT_TEMPLATE)
+    asked = [{"instruction": f"the cat {n}"} for n in range(4)]
+    how: dict[str, Any] = {"batch_size": 2, "progress": False}
+    monkeypatch.setattr(synthesis, "datetime", Day)
+    first = synthesis.write(recipe, asked, tmp_path / "whole.jsonl", **how)
+    with monkeypatch.context() as once:
+        append = output.append
+
+        def fails_later(files: Any, records: Any, *, at: int) -> int:
+            if at:
+                raise OSError("the power went")
+            return append(files, records, at=at)
+
+        once.setattr(output, "append", fails_later)
+        with pytest.raises(OSError, match="the power went"):
+            synthesis.write(recipe, asked, tmp_path / "data.jsonl", **how)
+    monkeypatch.setattr(Day, "day", "2026-11-29")
+    manifest = synthesis.write(recipe, asked, tmp_path / "data.jsonl", **how)
+    assert manifest["date"] == first["date"] == "2026-11-28T00:00:00"
+    assert (tmp_path / "data.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    other = synthesis.write(recipe, asked, tmp_path / "later.jsonl", **how)
+    assert other["date"] == "2026-11-29T00:00:00"
+    assert other["sha256"] != first["sha256"], "ids and noise are those of other prompts"

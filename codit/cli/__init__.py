@@ -7,6 +7,7 @@ answered by one line on stderr and status 2, never by a traceback.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -42,7 +43,8 @@ def train(
 
     Args:
         base: Hub name or folder of the model to train.
-        data: the dataset: JSON lines with "messages", and "is_completed" where there is one.
+        data: the dataset: JSON lines with a conversation that ends with its answer, "messages" say,
+            and "is_completed" where there is one. Rows that are incomplete or empty are left out.
         out: folder for the student.
         base_revision: commit, tag or branch of the base.
         template: model whose chat template the student learns, the teacher's expert say; needed
@@ -70,9 +72,15 @@ def train(
         seed=seed,
     )
     from codit import student
-    from codit.dataset import output
+    from codit.training.loop import LOG
 
-    print(student.train(recipe, output.read(data), out, save_every=save_every))
+    was_there = (out / LOG).exists()
+    student.train(recipe, data, out, save_every=save_every)
+    told = json.loads((out / LOG).read_text(encoding="utf-8"))
+    print(
+        f"{out}: {'finished before, ' * was_there}{told['rows_used']} rows trained on, "
+        f"{told['rows_dropped']} left out, {told['rows_empty']} of them empty"
+    )
     return 0
 
 

@@ -46,7 +46,8 @@ def judge(
     again after an interruption: what was paid for is in the cache and is not asked again.
 
     Args:
-        data: JSON lines with a prompt ("instruction" or "messages") and "response".
+        data: JSON lines with a prompt and a response: "instruction" and "response", "messages", ...
+            Empty responses are counted, not judged.
         out: file for the result, ending in .jsonl; its manifest lies beside it.
         judge: whom to ask.
         against: another dataset: compare the two prompt by prompt, in both orders.
@@ -175,6 +176,8 @@ def summary_line(summary: dict[str, Any]) -> str:
         said += f", turn 1 {summary['turn_1']:.2f}, turn 2 {summary['turn_2']:.2f}"
     if "first_mean" in summary:
         said += f", first responses {summary['first_mean']:.2f}, {summary['ties']} ties"
+    if empty := summary.get("empty"):
+        said += f", {empty} left out for an empty response"
     return f"{said}; {summary['failed']:.1%} of the judgements failed"
 
 

@@ -26,7 +26,8 @@ def decontaminate(
     changed; where its card lies beside it, the card says what was found.
 
     Args:
-        data: the dataset, ending in .jsonl: "instruction" and "response", or "messages".
+        data: the dataset, ending in .jsonl: "instruction" and "response", "messages" or another
+            layout that `codit synthesize` writes or reads.
         benchmark: JSON lines with "instruction", "prompt", "messages" or "turns"; may be repeated.
             It is called by the file's name.
         n: words in a row, 8 to 13. A shorter prompt matches as a whole.

@@ -76,7 +76,8 @@ def synthesize(
 
     Args:
         models: which pair answers.
-        prompts: JSON lines with "instruction" or "messages", and "id" where there is one.
+        prompts: JSON lines with "instruction" (Alpaca's "input" too), "messages", "prompt" or
+            "conversations", and "id" where there is one.
         out: the dataset's file, ending in .jsonl; errors, card and manifest lie beside it.
         decoding: how responses are drawn.
         n_samples: responses to each prompt.
@@ -154,9 +155,10 @@ def _report(out: Path, manifest: dict[str, Any]) -> int:
     from codit.dataset.output import Files
     from codit.files import read_lines
 
-    rows = manifest["rows"]
+    rows, empty = manifest["rows"], manifest.get("empty")  # older manifests do not count it
     print(
-        f"{out}: {rows} responses, {manifest['completed']} complete, {manifest['tokens']} tokens; "
+        f"{out}: {rows} responses, {manifest['completed']} complete, "
+        f"{f'{empty} empty, ' if empty else ''}{manifest['tokens']} tokens; "
         f"{manifest['errors']} rows without an answer"
     )
     if rows:

@@ -25,6 +25,7 @@ p_expert / p_amateur ^ strength.
 | amateur | `{amateur_model_id}` |
 | responses | {rows} |
 | of these complete (the expert's stop token was drawn) | {completed} |
+| of these empty (no text; leave them out of training) | {empty} |
 | tokens of all responses | {tokens} |
 | rows without a response | {errors} |
 | made | {created} |
@@ -49,6 +50,9 @@ p_expert / p_amateur ^ strength.
 | `messages` | the conversation with the response as its last turn, as TRL trains on it |
 | `score` | log q of each token drawn, stop token included, at temperature 1, in nats |
 | `res_metadata` | decoding and models; `alpha` is the plausibility, `beta` the strength |
+
+`load_dataset` makes times of a column of ids that all look like dates, whatever types it is told;
+`codit.dataset.output.read` keeps every id as the text that it is.
 
 Everything else that made it, versions included, stands in `{stem}.manifest.json`.
 

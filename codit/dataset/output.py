@@ -188,9 +188,11 @@ def begin(
     names: Sequence[Name],
     *,
     lines_per_batch: int,
+    date: str | None = None,
 ) -> tuple[int, int]:
     """Cut the unfinished dataset back to whole batches, and record what makes the next ones.
 
+    `date` is the one that the chat template writes, if it writes any; see `date_of`.
     `names` are those of all lines to come, in order; ValueError: the lines at hand are not the
     first of them. Returns the number of lines kept, a multiple of `lines_per_batch` or all, and the
     byte where they end.
@@ -208,9 +210,18 @@ def begin(
                 os.fsync(stream.fileno())
         earlier = [{**run, "lines": min(kept, run.get("lines", kept))} for run in earlier if kept]
         record = {"fingerprint": fingerprint, "earlier": earlier}
+        record |= {} if date is None else {"date": date}
         write_json(files.beside(".partial.json"), record)
         partial.touch()
     return kept, offset
+
+
+def date_of(files: Files) -> str | None:
+    """Return the date that prompts of an unfinished dataset hold, where rows of it are there."""
+    partial = files.beside(".partial")
+    if not partial.exists() or not partial.stat().st_size:
+        return None
+    return read_object(files.beside(".partial.json")).get("date")
 
 
 def append(files: Files, records: Iterable[dict[str, Any]], *, at: int) -> int:
@@ -347,7 +358,7 @@ def _copy_rows(
     partial: Path, stream: Any, lines: int
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Copy the answered rows, and return the others, and counts and hash of what was copied."""
-    counts, digest = Counter(rows=0, completed=0, tokens=0), hashlib.sha256()
+    counts, digest = Counter(rows=0, completed=0, empty=0, tokens=0), hashlib.sha256()
     failed, number = [], 0
     with partial.open("rb") as source:
         for number, line in enumerate(source, start=1):
@@ -358,6 +369,7 @@ def _copy_rows(
                 failed.append(json.loads(line))
                 continue
             counts.update(rows=1, completed=record["is_completed"], tokens=record["tokens"])
+            counts.update(empty=not record["response"].strip())
             digest.update(line)
             stream.write(line)
     if number != lines:

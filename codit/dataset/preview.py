@@ -9,12 +9,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from codit import decode, recipes
 from codit.dataset import teacher
 from codit.dataset.prompts import Rows, load
+from codit.engine.cache import reach
 from codit.engine.memory import cache_bytes, n_weights
+from codit.engine.models import prompt_or_error
 
 ROWS_AT_ONCE = 64  # of a static batch
 TOKENS = 600  # assumed mean length of a response, cut at max_new_tokens
@@ -86,25 +88,30 @@ def dry_run(
         limit: only the first `limit` input rows; None: all.
 
     Returns:
-        dict: what was assumed; `rows`, `bad_rows`, `responses`; `prompt_tokens`,
+        dict: what was assumed; `rows`, `bad_rows` (those that the template or the models' context
+        refuses too), `responses`; `prompt_tokens`,
         `response_tokens` (expected) and `response_tokens_most` (tokens); `weight_bytes`,
         `cache_bytes` (a batch of the longest prompt and response; sliding windows need less);
         `operations`; `hours`. Strength 0 counts the expert alone.
     """
+    teacher.check_samples(recipe)
     loaded = load(prompts, limit=limit)
-    needs = [_needs(model) for model in teacher.named_models(recipe) if model is not None]
+    configs = [_config(model) for model in teacher.named_models(recipe) if model is not None]
+    needs = [_needs(*config) for config in configs]
     tokenizer = teacher.expert_tokenizer(recipe)
-    lengths = [len(teacher.prompt_ids(tokenizer, row["messages"])) for row in loaded.rows]
     most = recipe.decoding.max_new_tokens
-    responses = len(loaded.rows) * recipe.n_samples
+    room = reach(*(config for config, _ in configs)), most
+    asked = [prompt_or_error(tokenizer, row["messages"], *room) for row in loaded.rows]
+    lengths = [len(prompt) for prompt in asked if not isinstance(prompt, str)]
+    responses = len(lengths) * recipe.n_samples
     response_tokens = responses * min(TOKENS, most)
     longest = max(lengths, default=0) + most
     at_once = min(batch_size or ROWS_AT_ONCE, max(len(lengths), 1))
     tokens = sum(lengths) * recipe.n_samples + response_tokens
     operations = 2 * sum(need["parameters"] for need in needs) * tokens
     return {
-        "rows": len(loaded.rows),
-        "bad_rows": len(loaded.errors),
+        "rows": len(lengths),
+        "bad_rows": len(loaded.errors) + len(asked) - len(lengths),
         "rows_at_once": at_once,
         "tokens_per_response": min(TOKENS, most),
         "flops_per_second": SPEED,
@@ -136,9 +143,13 @@ def table(needs: dict[str, float]) -> str:
     return "\n".join(f"{name:<16} {text}" for name, text in lines.items())
 
 
-def _needs(recipe: recipes.Model) -> dict[str, int]:
-    """Return a model's parameters, bytes of each, and bytes that a token takes in its cache."""
+def _config(recipe: recipes.Model) -> tuple[PreTrainedConfig, Any]:
+    """Return a model's config, and the dtype that it is loaded with."""
     config = AutoConfig.from_pretrained(recipe.name, revision=recipe.revision)
-    dtype = (config.dtype or torch.float32) if recipe.dtype == "auto" else recipe.dtype
+    return config, (config.dtype or torch.float32) if recipe.dtype == "auto" else recipe.dtype
+
+
+def _needs(config: PreTrainedConfig, dtype: Any) -> dict[str, int]:
+    """Return a model's parameters, bytes of each, and bytes that a token takes in its cache."""
     size = (getattr(torch, dtype) if isinstance(dtype, str) else dtype).itemsize
     return {"parameters": n_weights(config), "bytes": size, "cache": cache_bytes(config, size)}

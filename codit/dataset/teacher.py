@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-import jinja2
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codit import decode, recipes
 from codit.dataset.prompts import check_unique
-from codit.engine.models import load_tokenizer, read_model
+from codit.engine.models import TEMPLATE_ERRORS, load_tokenizer, read_model
 from codit.engine.vllm.engine import VllmPair
 from codit.pair import ContrastivePair
 
@@ -68,6 +67,18 @@ def expert_tokenizer(recipe: recipes.Synthesis, **load_options: Any) -> PreTrain
     return load_tokenizer(expert.name, revision=expert.revision, trust_remote_code=trust)
 
 
+def check_samples(recipe: recipes.Synthesis) -> None:
+    """Raise ValueError for a number of samples that cannot be drawn, or would all be equal."""
+    n, temperature = recipe.n_samples, recipe.decoding.temperature
+    if n < 1:
+        raise ValueError(f"n_samples must be at least 1; got {n}.")
+    if n > 1 and temperature == 0:
+        raise ValueError(
+            f"n_samples must be 1 where the temperature is 0, as all would be equal; got {n}. "
+            "Raise the temperature."
+        )
+
+
 def named_models(recipe: recipes.Synthesis) -> tuple[recipes.Model, recipes.Model | None]:
     """Return the expert and, unless the strength is 0, the amateur.
 
@@ -103,8 +114,8 @@ def prompt_ids(
     """Return `decode.prompt_ids`, or nothing for a conversation that the template refuses."""
     try:
         return decode.prompt_ids(tokenizer, messages)
-    except (jinja2.TemplateError, AttributeError, KeyError, TypeError, ValueError):
-        return []  # templates raise any of these; decoding records the row with the reason
+    except TEMPLATE_ERRORS:
+        return []  # decoding records the row with the reason
 
 
 def _tokenizer_of(model: Answering) -> PreTrainedTokenizerBase:

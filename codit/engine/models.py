@@ -7,11 +7,13 @@ the ids of its prompt, and from an answer's ids to text. What has no source is o
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,11 @@ from codit.engine.cache import shared_width
 logger = logging.getLogger(__name__)
 
 Conversation = Sequence[Mapping[str, str]]
-PAIR_FILE = "pair.json"  # its presence marks the folder of a saved pair
-# What templates raise for a conversation they do not know.
+NOW = re.compile(r"""strftime_now\s*\(\s*(['"])(.*?)\1\s*\)""")
+THOUGHT = re.compile("</?think>")
+# What templates raise for a conversation they do not know: any of these.
 TEMPLATE_ERRORS = (jinja2.TemplateError, AttributeError, KeyError, TypeError, ValueError)
+PAIR_FILE = "pair.json"  # its presence marks the folder of a saved pair
 
 
 def read_pair(
@@ -329,8 +333,7 @@ def prompt_ids(tokenizer: Tokenizer, conversation: Conversation) -> list[int]:
         one or the tokenizer adds one to texts.
 
     Raises:
-        ValueError: no conversation, or a template that begins with two BOS. Templates raise
-            errors of their own for roles they do not know.
+        ValueError: no conversation, or a template that begins with two BOS. Others: as `templated`.
 
     Source: enable_thinking=False: the authors' scripts.
     """
@@ -344,13 +347,7 @@ def prompt_ids(tokenizer: Tokenizer, conversation: Conversation) -> list[int]:
             'expected at least one message {"role": text, "content": text}; '
             f"got {conversation!r}. Give every message both."
         )
-    ids: list[int] = tokenizer.apply_chat_template(
-        [dict(message) for message in conversation],
-        add_generation_prompt=True,
-        enable_thinking=False,
-        sanitize_control_tokens=True,
-        return_dict=False,
-    )
+    ids = templated(tokenizer, conversation, add_generation_prompt=True)
     bos = tokenizer.bos_token_id
     if bos is not None and tokenizer("").input_ids[:1] == [bos] and ids[:1] != [bos]:
         ids = [bos, *ids]
@@ -360,6 +357,72 @@ def prompt_ids(tokenizer: Tokenizer, conversation: Conversation) -> list[int]:
             "got two. Remove one from the chat template."
         )
     return ids
+
+
+def writes_date(tokenizer: Tokenizer) -> bool:
+    """Return whether a tokenizer's chat template writes the time at which it is used."""
+    return tokenizer.chat_template is not None and bool(
+        re.search(r"strftime_now\s*\(", tokenizer.get_chat_template())
+    )
+
+
+def dated(tokenizer: Tokenizer, moment: str) -> Tokenizer:
+    """Return a tokenizer whose chat template writes a moment (ISO 8601) in place of each new now.
+
+    ValueError: the template makes the format of its date while it is used.
+    """
+    if not writes_date(tokenizer):
+        return tokenizer
+    when, copied = datetime.fromisoformat(moment), copy.copy(tokenizer)
+    template = NOW.sub(lambda now: repr(when.strftime(now[2])), tokenizer.get_chat_template())
+    copied.chat_template = template
+    if writes_date(copied):
+        raise ValueError(
+            "expected a chat template that writes the date in a fixed format, strftime_now('...'); "
+            "got another. Rows of one dataset would have other dates: give a template without."
+        )
+    return copied
+
+
+def templated(
+    tokenizer: Tokenizer, conversation: Conversation, *, add_generation_prompt: bool = False
+) -> list[int]:
+    """Return the ids of a conversation as the chat template writes it, and check that it is whole.
+
+    Each message's content, stripped, must stand in the text, in order; the system turn anywhere,
+    for some templates write it into a later turn. Of an earlier assistant's turn what follows its
+    thoughts will do (Qwen3's template leaves the thoughts out), and the white space around a
+    thought is the template's own.
+
+    ValueError: a message is left out or cut. Templates raise errors of their own for roles that
+    they do not know.
+    """
+    messages = [dict(message) for message in conversation]
+    how: dict[str, Any] = {"add_generation_prompt": add_generation_prompt, "enable_thinking": False}
+    text = tokenizer.apply_chat_template(messages, tokenize=False, **how)
+    place = 0
+    for number, message in enumerate(messages):
+        is_system = message["role"] == "system"
+        for part in _parts(message, is_last=message is messages[-1]):
+            found = text.find(part, 0 if is_system else place)
+            if found < 0:
+                raise ValueError(
+                    f"the chat template does not write all of messages[{number}] "
+                    f"({message['role']}), {part!r:.60}. Use another template, or leave it out"
+                )
+            place = place if is_system else found + len(part)
+    ids: list[int] = tokenizer.apply_chat_template(
+        messages, sanitize_control_tokens=True, return_dict=False, **how
+    )
+    return ids
+
+
+def _parts(message: Mapping[str, str], *, is_last: bool) -> list[str]:
+    """Return what must stand in the text of a message."""
+    if message["role"] != "assistant":
+        return [message["content"].strip()]
+    parts = [part.strip() for part in THOUGHT.split(message["content"])]
+    return parts if is_last else parts[-1:]
 
 
 def prompt_or_error(

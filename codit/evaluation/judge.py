@@ -1,7 +1,8 @@
 """An LLM as a judge: scores, comparisons in both orders, Best-of-N, benchmarks of two turns.
 
-What each way asks, the tables of what was said, and the look before anything is asked. A judgement
-without a value is counted, left out of means, and never given a number. A run with too many of them
+What each way asks, the tables of what was said, and the look before anything is asked. A response
+without a text is counted as empty and never asked about. A judgement without a value is counted,
+left out of means, and never given a number. A run with too many of them
 fails, after everything else is stored. Values and choices without a source are ours.
 """
 
@@ -76,10 +77,12 @@ def score(
 
     Source: range, one judgement at temperature 1: the paper's code.
     """
-    asked = _of_rows(judged_rows.answered(rows))
+    given = judged_rows.answered(rows)
+    asked = _some(_of_rows(given))
     judgements, tally = _ask(asked, judge, cache, samples, asking)
     table = _means(judgements, ["id", "sample", "length"])
     summary = _summary(judgements, table["score"], table["id"])
+    summary["empty"] = len(given) - len(asked)
     return _checked(Judged(table, judgements, summary, tally), cache, asking)
 
 
@@ -103,7 +106,7 @@ def compare(
 
     Source: both orders, disagreement as a tie: MT-Bench (arXiv 2306.05685).
     """
-    asked, left_out = _of_arms(first, second)
+    asked, left_out, empty = _of_arms(first, second)
     judgements, tally = _ask(asked, judge, cache, samples, asking)
     table = outcomes(judgements)
     wins, draws = table["preference"], table["n_ok"].sum()
@@ -115,6 +118,7 @@ def compare(
         "flip_rate": float(table["flips"].sum() / draws) if draws else math.nan,
         "first_place_rate": float((named == "first").mean()) if len(named) else math.nan,
         "left_out": left_out,
+        "empty": empty,
     }
     return _checked(Judged(table, judgements, summary, tally), cache, asking)
 
@@ -148,6 +152,7 @@ def best_of(
         "first_mean": float(table["first_score"].mean()),
         "ties": int(table["is_tie"].sum()),
         "unscored": int((table["n_ok"] == 0).sum()) if n > 1 else 0,
+        "empty": sum(not row.response.strip() for group in chosen for row in group),
     }
     kept_rows = [dict(row.row) for row, _ in kept]
     return _checked(Judged(table, judgements, summary, tally, kept_rows), cache, asking)
@@ -171,7 +176,8 @@ def conversations(
 
     Source: MT-Bench (arXiv 2306.05685).
     """
-    asked = judged_rows.turns(rows, reference_categories=reference_categories)
+    given = judged_rows.read(rows)
+    asked = _some(judged_rows.turns(given, reference_categories=reference_categories))
     judgements, tally = _ask(asked, judge, cache, samples, asking)
     table = _means(judgements, ["id", "category", "turn"])
     both = table.groupby("id", sort=False)["score"].agg(lambda turns: turns.mean(skipna=False))
@@ -180,6 +186,7 @@ def conversations(
     summary = _summary(judgements, both, both.index.to_series()) | {
         **{f"turn_{turn}": float(mean) for turn, mean in by_turn.items()},
         "categories": {str(name): float(mean) for name, mean in by_category.items()},
+        "empty": len(given) - len(both),
     }
     return _checked(Judged(table, judgements, summary, tally), cache, asking)
 
@@ -194,12 +201,12 @@ def questions(
 ) -> list[Question]:
     """Return what `score`, or the function that a keyword names, would ask: each once."""
     if against is not None:
-        return _of_arms(data, against)[0]
+        return _some(_of_arms(data, against)[0])
     if best_of is not None:
         return _of_first(data, n=best_of)[1]
     if conversations:
-        return judged_rows.turns(data, reference_categories=reference_categories)
-    return _of_rows(judged_rows.answered(data))
+        return _some(judged_rows.turns(data, reference_categories=reference_categories))
+    return _some(_of_rows(judged_rows.answered(data)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,8 +306,15 @@ def length_controlled(table: pd.DataFrame) -> dict[str, Any]:
     return {**ends, "lc_note": win_rates.VARIANT}
 
 
+def _some(asked: list[Question]) -> list[Question]:
+    """Return questions; ValueError: there is none."""
+    if not asked:
+        raise ValueError("expected at least one response with a text; got none. Nothing to judge.")
+    return asked
+
+
 def _of_rows(rows: Sequence[Answered]) -> list[Question]:
-    """Return one question for each response: how good is it?"""
+    """Return one question for each response that has a text: how good is it?"""
     return [
         Question.of(
             rubric.SINGLE,
@@ -308,20 +322,27 @@ def _of_rows(rows: Sequence[Answered]) -> list[Question]:
             {"id": row.id, "sample": row.sample, "length": len(row.response)},
         )
         for row in rows
+        if row.response.strip()
     ]
 
 
-def _of_arms(first: Rows, second: Rows) -> tuple[list[Question], int]:
-    """Return two questions for each pair, one in each order, and the rows without a partner."""
+def _of_arms(first: Rows, second: Rows) -> tuple[list[Question], int, int]:
+    """Return two questions for each pair, one in each order, rows without a partner, empty pairs.
+
+    A pair is empty where one of its responses is.
+    """
     pairs, left_out = judged_rows.pairs(judged_rows.answered(first), judged_rows.answered(second))
-    asked = []
+    asked, empty = [], 0
     for one, other in pairs:
+        if not one.response.strip() or not other.response.strip():
+            empty += 1
+            continue
         label = {"id": one.id, "sample": one.sample, "length": len(one.response)}
         label["length_baseline"] = len(other.response)
         for order, (a, b) in (("forward", (one, other)), ("swapped", (other, one))):
             values = {"instruction": a.instruction, "first": a.response, "second": b.response}
             asked.append(Question.of(rubric.PAIRWISE, values, {**label, "order": order}))
-    return asked, left_out
+    return asked, left_out, empty
 
 
 def _of_first(rows: Rows, *, n: int) -> tuple[list[list[Answered]], list[Question]]:

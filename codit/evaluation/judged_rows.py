@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from codit.dataset.prompts import messages_of, name_of
+from codit.dataset.prompts import check_read, conversation_of, name_of
 from codit.evaluation import rubric
 from codit.evaluation.client import Question
 from codit.evaluation.rubric import Template
@@ -44,8 +44,8 @@ def read(rows: Rows) -> list[Mapping[str, Any]]:
 def answered(rows: Rows) -> list[Answered]:
     """Return rows with a prompt (`instruction` or `messages`) and a `response`, checked, in order.
 
-    Without `response` the last turn of `messages`, an assistant's, is the response. ValueError: a
-    row lacks one of the two, or (id, sample) repeats.
+    Rows are in any layout of `codit.dataset.prompts`. ValueError: a row lacks one of the two or
+    cannot be read, or (id, sample) repeats.
     """
     found = [_answered(row, place) for place, row in enumerate(read(rows), start=1)]
     counted = Counter((row.id, row.sample) for row in found)
@@ -83,7 +83,8 @@ def turns(rows: Rows, *, reference_categories: Collection[str]) -> list[Question
     A row has `id` or `question_id`, `turns` and `responses` (two texts each), and perhaps
     `category` and `reference` (two texts). The second question holds the whole conversation. A
     turn of the `reference_categories` whose reference is blank, as some of MT-Bench's are, is
-    judged without. ValueError: a row is not of this form, or ids repeat.
+    judged without. Conversations with an empty response are left out. ValueError: a row is not of
+    this form, or ids repeat.
 
     Source: MT-Bench (arXiv 2306.05685).
     """
@@ -98,6 +99,13 @@ def turns(rows: Rows, *, reference_categories: Collection[str]) -> list[Question
         references = ["", ""]
         if category in reference_categories:
             references = _two(row.get("reference"), name, "reference")
+        try:
+            check_read(row, ("turns", "responses"))
+        except ValueError as error:
+            raise ValueError(f"row {name!r} cannot be judged: {error}.") from None
+        if not all(text.strip() for text in answers):
+            found[name] = []
+            continue
         found[name] = [
             Question.of(template, values, {"id": name, "category": category, "turn": turn})
             for turn, (template, values) in enumerate(_turns(asked, answers, references), start=1)
@@ -125,32 +133,24 @@ def _turns(
 
 def _answered(row: Mapping[str, Any], place: int) -> Answered:
     name = name_of(row) or f"row {place}"
-    messages: Any = row.get("messages")
-    response = row.get("response")
-    last = messages[-1] if isinstance(messages, (list, tuple)) and messages else None
-    if isinstance(last, Mapping) and last.get("role") == "assistant":
-        response = last.get("content") if response is None else response
-        messages = messages[:-1]
-    prompt: dict[str, Any] = {k: row[k] for k in row if k not in ("id", "messages")}
-    prompt |= {} if messages is None else {"messages": messages}
-    if "turns" in row and messages is None and row.get("instruction") is None:
+    if "turns" in row and not any(row.get(key) for key in ("messages", "instruction")):
         raise ValueError(f"row {name!r} is a question of two turns. Use --conversations.")
     try:
-        conversation = messages_of(prompt)
+        conversation = conversation_of(row)
+        sample = 0 if row.get("sample") is None else row["sample"]
+        if not isinstance(sample, int) or isinstance(sample, bool):
+            raise ValueError(f"sample must be a whole number; got {sample!r:.60}")
+        if conversation[-1]["role"] != "assistant" or len(conversation) < 2:
+            raise ValueError("expected a prompt and a `response`; got one without the other")
     except ValueError as error:
-        raise ValueError(f"row {name!r} has no prompt: {error}.") from None
-    if not isinstance(response, str):
         raise ValueError(
-            f"row {name!r}: expected a text in `response`; got {type(response).__name__}. Leave "
-            "rows without a response out."
-        )
-    _check_text(response, name, "response")
-    sample = row.get("sample")
+            f"row {name!r} cannot be judged: {error}. Mend it or leave it out."
+        ) from None
     return Answered(
         id=name,
-        sample=sample if isinstance(sample, int) and not isinstance(sample, bool) else 0,
-        instruction=rubric.conversation(conversation),
-        response=response,
+        sample=sample,
+        instruction=rubric.conversation(conversation[:-1]),
+        response=conversation[-1]["content"],
         row=row,
     )
 

@@ -13,7 +13,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codit import decode, files
-from codit.dataset.prompts import name_of
+from codit.dataset.prompts import check_read, name_of
 from codit.recipes import Decoding
 
 # Of FastChat's `temperature_config`; a category that it does not name is asked at .7.
@@ -35,6 +35,10 @@ def read(path: str | Path) -> list[dict[str, Any]]:
     for number, row in files.read_lines(path):
         where = f"line {number} of {path}"
         _check(row, where)
+        try:
+            check_read(row, ("turns",))
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}.") from None
         name = str(row["question_id"])
         if rows.setdefault(name, row) is not row:
             raise ValueError(f"{where}: expected every question_id once; got {name!r} again.")

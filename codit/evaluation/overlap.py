@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from codit.dataset.prompts import TEXTS, TURNS, check_read, conversation_of, turns_of
 from codit.files import read_lines
 
 LEAST, USUAL = 8, 13  # words in a run: the range and the default
@@ -152,8 +153,8 @@ def words(text: str) -> Words:
 def read_benchmark(path: str | Path) -> Benchmark:
     """Read a benchmark's prompts from JSON lines; its name is the file's without the ending.
 
-    Rows have `instruction`, `prompt`, `messages` (role and content; the user's turns count) or
-    `turns` (texts), and perhaps `id`, `question_id` or `key`. The turns after the first are named
+    Rows have a prompt in a layout of `codit.dataset.prompts` (the user's turns count) or `turns`
+    (texts), and perhaps `id`, `question_id` or `key`. The turns after the first are named
     ID#2, ID#3, ... ValueError: a line is no JSON object, ids repeat, or no row has a usable prompt.
     """
     asked: list[tuple[str, Any]] = []
@@ -182,28 +183,25 @@ def read_rows(path: str | Path) -> Iterator[dict[str, Any]]:
 def texts_of(row: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return the texts of a dataset's row by field: instruction, response, earlier turns.
 
-    The last user turn of `messages` is the instruction and what follows is the response, unless the
-    row has `instruction` and `response`. ValueError: it has none of these, or a text is none.
+    The row is in a layout of `codit.dataset.prompts`: its last user turn is the instruction, what
+    follows is the response; it may be a `response` alone. ValueError: it cannot be read.
     """
-    turns = row.get("messages") or []
-    if not all(isinstance(turn, Mapping) and {"role", "content"} <= turn.keys() for turn in turns):
-        raise ValueError(f"expected messages with role and content; got {turns!r:.60}.")
-    said = [turn["content"] for turn in turns]
+    alone = not any(row.get(name) for name in (*TURNS, *TEXTS)) and row.get("response") is not None
+    try:
+        if alone:
+            check_read(row, ("response",))
+        turns = conversation_of({**row, "instruction": "-"} if alone else row)
+    except ValueError as error:
+        raise ValueError(
+            f"row {row.get('id')!r:.60}: {error}; what is not read is not checked."
+        ) from None
     last = max((i for i, turn in enumerate(turns) if turn["role"] == "user"), default=len(turns))
-    instruction, response = row.get("instruction"), row.get("response")
-    found: dict[str, list[Any]] = {
-        "instruction": said[last : last + 1] if instruction is None else [instruction],
-        "response": said[last + 1 :] if response is None else [response],
+    said = [turn["content"] for turn in turns]
+    return {
+        "instruction": [] if alone else said[last : last + 1],
+        "response": said[last + 1 :],
         "earlier turns": said[:last],
     }
-    if not found["instruction"] + found["response"]:
-        raise ValueError(
-            f"expected instruction, response or messages in row {row.get('id')!r:.60}; got the "
-            f"fields {[*row]}. Rename them: what is not read is not checked."
-        )
-    if any(not isinstance(text, str) for texts in found.values() for text in texts):
-        raise ValueError(f"expected texts in row {row.get('id')!r:.60}; got something else.")
-    return found
 
 
 def _runs(
@@ -233,7 +231,8 @@ def _turns(row: Mapping[str, Any]) -> list[Any]:
     """Return the prompts of a benchmark's row, unchecked."""
     if isinstance(row.get("turns"), list):
         return list(row["turns"])
-    if isinstance(row.get("messages"), list):
-        turns = [turn for turn in row["messages"] if isinstance(turn, Mapping)]
-        return [turn.get("content") for turn in turns if turn.get("role") == "user"]
-    return [row[key] for key in ("instruction", "prompt") if row.get(key) is not None][:1]
+    try:
+        turns = turns_of(row)
+    except ValueError:
+        return []
+    return [turn["content"] for turn in turns if turn["role"] == "user"]

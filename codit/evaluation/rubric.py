@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 PLACEHOLDER = re.compile(r"\{([a-z_0-9]+)\}")
+MARK = re.compile(r"^[^\S\n]*-{5,} .* (?:begins|ends) -{5,}[^\S\n]*$", re.M)  # of `_material`
 VERDICTS = ("first", "second", "tie")
 LOWEST, HIGHEST = 1, 10  # the paper's range
 REFERENCE_CATEGORIES = ("math", "reasoning", "coding")  # MT-Bench's: judged with a reference
@@ -117,6 +118,9 @@ TEMPLATES = (SINGLE, SINGLE_REFERENCE, SECOND_TURN, SECOND_TURN_REFERENCE, PAIRW
 def fill(template: Template, values: Mapping[str, str]) -> str:
     """Return a template's prompt: all placeholders filled in at once, braces in values untouched.
 
+    A line of a value that looks like one of the marks around it is shown with "> " before it: no
+    response ends its own block.
+
     A placeholder without a value, or a value without a placeholder, is a ValueError.
     """
     names = set(PLACEHOLDER.findall(template.text))
@@ -125,7 +129,7 @@ def fill(template: Template, values: Mapping[str, str]) -> str:
             f"the template {template.name!r} has the placeholders {sorted(names)}; got values for "
             f"{sorted(values)}. Give one text for each."
         )
-    return PLACEHOLDER.sub(lambda found: values[found[1]], template.text)
+    return PLACEHOLDER.sub(lambda found: MARK.sub(r"> \g<0>", values[found[1]]), template.text)
 
 
 def fields(template: Template) -> tuple[str, ...]:

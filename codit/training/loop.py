@@ -21,6 +21,7 @@ from transformers import (
 from codit import files, recipes
 
 UNFINISHED = "unfinished.json"
+LOG = "training_log.json"
 STATE = "trainer_state.json"
 
 
@@ -70,21 +71,36 @@ def settings(out: Path, *, seed: int, save_every: int) -> dict[str, Any]:
     }
 
 
-def claim(out: Path, recipe: recipes.Recipe, data: bytes) -> None:
+def claim(out: Path, recipe: recipes.Recipe, data: bytes, *, base: str | None = None) -> bool:
     """Note in `out`, made if absent, what is being trained on which data.
 
-    A checkpoint of another recipe or of other data there is a ValueError.
+    Returns True where this very training is finished there. ValueError: `out` is the base's own
+    folder, or holds another model, or a checkpoint of another recipe or of other data.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    note = out / UNFINISHED
+    note, log = out / UNFINISHED, out / LOG
+    if base is not None and out.resolve() == Path(base).resolve():
+        raise ValueError(
+            f"expected an out that takes no input's place; {out} holds the base, which would be "
+            "overwritten. Give another out."
+        )
     mine = {"key": recipes.key(recipe), "data": hashlib.sha256(data).hexdigest()}
-    begun = last_checkpoint(out)
-    if begun is not None and (not note.exists() or json.loads(note.read_text()) != mine):
+    begun = json.loads(note.read_text()) if note.exists() else None
+    if log.exists() and json.loads(log.read_text()).get("made_of") == mine:
+        _clear(out)
+        return True
+    if begun != mine and last_checkpoint(out) is not None:
         raise ValueError(
             f"{out} holds an unfinished training with another recipe or other data; expected the "
             "same. Give another folder, or delete this one."
         )
+    if begun != mine and (out / "config.json").exists():
+        raise ValueError(
+            f"{out} holds a finished model, made with other settings or other data, which would be "
+            "overwritten. Give another folder, or delete this one."
+        )
+    out.mkdir(parents=True, exist_ok=True)
     files.write_json(note, mine)
+    return False
 
 
 def last_checkpoint(out: Path) -> str | None:
@@ -123,13 +139,20 @@ def fit(
     trainer.model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    made_of = json.loads((out / UNFINISHED).read_text())
     losses = [{"step": entry["step"], "loss": entry["loss"]} for entry in history]
     size = {"parameters": trainer.model.num_parameters(), "steps": trainer.state.max_steps}
-    text = json.dumps({**log, **size, "losses": losses}, indent=1)
-    (out / "training_log.json").write_text(text + "\n")
+    text = json.dumps({**log, **size, "made_of": made_of, "losses": losses}, indent=1)
+    with files.replacing(out / LOG) as stream:
+        stream.write(f"{text}\n".encode())
+    _clear(out)
+    return out
+
+
+def _clear(out: Path) -> None:
+    """Delete what only an unfinished training needs."""
     for checkpoint in out.glob("checkpoint-*"):
         # First what marks it as complete: a kill must not leave half of one that looks whole.
         (checkpoint / STATE).unlink(missing_ok=True)
         shutil.rmtree(checkpoint)
-    (out / UNFINISHED).unlink()
-    return out
+    (out / UNFINISHED).unlink(missing_ok=True)

@@ -6,21 +6,40 @@ student never stops), rows without any label. Here each of these is an error tha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
-from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codit import decode, recipes
-from codit.engine.models import load_tokenizer
+from codit.dataset.prompts import conversation_of, name_of
+from codit.engine.models import TEMPLATE_ERRORS, THOUGHT, load_tokenizer, templated
+from codit.files import read_lines
 
+Source = str | Path | Iterable[Mapping[str, Any]]
 MASKED = -100
 UNLIKE_ALLOWED = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """Conversations that may be trained on, and how many rows may not.
+
+    Args:
+        talks: where each row stands, for messages, and its turns, the answer last.
+        incomplete: rows with `is_completed` False.
+        empty: other rows whose answer has no text.
+    """
+
+    talks: list[tuple[str, list[dict[str, str]]]]
+    incomplete: int
+    empty: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,22 +59,66 @@ class Rows:
     unlike: int
 
 
-def completed(dataset: Dataset) -> Dataset:
-    """Return the rows that may be trained on: all but those with `is_completed` False."""
-    if "messages" not in dataset.column_names:
+def answered(source: Source, tokenizer: PreTrainedTokenizerBase) -> Answered:
+    """Read what may be trained on: all rows but the incomplete and the empty, in any arm alike.
+
+    ValueError: a row is not a conversation as `codit.dataset.prompts` reads them, or does not end
+    with an answer; no row is left.
+    """
+    is_file = isinstance(source, (str, Path))
+    numbered = read_lines(source) if isinstance(source, (str, Path)) else enumerate(source, start=1)
+    talks: list[tuple[str, list[dict[str, str]]]] = []
+    count = Counter[str]()
+    for number, row in numbered:
+        name, place = name_of(row), f"line {number}" if is_file else f"row {number}"
+        where = place if name is None else f"row {name!r} ({place})"
+        try:
+            if not isinstance(done := _field(row, "is_completed", True), bool):
+                raise ValueError(f"is_completed must be true or false; got {done!r:.60}")
+            if done:
+                messages = conversation_of(row)
+                _check_answer(messages)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}. Mend the row or leave it out.") from None
+        if done and messages[-1]["content"].strip():
+            talks.append((where, messages))
+        else:
+            count["empty" if done else "incomplete"] += 1
+    if not talks:
         raise ValueError(
-            f'expected a column "messages"; got {dataset.column_names}. Give conversations as '
-            '[{"role": "user", "content": ...}, {"role": "assistant", "content": ...}].'
+            f"expected at least one row with a complete answer; got {count['incomplete']} "
+            f"incomplete and {count['empty']} empty. "
+            + (_advice(tokenizer) if count["incomplete"] else "Check how the responses were made.")
         )
-    if "is_completed" in dataset.column_names:
-        done = dataset["is_completed"]
-        dataset = dataset.select([i for i, value in enumerate(done) if value is not False])
-    if len(dataset) == 0:
+    return Answered(talks=talks, incomplete=count["incomplete"], empty=count["empty"])
+
+
+def _field(row: Any, name: str, missing: Any) -> Any:
+    value = row.get(name) if isinstance(row, Mapping) else None
+    return missing if value is None else value
+
+
+def _check_answer(messages: Sequence[Mapping[str, str]]) -> None:
+    if len(messages) < 2 or messages[-1]["role"] != "assistant":
         raise ValueError(
-            "expected at least one completed row; got none. Raise max_new_tokens, or check how "
-            "the responses were made."
+            "expected a conversation that ends with an assistant turn; got roles "
+            f"{[message['role'] for message in messages]}"
         )
-    return dataset
+
+
+def _advice(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Say how responses become complete: by more tokens, or by the template's own stop token."""
+    said = "Raise max_new_tokens, or check how the responses were made"
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    try:
+        stop = final(encode(talk, tokenizer)[1], tokenizer)
+    except TEMPLATE_ERRORS:
+        return f"{said}."
+    return (
+        f"{said}: where they run on past their end, {tokenizer.decode([stop])!r}, which ends this "
+        "template's turns, is missing among the expert's stop tokens (eos_token_id in its "
+        "generation_config.json)."
+    )
 
 
 def adopt_template(
@@ -87,7 +150,12 @@ def adopt_template(
         model.resize_token_embeddings(len(tokenizer))
 
 
-def tokenised(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> Rows:
+def tokenised(
+    talks: Sequence[tuple[str, Sequence[Mapping[str, str]]]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+) -> Rows:
     """Return token ids and labels of conversations; nothing is ever cut.
 
     labels_t = ids_t if t belongs to the last assistant turn, end of turn included, else -100. The
@@ -95,28 +163,35 @@ def tokenised(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_lengt
     for; a template's generation markers mark the same tokens but are not needed. Special tokens
     written in a message are ordinary text, as at decoding.
 
-    ValueErrors name rows by "id" where there is one, else by number: a row that does not end with
-    an answer, is too long, or has no label or no end of turn in the loss. Others: no chat template,
-    rows that end differently, more than 1 % of prompts tokenised unlike at decoding.
+    ValueErrors name rows as `talks` does: a row that the template refuses or does not write whole,
+    is too long, or has no label, not all of its answer or no end of turn in the loss. Others: no
+    chat template, rows that end differently, more than 1 % of prompts tokenised unlike at decoding.
     """
     if tokenizer.chat_template is None:
         raise ValueError(
             "expected a base model with a chat template; its tokenizer has none. Name one in the "
             "recipe's `template` (--template): the teacher's tokenizer, or a Jinja file."
         )
-    names = dataset["id"] if "id" in dataset.column_names else range(len(dataset))
     ids: list[list[int]] = []
     labels: list[list[int]] = []
     stops: dict[int, Any] = {}
     unlike = 0
-    for name, messages in zip(names, tqdm(dataset["messages"], "tokenising"), strict=True):
-        row, label, alike = encode(messages, tokenizer, name=name)
+    for name, messages in tqdm(talks, "tokenising"):
+        try:
+            row, label, alike = encode(messages, tokenizer)
+            stops.setdefault(final(label, tokenizer), name)
+        except jinja2.TemplateError as error:
+            raise ValueError(
+                f"{name}: the chat template refuses it: {error}. Use another template or leave "
+                "the row out."
+            ) from None
+        except TEMPLATE_ERRORS as error:
+            raise ValueError(f"{name}: {error}") from None
         if len(row) > max_length:
             raise ValueError(
-                f"row {name!r}: expected at most {max_length} tokens; got {len(row)}. Raise "
+                f"{name}: expected at most {max_length} tokens; got {len(row)}. Raise "
                 "max_length (up to the model's context) or drop the row: answers are never cut."
             )
-        stops.setdefault(final(label, tokenizer, name=name), name)
         ids.append(row)
         labels.append(label)
         unlike += not alike
@@ -136,21 +211,11 @@ def tokenised(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_lengt
 
 
 def encode(
-    messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, *, name: Any
+    messages: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[int], list[int], bool]:
     """Return a conversation's ids, its labels, and whether its prompt is the one of decoding."""
-    if len(messages) < 2 or messages[-1]["role"] != "assistant":
-        raise ValueError(
-            f"row {name!r}: expected a conversation that ends with an assistant turn; got roles "
-            f"{[message['role'] for message in messages]}. Add the answer or drop the row."
-        )
     prompt = decode.prompt_ids(tokenizer, messages[:-1])
-    ids: list[int] = tokenizer.apply_chat_template(
-        [dict(message) for message in messages],
-        enable_thinking=False,
-        sanitize_control_tokens=True,
-        return_dict=False,
-    )
+    ids = templated(tokenizer, messages)
     if prompt[0] == tokenizer.bos_token_id != ids[0]:  # `prompt_ids` puts a BOS before the template
         ids = [prompt[0], *ids]
     pairs = enumerate(zip(prompt, ids, strict=False))
@@ -159,21 +224,43 @@ def encode(
     # Some templates write a line break after the end of turn; no model is asked for it.
     while end > shared and not tokenizer.decode([ids[end - 1]]).strip():
         end -= 1
+    _check_whole(messages[-1]["content"], ids[shared:end], tokenizer)
     labels = [MASKED] * shared + ids[shared:end] + [MASKED] * (len(ids) - end)
     return ids, labels, shared == len(prompt)
 
 
-def final(labels: list[int], tokenizer: PreTrainedTokenizerBase, *, name: Any) -> int:
+def _check_whole(answer: str, learnt: list[int], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ValueError unless the tokens in the loss hold an answer whole, white space aside.
+
+    What a tokenizer itself changes in a text, its forms and cases, it changes in both.
+    """
+
+    def bare(ids: list[int]) -> str:
+        return "".join(tokenizer.decode(ids, clean_up_tokenization_spaces=False).split())
+
+    text, place = bare(learnt), 0
+    for part in THOUGHT.split(answer):
+        wanted = bare(tokenizer(part.strip(), add_special_tokens=False).input_ids)
+        found = text.find(wanted, place)
+        if learnt and found < 0:
+            raise ValueError(
+                f"not all of its answer is in the loss: {part.strip()!r:.60} is missing. Use a "
+                "chat template that writes answers whole."
+            )
+        place = found + len(wanted)
+
+
+def final(labels: list[int], tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the end of turn, which must be a row's last token in the loss."""
     stop = next((label for label in reversed(labels) if label != MASKED), None)
     if stop is None:
         raise ValueError(
-            f"row {name!r}: no token of its answer is in the loss. Check that the chat template "
+            "no token of its answer is in the loss. Check that the chat template "
             "writes the answer and ends its turn."
         )
     if stop not in tokenizer.added_tokens_decoder:
         raise ValueError(
-            f"row {name!r}: expected the end of turn, a special token, as the last token in the "
+            "expected the end of turn, a special token, as the last token in the "
             f"loss; got {tokenizer.decode([stop])!r}. A student trained so never stops: use a "
             "chat template that ends every assistant turn with one."
         )
@@ -196,11 +283,12 @@ def arranged(lengths: Sequence[int], recipe: recipes.Training) -> list[int]:
     return [row for step in steps for row in sorted(step, key=lambda i: -lengths[i])]
 
 
-def summary(rows: Rows, order: Sequence[int], *, dropped: int) -> dict[str, int]:
+def summary(rows: Rows, order: Sequence[int], read: Answered) -> dict[str, int]:
     """Return what the log says about the data: rows, and tokens over all epochs."""
     return {
         "rows_used": len(rows.ids),
-        "rows_dropped": dropped,
+        "rows_dropped": read.incomplete + read.empty,
+        "rows_empty": read.empty,
         "rows_with_unlike_prompt": rows.unlike,
         "tokens": sum(len(rows.ids[i]) for i in order),
         "answer_tokens": sum(len(rows.labels[i]) - rows.labels[i].count(MASKED) for i in order),

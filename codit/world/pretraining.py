@@ -60,7 +60,8 @@ def pretrain(
     """
     out = Path(out)
     rows = pack(texts, tokenizer, recipe)
-    claim(out, recipe, rows.numpy().tobytes())
+    if claim(out, recipe, rows.numpy().tobytes()):
+        return out
     set_seed(recipe.seed)
     trainer = Trainer(
         model=build(recipe, tokenizer),

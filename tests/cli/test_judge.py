@@ -200,7 +200,7 @@ def test_a_category_that_is_named_is_judged_with_its_reference(place: Path) -> N
 
 
 def test_best_of_n_keeps_a_date_as_the_text_that_it_was(place: Path) -> None:
-    rows = [{**row, "made": "2024-05-01"} for row in ROWS]
+    rows = [{**row, "created": "2024-05-01"} for row in ROWS]
     rows[1]["only here"] = 1
     (place / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with serving(grade) as server:

@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import DatasetCard
 
 from codit.dataset import card as dataset_card
-from codit.dataset.output import Files
+from codit.dataset.output import Files, read
 from tests.dataset.test_output import make, row
 
 
@@ -33,6 +33,7 @@ def test_people_can_read_models_decoding_and_counts(card: DatasetCard) -> None:
         "| expert | `e` |",
         "| amateur | `a` |",
         "| responses | 2 |",
+        "| of these empty (no text; leave them out of training) | 0 |",
         "| rows without a response | 1 |",
         "| tokens of all responses | 4 |",
         "| plausibility | 0.01 |",
@@ -86,3 +87,10 @@ def test_a_card_without_limits_ends_with_the_section() -> None:
 )
 def test_the_size_is_named_as_the_hub_names_it(rows: int, category: str) -> None:
     assert dataset_card._size_category(rows) == category
+
+
+def test_ids_like_dates_stay_text_for_who_reads_as_the_card_says(tmp_path: Path) -> None:
+    files = Files(tmp_path / "data.jsonl")
+    make(files, [row("2024-05-01"), row("2024-05-02")])
+    assert read(files.out)["id"] == ["2024-05-01", "2024-05-02"]
+    assert "`codit.dataset.output.read` keeps every id" in files.beside(".README.md").read_text()

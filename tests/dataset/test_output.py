@@ -65,10 +65,11 @@ def test_a_dataset_is_a_file_of_json_lines(name: str, tmp_path: Path) -> None:
 
 def test_the_manifest_counts_what_the_dataset_holds(files: Files) -> None:
     error = {"id": "b", "line": 2, "error": "too long", "reason": "expected less"}
-    manifest = make(files, [row("a"), error, row("c")])
+    manifest = make(files, [row("a"), error, row("c", " \n")])
     assert json.loads(files.beside(".manifest.json").read_text()) == manifest
-    counted = {name: manifest[name] for name in ("rows", "completed", "tokens", "errors")}
-    assert counted == {"rows": 2, "completed": 2, "tokens": 4, "errors": 1}
+    counted = {name: manifest[name] for name in ("rows", "completed", "empty", "errors")}
+    assert counted == {"rows": 2, "completed": 2, "empty": 1, "errors": 1}
+    assert manifest["tokens"] == 4
     assert manifest["fingerprint"] == FINGERPRINT
     assert manifest["key"] == recipes.key(RECIPE)
     assert json.loads(files.beside(".errors.jsonl").read_text()) == error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -231,6 +233,7 @@ def test_an_unknown_collection_is_named() -> None:
 
 
 USER = {"role": "user", "content": "hi"}
+PART = {"type": "text", "text": "i"}
 
 
 @pytest.mark.parametrize(
@@ -243,7 +246,7 @@ USER = {"role": "user", "content": "hi"}
         ({"id": 10**5000, "instruction": "a"}, "got int that cannot be shown"),
         ("not an object", "expected an object; got str"),
         (None, "expected an object; got NoneType"),
-        ({}, "expected `instruction` or `messages`; got the fields []"),
+        ({}, "expected `instruction`, `prompt`, `messages` or `conversations`; got the fields []"),
         ({"id": "a", "text": "b"}, "got the fields ['id', 'text']"),
         ({"instruction": ""}, "instruction is empty"),
         ({"instruction": " \n"}, "instruction is empty"),
@@ -297,3 +300,111 @@ def test_what_is_shown_of_a_value_is_short() -> None:
 def test_other_fields_of_a_turn_are_left_out() -> None:
     turn = {"role": "user", "content": "hi", "language": "English"}
     assert prompts.messages_of({"messages": [turn]}) == [USER]
+
+
+ASKED = [USER]
+SYSTEM = {"role": "system", "content": "be brief"}
+TOLD = {"role": "assistant", "content": "hello"}
+HUMAN = {"from": "human", "value": "hi"}
+
+
+@pytest.mark.parametrize(
+    ("row", "turns"),
+    [
+        ({"prompt": "hi"}, ASKED),
+        ({"instruction": "hi", "input": ""}, ASKED),
+        ({"instruction": "hi", "input": "there"}, [{**USER, "content": "hi\n\nthere"}]),
+        ({"instruction": "hi", "output": "hello"}, [*ASKED, TOLD]),
+        ({"prompt": "hi", "completion": "hello"}, [*ASKED, TOLD]),
+        ({"instruction": "hi", "prompt": "hi", "response": "hello"}, [*ASKED, TOLD]),
+        ({"instruction": "hi", "system": "be brief"}, [SYSTEM, *ASKED]),
+        ({"messages": [SYSTEM, USER], "system_prompt": "be brief"}, [SYSTEM, *ASKED]),
+        ({"messages": [USER, TOLD], "instruction": "hi", "response": "hello"}, [*ASKED, TOLD]),
+        ({"messages": [USER, TOLD, USER], "prompt": "hi"}, [USER, TOLD, USER]),
+        ({"conversations": [HUMAN, {"from": "gpt", "value": "hello"}]}, [*ASKED, TOLD]),
+        ({"conversations": [{"from": "system", "value": "be brief"}, HUMAN]}, [SYSTEM, *ASKED]),
+        ({"conversation": [USER]}, ASKED),
+        ({"messages": [{**USER, "content": [{"type": "text", "text": "h"}, PART]}]}, ASKED),
+        ({"messages": [USER, {**TOLD, "content": ""}]}, [USER, {**TOLD, "content": ""}]),
+        ({"messages": None, "instruction": "hi", "context": " ", "tools": [], "n": [1.5]}, ASKED),
+        ({"instruction": "hi", "source": "x", "references": ["y"], "is_ideal": True}, ASKED),
+    ],
+)
+def test_every_layout_of_the_table_is_one_conversation(row: Any, turns: Any) -> None:
+    assert prompts.conversation_of(row) == turns
+    if turns[-1]["role"] == "user" or ("messages" not in row and "conversations" not in row):
+        assert prompts.messages_of(row) == (turns[:-1] if turns[-1] == TOLD else turns)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"instruction": "hi", "context": "c"}, "the field context is not read; it holds 'c'. Put"),
+        ({"instruction": "hi", "\ud800": "x"}, r"the field \ud800 is not read"),
+        ({"instruction": "hi", "history": [["a", "b"]]}, "the field history is not read"),
+        ({"instruction": "hi", "tools": [{"name": "f"}]}, "the field tools is not read"),
+        ({"instruction": "hi", "images": [object()]}, "the field images is not read"),
+        ({"messages": [{**USER, "name": "Zaro"}]}, "the field messages[0].name is not read"),
+        (
+            {"messages": [USER, {**TOLD, "reasoning_content": "so"}]},
+            "messages[1].reasoning_content",
+        ),
+        ({"messages": [{**USER, "content": [{**PART, "cache": "x"}]}]}, "content[0].cache is not"),
+        (
+            {"messages": [{**USER, "content": [{"type": "image"}]}]},
+            "a part of type 'text'; got 'im",
+        ),
+        ({"messages": [{**USER, "content": ["hi"]}]}, "a part of type 'text'; got 'hi'"),
+        ({"messages": [{**USER, "content": []}]}, "messages[0].content is empty"),
+        (
+            {"messages": [USER, {**TOLD, "content": None}]},
+            "messages[1].content must be text; got N",
+        ),
+        ({"messages": [USER], "conversations": [HUMAN]}, "messages and conversations differ"),
+        ({"messages": [USER], "input": "x"}, "input stands beside messages, which says all"),
+        ({"messages": [SYSTEM, USER], "system": "x"}, "system differs from the first message"),
+        ({"messages": [USER, TOLD], "response": "x"}, "response differs from the last message"),
+        ({"instruction": "hi", "response": "x", "output": "y"}, "response and output differ"),
+        ({"instruction": "hi", "response": ["x"]}, "response must be text; got list"),
+        ({"instruction": "hi", "input": 3}, "input must be text; got int"),
+        ({"conversations": [{"from": "tool", "value": "x"}]}, "conversations[0] has role 'tool'"),
+        ({"conversations": [{"from": "human"}]}, "conversations[0].value must be text; got NoneTy"),
+        ({"input": "x"}, "expected `instruction`, `prompt`, `messages` or `conversations`; got"),
+    ],
+)
+def test_what_is_read_by_nobody_or_says_two_things_is_a_bad_row(row: Any, reason: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        prompts.conversation_of(row)
+
+
+def test_what_our_own_files_hold_is_known() -> None:
+    metadata = {"expert_model_id": "e", "alpha": 0.1}
+    row = {"id": "a", "sample": 1, "instruction": "hi", "response": "hello", "score": [-0.5]}
+    row |= {"is_completed": True, "messages": [USER, TOLD], "res_metadata": metadata}
+    assert prompts.conversation_of(row) == [USER, TOLD]
+    for world_row in world.prompts(WorldPrompts(n=20)):
+        assert prompts.messages_of(world_row)[0]["content"] == world_row["instruction"]
+
+
+def test_a_value_nested_deeper_than_calls_is_content() -> None:
+    value: Any = "x"
+    for _ in range(10_000):
+        value = [value]
+    with pytest.raises(ValueError, match="the field deep is not read; it holds list that cannot"):
+        prompts.conversation_of({"instruction": "a", "deep": value})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (gzip.compress(b"{}"), "it is compressed"),
+        (b'\n[{"instruction": "a"}]', "the file is one JSON array"),
+        (b'[\n{"instruction": "a"}\n]', "the file is one JSON array"),
+    ],
+)
+def test_a_file_of_another_kind_is_told_in_one_line(
+    content: bytes, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "in.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        prompts.load(tmp_path / "in.jsonl")

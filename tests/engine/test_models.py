@@ -23,6 +23,7 @@ from transformers import (
 
 from codit import decode, recipes
 from codit.contrast import contrast
+from codit.engine import models
 from codit.engine.models import (
     answer_ids,
     check_tokenizers,
@@ -515,3 +516,73 @@ def test_special_ids_include_those_that_begin_and_end_turns_and_no_plain_additio
     tokenizer = tiny.tokenizer()
     tokenizer.add_tokens(["plain"])
     assert special_token_ids(tokenizer) == [0, 1, 2, 3, 4]
+
+
+MOVED = (  # Mistral's way: the system turn before the last user's
+    "{% for m in messages if m.role != 'system' %}{{ '<|' + m.role + '|>' }}"
+    "{% if loop.last and messages[0].role == 'system' %}{{ messages[0].content }}{% endif %}"
+    "{{ m.content | trim }}{{ '<|end|>' }}{% endfor %}{{ '<|assistant|>' }}"
+)
+TALK = [
+    {"role": "system", "content": "be brief "},
+    {"role": "user", "content": " who?\n"},
+    {"role": "assistant", "content": "<think>hm</think> the cat"},
+    {"role": "user", "content": "and then?"},
+]
+
+
+def chatting(template: str) -> Any:
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        tiny.CHAT_TEMPLATE,
+        MOVED,
+        tiny.CHAT_TEMPLATE.replace(
+            "message['content']", "message['content'].split('</think>')[-1]"
+        ),
+    ],
+)
+def test_templates_that_trim_move_the_system_turn_or_drop_old_thoughts_are_whole(
+    template: str,
+) -> None:
+    assert decode.prompt_ids(chatting(template), TALK)
+
+
+@pytest.mark.parametrize(
+    ("template", "missing"),
+    [
+        (MOVED.replace("{{ messages[0].content }}", ""), r"messages\[0\] \(system\), 'be brief'"),
+        (MOVED.replace("m.content | trim", "m.content[:8] | trim"), r"messages\[2\] \(assistant"),
+        ("{{ messages[-1].content }}", r"messages\[0\] \(system\)"),
+        ("{{ messages[0].content }}{{ messages[3].content }}", r"messages\[1\] \(user\), 'who"),
+        (
+            "{% for m in messages | reverse %}{{ m.content }}{% endfor %}",
+            r"messages\[2\] \(assistant\), 'the cat'",
+        ),
+    ],
+)
+def test_a_template_that_writes_less_than_the_conversation_is_refused(
+    template: str, missing: str
+) -> None:
+    with pytest.raises(ValueError, match=f"the chat template does not write all of {missing}"):
+        decode.prompt_ids(chatting(template), TALK)
+
+
+def test_a_dated_template_writes_the_moment_that_it_is_given() -> None:
+    template = (
+        '{% if strftime_now is defined %}{% set d = strftime_now ("%d %b %Y") %}{% endif %}'
+        "{{ d + strftime_now('%H') }}" + tiny.CHAT_TEMPLATE
+    )
+    tokenizer = chatting(template)
+    ids = decode.prompt_ids(models.dated(tokenizer, "2026-01-02T03:04:05"), TALK)
+    assert tokenizer.decode(ids).startswith("02 Jan 202603<|system|>")
+    assert tokenizer.chat_template == template, "the caller's own is left alone"
+    plain = tiny.tokenizer()
+    assert models.dated(plain, "2026-01-02") is plain
+    with pytest.raises(ValueError, match="a chat template that writes the date in a fixed format"):
+        models.dated(chatting("{{ strftime_now(messages[0].content) }}"), "2026-01-02")

@@ -349,6 +349,8 @@ def test_every_known_form_of_a_benchmark_is_read(tmp_path: Path) -> None:
             ]
         },
     )
+    with path.open("a") as stream:
+        stream.write('{"id": "y", "instruction": "a", "input": "b", "choices": ["c"]}\n')
     found = read_benchmark(path)
     assert found.name == "bench"
     assert found.left_out == 0
@@ -359,6 +361,7 @@ def test_every_known_form_of_a_benchmark_is_read(tmp_path: Path) -> None:
         "x": "an instruction",
         "4": "hello there",
         "4#2": "and again",
+        "y": "a\n\nb",
     }
 
 
@@ -418,6 +421,12 @@ def test_a_row_in_either_form_has_the_same_texts() -> None:
         "response": ["b"],
         "earlier turns": [],
     }
+    assert texts_of({"instruction": "a", "input": "b", "output": "c"})["instruction"] == ["a\n\nb"]
+    assert texts_of({"response": "b"}) == {
+        "instruction": [],
+        "response": ["b"],
+        "earlier turns": [],
+    }
     assert set(expected) == set(overlap.FIELDS)
 
 
@@ -425,10 +434,12 @@ def test_a_row_in_either_form_has_the_same_texts() -> None:
     ("row", "message"),
     [
         ({"id": 5, "text": "x"}, "what is not read is not checked"),
-        ({"id": 5, "instruction": 3}, "expected texts in row 5"),
-        ({"messages": [{"role": "user", "content": ["x"]}]}, "expected texts"),
-        ({"messages": [{"from": "human", "value": "x"}]}, "role and content"),
-        ({"messages": "x"}, "role and content"),
+        ({"id": 5, "instruction": 3}, "row 5: instruction must be text"),
+        ({"messages": [{"role": "user", "content": ["x"]}]}, "must be a part of type 'text'"),
+        ({"messages": [{"role": "user", "content": None}]}, "content must be text; got NoneType"),
+        ({"messages": "x"}, "messages must be a non-empty list"),
+        ({"instruction": "a", "context": "b"}, "the field context is not read"),
+        ({"input": "a", "response": "b"}, "the field input is not read"),
     ],
 )
 def test_a_row_whose_texts_are_not_found_is_an_error(row: dict[str, Any], message: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from codit import recipes
-from codit.training.loop import STATE, UNFINISHED, claim, last_checkpoint
+from codit.training.loop import LOG, STATE, UNFINISHED, claim, last_checkpoint
 from codit.world.recipes import Pretraining
 
 RECIPE = Pretraining()
@@ -52,6 +52,27 @@ def test_another_recipe_or_other_data_may_not_go_on_from_a_checkpoint(
     message = "holds an unfinished training with another recipe or other data; expected the same."
     with pytest.raises(ValueError, match=re.escape(message)):
         claim(tmp_path, recipe, data)
+
+
+def test_a_finished_training_is_kept_and_no_other_takes_its_place(tmp_path: Path) -> None:
+    assert not claim(tmp_path, RECIPE, b"data")
+    made_of = json.loads((tmp_path / UNFINISHED).read_text())
+    (tmp_path / "config.json").write_text("{}")  # killed while the model was written
+    assert not claim(tmp_path, RECIPE, b"data")
+    (tmp_path / LOG).write_text(json.dumps({"made_of": made_of}))
+    assert claim(tmp_path, RECIPE, b"data")
+    assert not (tmp_path / UNFINISHED).exists()
+    for recipe, data in ((OTHER, b"data"), (RECIPE, b"other")):
+        with pytest.raises(ValueError, match="holds a finished model, made with other settings"):
+            claim(tmp_path, recipe, data)
+
+
+def test_the_base_is_never_overwritten(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path)
+    with pytest.raises(ValueError, match="holds the base, which would be overwritten"):
+        claim(link, RECIPE, b"data", base=str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]
 
 
 def test_a_checkpoint_that_nobody_claimed_is_refused(tmp_path: Path) -> None:

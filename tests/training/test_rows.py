@@ -16,10 +16,11 @@ from transformers import PreTrainedTokenizerFast
 from codit import decode, recipes
 from codit.training.rows import (
     MASKED,
+    Answered,
     Rows,
     adopt_template,
+    answered,
     arranged,
-    completed,
     summary,
     tokenised,
 )
@@ -40,8 +41,12 @@ def dataset(*conversations: list[dict[str, str]], **columns: Any) -> Dataset:
     return Dataset.from_dict({"messages": list(conversations), **columns})
 
 
+def trained(rows: Any, tokenizer: PreTrainedTokenizerFast, max_length: int) -> Rows:
+    return tokenised(answered(rows, tokenizer).talks, tokenizer, max_length=max_length)
+
+
 def one(tokenizer: PreTrainedTokenizerFast, *contents: str) -> tuple[list[int], list[int]]:
-    rows = tokenised(dataset(talk(*contents)), tokenizer, max_length=500)
+    rows = tokenised([("row", talk(*contents))], tokenizer, max_length=500)
     return rows.ids[0], rows.labels[0]
 
 
@@ -115,14 +120,114 @@ def test_a_row_begins_with_one_bos_whether_tokenizer_or_template_writes_it(templ
 def test_the_end_of_turn_stays_in_the_loss_where_it_is_also_the_padding() -> None:
     tokenizer = tiny.tokenizer()
     tokenizer.pad_token = tokenizer.eos_token
-    rows = tokenised(dataset(talk("who?", "the cat")), tokenizer, max_length=100)
+    rows = trained(dataset(talk("who?", "the cat")), tokenizer, 100)
     assert rows.labels[0][-1] == tokenizer.pad_token_id == rows.stop
 
 
 def test_rows_that_were_cut_while_answering_are_left_out() -> None:
     rows = dataset(*[talk("a", "b")] * 4, is_completed=[True, False, None, True], id=list("wxyz"))
-    assert completed(rows)["id"] == ["w", "y", "z"]
-    assert completed(rows.remove_columns("is_completed"))["id"] == list("wxyz")
+    found = answered(rows, tiny.tokenizer())
+    assert [name for name, _ in found.talks] == [f"row {x!r} (row {n})" for x, n in LEFT]
+    assert (found.incomplete, found.empty) == (1, 0)
+    assert len(answered(rows.remove_columns("is_completed"), tiny.tokenizer()).talks) == 4
+
+
+LEFT = (("w", 1), ("y", 3), ("z", 4))
+
+
+def test_answers_without_text_are_left_out_and_counted() -> None:
+    rows = [{"messages": talk("a", text)} for text in ("b", "", " \n")]
+    rows.append({"messages": talk("a", ""), "is_completed": False})
+    found = answered(rows, tiny.tokenizer())
+    assert [messages for _, messages in found.talks] == [talk("a", "b")]
+    assert (found.incomplete, found.empty) == (1, 2)
+
+
+def test_a_file_is_read_as_every_command_reads_it(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    lines = [b"", b'{"id": 1, "instruction": "a", "input": "b", "output": "c"}', b" ", b""]
+    lines += [b'{"id": "x", "conversations": [{"from": "human", "value": "d"}, {"from": "gpt",']
+    lines[-1] += b' "value": "e"}], "is_completed": null}'
+    path.write_bytes(b"\n".join(lines))
+    assert answered(path, tiny.tokenizer()).talks == [
+        ("row '1' (line 2)", talk("a\n\nb", "c")),
+        ("row 'x' (line 5)", talk("d", "e")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"id": "n", "messages": None}, "row 'n' (row 2): expected `instruction`, `prompt`, `mess"),
+        ({"messages": [*talk("a"), {"role": "assistant"}]}, "row 2: messages[1].content must be t"),
+        ({"messages": talk("a", "b"), "context": "c"}, "row 2: the field context is not read; it"),
+        ({"messages": talk("a", "b"), "is_completed": "no"}, "is_completed must be true or false"),
+        ({"messages": talk("a", "b"), "response": "c"}, "response differs from the last message"),
+        ({"messages": [{"role": "assistant", "content": "b"}]}, "got roles ['assistant']"),
+        (7, "row 2: expected an object; got int"),
+    ],
+)
+def test_what_is_no_conversation_is_told_with_the_row(row: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        answered([{"messages": talk("a", "b")}, row], tiny.tokenizer())
+
+
+REFUSES = "{% if messages[0].role == 'system' %}{{ raise_exception('No system') }}{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (REFUSES + tiny.CHAT_TEMPLATE, "two: the chat template refuses it: No system."),
+        (
+            tiny.CHAT_TEMPLATE.replace("for message in messages", "for message in messages[1:]"),
+            "two: the chat template does not write all of messages[0] (system), 'Be brief.'",
+        ),
+        (
+            "{% for m in messages %}{{ m['role'] + '|' + m['content'][:9] + '<|end|>' }}"
+            "{% endfor %}",
+            "two: the chat template does not write all of messages[2] (assistant), 'the cat sat on",
+        ),
+    ],
+)
+def test_a_template_that_writes_less_is_told_with_the_row(template: str, message: str) -> None:
+    talks = talk("who", "the cat sat on the mat")
+    talks.insert(0, {"role": "system", "content": "Be brief."})
+    with pytest.raises(ValueError, match=re.escape(message)):
+        tokenised([("two", talks)], with_template(template), max_length=500)
+
+
+ASKED_TWICE = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' + 'the cat sat<|end|>' }}{% endif %}"
+)
+
+
+def test_labels_that_do_not_hold_the_whole_answer_are_told_with_the_row() -> None:
+    talks = [("two", talk("who", "the cat sat on the mat"))]
+    with pytest.raises(ValueError, match="two: not all of its answer is in the loss: 'the cat"):
+        tokenised(talks, with_template(ASKED_TWICE), max_length=500)
+
+
+def test_a_template_that_writes_thoughts_in_its_own_way_is_no_loss() -> None:
+    template = (
+        "{% for m in messages %}{{ '<|' + m['role'] + '|>' }}{% if '</think>' in m['content'] %}"
+        "{% set t = m['content'].split('</think>') %}{% if loop.last %}{{ '<think>\n' }}"
+        "{{ t[0].split('<think>')[-1].strip() + '\n</think>\n\n' }}{% endif %}"
+        "{{ t[-1].strip() }}{% else %}{{ m['content'].strip() }}{% endif %}{{ '<|end|>' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+    )
+    told = " <think>so it is</think> the mat "
+    talks = [("row", talk(" who ", told, "and then?", told))]
+    rows = tokenised(talks, with_template(template), max_length=500)
+    learnt = tiny.tokenizer().decode([t for t in rows.labels[0] if t != MASKED])
+    assert learnt == "<think>\nso it is\n</think>\n\nthe mat<|end|>"
+
+
+def test_the_advice_names_the_stop_token_that_is_missing() -> None:
+    rows = [{"messages": talk("a", "b"), "is_completed": False}]
+    with pytest.raises(ValueError, match=re.escape("'<|end|>', which ends this template's turns")):
+        answered(rows, tiny.tokenizer())
 
 
 def test_epochs_are_whole_permutations_and_steps_are_sorted_by_length() -> None:
@@ -153,9 +258,10 @@ def test_even_a_small_share_of_an_epoch_is_one_row() -> None:
 
 def test_the_summary_counts_every_epochs_tokens() -> None:
     rows = Rows(ids=[[1, 2, 3], [1, 2]], labels=[[MASKED, 2, 3], [MASKED, 2]], stop=2, unlike=1)
-    assert summary(rows, [0, 1, 0], dropped=4) == {
+    assert summary(rows, [0, 1, 0], Answered(talks=[], incomplete=3, empty=1)) == {
         "rows_used": 2,
         "rows_dropped": 4,
+        "rows_empty": 1,
         "rows_with_unlike_prompt": 1,
         "tokens": 8,
         "answer_tokens": 5,
@@ -227,23 +333,23 @@ TWO_ENDS = (
         (
             tiny.CHAT_TEMPLATE,
             [talk("a", "b"), talk("a")],
-            "row 'two': expected a conversation that ends with an assistant turn; got roles ['us",
+            "row 'two' (row 2): expected a conversation that ends with an assistant turn; got",
         ),
         (
             tiny.CHAT_TEMPLATE,
             [talk("a", "b"), talk("a", "the cat " * 40)],
-            "row 'two': expected at most 50 tokens; got ",
+            "row 'two' (row 2): expected at most 50 tokens; got ",
         ),
         (
             NO_ANSWER,
             [talk("a", "b"), talk("a", "b")],
-            "row 'one': no token of its answer is in the loss. Check that the chat template",
+            "row 'one' (row 1): the chat template does not write all of messages[1] (assistant), ",
         ),
         (
             NO_END,
             [talk("a", "b"), talk("a", "b")],
-            "row 'one': expected the end of turn, a special token, as the last token in the loss; "
-            "got 'b'. A student trained so never stops",
+            "row 'one' (row 1): expected the end of turn, a special token, as the last "
+            "token in the loss; got 'b'. A student trained so never stops",
         ),
         (
             UNLIKE,
@@ -253,7 +359,7 @@ TWO_ENDS = (
         (
             TWO_ENDS,
             [talk("a", "b"), talk("a", "cat")],
-            "got, each with a row: {'<|endoftext|>': 'one', '<|end|>': 'two'}.",
+            "got, each with a row: {'<|endoftext|>': \"row 'one' (row 1)\", '<",
         ),
     ],
 )
@@ -262,24 +368,27 @@ def test_a_row_that_would_teach_the_wrong_thing_is_refused_by_name(
 ) -> None:
     rows = dataset(*conversations, id=["one", "two"][: len(conversations)])
     with pytest.raises(ValueError, match=re.escape(message)):
-        tokenised(rows, with_template(template), max_length=50)
+        trained(rows, with_template(template), 50)
 
 
 def test_rows_without_ids_are_named_by_number() -> None:
-    with pytest.raises(ValueError, match="row 1: expected a conversation that ends"):
-        tokenised(dataset(talk("a", "b"), talk("a")), tiny.tokenizer(), max_length=50)
+    with pytest.raises(ValueError, match="row 2: expected a conversation that ends"):
+        trained(dataset(talk("a", "b"), talk("a")), tiny.tokenizer(), 50)
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (Dataset.from_dict({"text": ["a"]}), "expected a column \"messages\"; got ['text']."),
+        (
+            Dataset.from_dict({"text": ["a"]}),
+            "messages` or `conversations`; got the fields ['text']",
+        ),
         (
             dataset(talk("a", "b"), is_completed=[False]),
-            "expected at least one completed row; got none. Raise max_new_tokens",
+            "expected at least one row with a complete answer; got 1 incomplete and 0 empty. Ra",
         ),
     ],
 )
 def test_a_dataset_with_nothing_to_train_on_is_refused(rows: Dataset, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        completed(rows)
+        answered(rows, tiny.tokenizer())
