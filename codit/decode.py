@@ -23,7 +23,16 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from codit.contrast import contrast, plausible
 from codit.engine import models
 from codit.engine.cache import engines, reach, shared_width
-from codit.engine.models import Conversation, prompt_ids
+from codit.engine.chat import (
+    Conversation,
+    answer_ids,
+    check_stops,
+    drawable,
+    prompt_ids,
+    prompt_or_error,
+    stop_ids,
+    text_of,
+)
 from codit.engine.paged import continuous
 from codit.engine.sampling import Batch, Meter, Step, default_ids, noise_key
 from codit.engine.static import static
@@ -107,10 +116,10 @@ def generate(
     """
     check_engine(engine, batch_size)
     chosen, decoder = chosen_engine(model, engine), _decoder(model)
-    stops = models.stop_ids(tokenizer, decoder.generation_config)
+    stops = stop_ids(tokenizer, decoder.generation_config)
     _check(decoder, tokenizer, ids, len(conversations), stops)
     room = decoder.context, int(decoding.max_new_tokens)
-    prompts = [models.prompt_or_error(tokenizer, chat, *room) for chat in conversations]
+    prompts = [prompt_or_error(tokenizer, chat, *room) for chat in conversations]
     if ids is None:
         ids = default_ids([[] if isinstance(prompt, str) else prompt for prompt in prompts])
     names = [str(name) for name in ids]
@@ -119,7 +128,7 @@ def generate(
     answers = {i: Response(id=names[i], error=error) for i, error in errors.items()}
     logger.info("engine %s (asked for: %s)", chosen, engine)
     meter = Meter(len(prompts), progress)
-    width, unused = models.drawable(tokenizer, decoder.vocab_size)
+    width, unused = drawable(tokenizer, decoder.vocab_size)
     pad = stops[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     batch = Batch(
         step=Step(decoding, width, is_pair=decoder.is_contrast, unused=tuple(unused)),
@@ -242,7 +251,7 @@ def token_table(
             "ContrastivePair of it and its amateur."
         )
     given = response.token_ids if isinstance(response, Response) else response
-    answer = models.answer_ids(tokenizer, given)
+    answer = answer_ids(tokenizer, given)
     prompt = prompt_ids(tokenizer, conversation)
     ids = torch.tensor([prompt + answer], device=pair.device)
     drawn = torch.tensor(answer, device=pair.device)[:, None]
@@ -280,7 +289,7 @@ def _response(
         )
     return Response(
         id=name,
-        text=models.text_of(tokenizer, drawn[:end]),
+        text=text_of(tokenizer, drawn[:end]),
         token_ids=drawn[: end + 1],
         logprobs=logprobs,
         is_completed=end < len(drawn),
@@ -318,8 +327,8 @@ def _check(
             "expected a stop token from the tokenizer or the expert's generation_config; got none. "
             "Set tokenizer.eos_token or generation_config.eos_token_id."
         )
-    width, unused = models.drawable(tokenizer, decoder.vocab_size)
-    models.check_stops(stops, width, unused)
+    width, unused = drawable(tokenizer, decoder.vocab_size)
+    check_stops(stops, width, unused)
     if decoder.is_contrast and decoder.vocab_size > width:
         raise ValueError(
             f"expected a pair of at most {width} ids, the tokenizer's highest + 1; got "

@@ -39,7 +39,8 @@ from codit.engine.cache import (
     joint_config,
     reach,
 )
-from codit.engine.models import check_stops, evaluating, read_pair, stop_ids, write_pair
+from codit.engine.chat import check_stops, stop_ids
+from codit.engine.models import evaluating, read_pair, write_pair
 from codit.engine.models import load_tokenizer as load_tokenizer
 from codit.recipes import Decoding
 

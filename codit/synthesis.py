@@ -34,7 +34,7 @@ from codit.dataset.prompts import Prompts, Rows, load
 from codit.dataset.teacher import Answering, check_samples, expert_tokenizer, named, ready
 from codit.dataset.workers import Records, Row, Stream
 from codit.decode import check_engine, chosen_engine
-from codit.engine.models import dated, writes_date
+from codit.engine.chat import dated, writes_date
 from codit.files import check_apart, versions
 
 ROWS_PER_BATCH = 256

@@ -15,8 +15,8 @@ from codit import decode, recipes
 from codit.dataset import teacher
 from codit.dataset.prompts import Rows, load
 from codit.engine.cache import reach
+from codit.engine.chat import prompt_or_error
 from codit.engine.memory import cache_bytes, n_weights
-from codit.engine.models import prompt_or_error
 
 ROWS_AT_ONCE = 64  # of a static batch
 TOKENS = 600  # assumed mean length of a response, cut at max_new_tokens

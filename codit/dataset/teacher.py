@@ -9,7 +9,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codit import decode, recipes
 from codit.dataset.prompts import check_unique
-from codit.engine.models import TEMPLATE_ERRORS, load_tokenizer, read_model
+from codit.engine.chat import TEMPLATE_ERRORS
+from codit.engine.models import load_tokenizer, read_model
 from codit.engine.vllm.engine import VllmPair
 from codit.pair import ContrastivePair
 

@@ -38,7 +38,7 @@ from torch.func import functional_call, jvp
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codit.contrast import contrast, plausible
-from codit.engine.models import Conversation, answer_ids, prompt_ids
+from codit.engine.chat import Conversation, answer_ids, prompt_ids
 from codit.evaluation import intervals
 from codit.pair import ContrastivePair
 from codit.recipes import Decoding

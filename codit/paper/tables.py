@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from codit import decode, recipes
 from codit.contrast import contrast
 from codit.decode import Response
-from codit.engine.models import Conversation
+from codit.engine.chat import Conversation
 from codit.evaluation import intervals
 from codit.pair import ContrastivePair
 from codit.paper import scales

@@ -32,7 +32,7 @@ from transformers import PreTrainedTokenizerBase
 
 from codit import world
 from codit.contrast import contrast, plausible
-from codit.engine.models import prompt_ids, special_token_ids, stop_ids
+from codit.engine.chat import prompt_ids, special_token_ids, stop_ids
 from codit.evaluation import intervals, quality
 from codit.pair import ContrastivePair, load_tokenizer
 from codit.paper import arms, make, scales, seeds, store

@@ -19,7 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codit import decode, recipes
 from codit.dataset.prompts import conversation_of, name_of
-from codit.engine.models import TEMPLATE_ERRORS, THOUGHT, load_tokenizer, templated
+from codit.engine.chat import TEMPLATE_ERRORS, THOUGHT, templated
+from codit.engine.models import load_tokenizer
 from codit.files import read_lines
 
 Source = str | Path | Iterable[Mapping[str, Any]]

@@ -15,7 +15,8 @@ from typing import Annotated, Any, TypeAlias
 from torch import Tensor
 from transformers import GenerationConfig
 
-from codit.engine.models import load_tokenizer, stop_ids
+from codit.engine.chat import stop_ids
+from codit.engine.models import load_tokenizer
 from codit.files import write_json
 from codit.weights import tensors as tensor_files
 from codit.weights.names import VOCABULARY, module_of

@@ -23,18 +23,16 @@ from transformers import (
 
 from codit import decode, recipes
 from codit.contrast import contrast
-from codit.engine import models
-from codit.engine.models import (
+from codit.engine.chat import (
     answer_ids,
-    check_tokenizers,
+    dated,
     prompt_ids,
     prompt_or_error,
-    read_model,
-    read_pair,
     special_token_ids,
     stop_ids,
     text_of,
 )
+from codit.engine.models import check_tokenizers, read_model, read_pair
 from codit.pair import ContrastivePair, load_tokenizer
 from tests import tiny
 
@@ -579,10 +577,10 @@ def test_a_dated_template_writes_the_moment_that_it_is_given() -> None:
         "{{ d + strftime_now('%H') }}" + tiny.CHAT_TEMPLATE
     )
     tokenizer = chatting(template)
-    ids = decode.prompt_ids(models.dated(tokenizer, "2026-01-02T03:04:05"), TALK)
+    ids = decode.prompt_ids(dated(tokenizer, "2026-01-02T03:04:05"), TALK)
     assert tokenizer.decode(ids).startswith("02 Jan 202603<|system|>")
     assert tokenizer.chat_template == template, "the caller's own is left alone"
     plain = tiny.tokenizer()
-    assert models.dated(plain, "2026-01-02") is plain
+    assert dated(plain, "2026-01-02") is plain
     with pytest.raises(ValueError, match="a chat template that writes the date in a fixed format"):
-        models.dated(chatting("{{ strftime_now(messages[0].content) }}"), "2026-01-02")
+        dated(chatting("{{ strftime_now(messages[0].content) }}"), "2026-01-02")

@@ -13,7 +13,7 @@ import torch
 from matplotlib.colors import to_rgb
 
 from codit import decode, world
-from codit.engine.models import prompt_ids
+from codit.engine.chat import prompt_ids
 from codit.evaluation import quality
 from codit.pair import load_tokenizer
 from codit.paper import arms, make, plots, store, tables, tokens

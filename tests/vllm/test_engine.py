@@ -10,7 +10,7 @@ from scipy.stats import chisquare
 
 from codit import decode
 from codit.contrast import contrast
-from codit.engine.models import prompt_ids
+from codit.engine.chat import prompt_ids
 from codit.pair import ContrastivePair
 from codit.recipes import Decoding
 from tests import tiny

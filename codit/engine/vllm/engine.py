@@ -16,10 +16,10 @@ from typing import Any
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 
 from codit.engine.cache import joint_config, reach, shared_width
+from codit.engine.chat import drawable
 from codit.engine.models import (
     check_embedded,
     check_tokenizers,
-    drawable,
     load_tokenizer,
     loading,
     read_model,
