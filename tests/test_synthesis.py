@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from codit import decode, recipes, synthesis
 from codit.dataset import output, teacher
@@ -89,6 +91,14 @@ def test_rows_hold_what_decoding_drew(recipe: Synthesis, ready: dict[str, Any], 
         assert (row["response"], row["is_completed"]) == (response.text, response.is_completed)
         assert row["score"] == pytest.approx(response.logprobs, abs=1e-6)
         assert len(row["score"]) == len(response.token_ids)
+
+
+def test_the_manifest_names_weights_that_were_not_read(tmp_path: Path) -> None:
+    recipe, amateur = tiny.synthesis(tmp_path), tmp_path / "amateur"
+    file = amateur / "model.safetensors"
+    save_file(load_file(file) | {"value_head.weight": torch.ones(2)}, file, {"format": "pt"})
+    manifest = synthesis.write(recipe, ROWS[:1], tmp_path / "data.jsonl", progress=False)
+    assert manifest["unread_weights"] == {str(amateur): ["value_head.weight"]}
 
 
 def test_writing_returns_the_manifest_and_reads_no_rows(
