@@ -204,12 +204,9 @@ def _here(
     """Give what answers in this process: words for the manifest, tokenizer, function of batches."""
     model, tokenizer = _loaded(work, 0, model, tokenizer)
     used: Used = {"workers": 1, "engine": chosen_engine(model, work.engine)}
-    halves = [getattr(model, name, None) for name in ("expert", "amateur")]
-    unread = {
-        one.name_or_path: one.unread_weights
-        for one in (model, *halves)
-        if getattr(one, "unread_weights", None)
-    }
+    halves: list[Any] = [model, *(getattr(model, name, None) for name in ("expert", "amateur"))]
+    left = [one for one in halves if getattr(one, "unread_weights", None)]
+    unread = {one.name_or_path: one.unread_weights for one in left}
     used |= {"unread_weights": unread} if unread else {}
     used |= {"date": work.date if writes_date(tokenizer) else None}
     tokenizer = dated(tokenizer, work.date)

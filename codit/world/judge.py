@@ -174,8 +174,8 @@ def graded(prompts: WorldPrompts) -> list[dict[str, Any]]:
     """Return a response of some quality to each prompt, with what a judge should say of it.
 
     Rows have id, instruction, response, family, quality (a key of `QUALITIES`), score (the
-    verifier's), and a lesson's template, prompt, reply and value; `evaluation.judge.score` takes
-    them so.
+    verifier's), and a lesson's template, prompt, reply and value. `evaluation.judge.score` takes
+    the first three.
     """
     return [
         {

@@ -289,7 +289,7 @@ def test_a_dry_run_shows_what_is_needed_and_writes_nothing(
 ) -> None:
     assert cli.main(arguments(place, tmp_path / "data.jsonl", "--dry-run")) == 0
     shown = capsys.readouterr().out
-    assert re.search(r"^rows +50 \(1 more are bad\)$", shown, re.M)
+    assert re.search(r"^rows +49 \(2 more are bad\)$", shown, re.M)
     assert [line.split("  ")[0] for line in shown.splitlines()] == [
         "rows",
         "responses",
