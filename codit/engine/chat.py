@@ -23,26 +23,22 @@ THOUGHT = re.compile("</?think>")
 TEMPLATE_ERRORS = (jinja2.TemplateError, AttributeError, KeyError, TypeError, ValueError)
 
 
-@functools.lru_cache(maxsize=8)
-def _known(tokenizer: Tokenizer, length: int) -> frozenset[int]:
-    return frozenset(tokenizer.get_vocab().values())
-
-
-def known_ids(tokenizer: Tokenizer) -> frozenset[int]:
-    """Return the ids that are tokens; some published vocabularies have holes."""
-    return _known(tokenizer, len(tokenizer))
-
-
 def drawable(tokenizer: Tokenizer, width: int) -> tuple[int, list[int]]:
     """Return how many ids a pair scores, the highest id + 1, and those of them that are no token.
 
     Some tokenizers name an added token more than their text model has logits (Gemma 3 1B): these
     are left out. Ordinary tokens beyond the logits are left in, for the pair to refuse.
     """
-    known = known_ids(tokenizer)
+    n, unused = _drawable(tokenizer, len(tokenizer), width)
+    return n, list(unused)
+
+
+@functools.lru_cache(maxsize=8)  # a walk through the vocabulary, which each call of decoding asks
+def _drawable(tokenizer: Tokenizer, length: int, width: int) -> tuple[int, tuple[int, ...]]:
+    known = set(tokenizer.get_vocab().values())
     beyond = {i for i in known if i >= width}
     n = width if beyond and beyond <= {*tokenizer.added_tokens_decoder} else max(known) + 1
-    return n, sorted({*range(n)} - known)
+    return n, tuple(sorted({*range(n)} - known))
 
 
 def stop_ids(tokenizer: Tokenizer | None, generation_config: GenerationConfig | None) -> list[int]:

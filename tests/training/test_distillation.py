@@ -67,6 +67,15 @@ def by_hand(teacher: ContrastivePair, student: Any, *inputs: Tensor) -> float:
     return float(torch.cat(found).mean())
 
 
+def check_two_steps(trainer: Any, losses: list[tuple[float, float]]) -> None:
+    """Train, and compare the loss of each step with that computed by hand."""
+    trainer.train()
+    assert len(losses) == 2
+    for loss, expected in losses:
+        assert loss == pytest.approx(expected, rel=1e-4)
+        assert loss > 0.01
+
+
 def test_gkd_learns_from_a_pair_with_a_floor_by_the_loss_of_the_definition(tmp_path: Any) -> None:
     teacher = pair(strength=1.0, plausibility=0.1)
     teacher.floor = -1e4
@@ -91,11 +100,7 @@ def test_gkd_learns_from_a_pair_with_a_floor_by_the_loss_of_the_definition(tmp_p
         train_dataset=Dataset.from_dict({"messages": chats}),
         processing_class=tiny.tokenizer(),
     )
-    trainer.train()
-    assert len(losses) == 2
-    for loss, expected in losses:
-        assert loss == pytest.approx(expected, rel=1e-4)
-        assert loss > 0.01
+    check_two_steps(trainer, losses)
 
 
 def test_the_stable_trainer_learns_from_joined_states_by_the_loss_of_the_definition(
@@ -125,11 +130,7 @@ def test_the_stable_trainer_learns_from_joined_states_by_the_loss_of_the_definit
         train_dataset=Dataset.from_dict({"prompt": list(TEXTS)}),
         processing_class=tiny.tokenizer(),
     )
-    trainer.train()
-    assert len(losses) == 2
-    for loss, expected in losses:
-        assert loss == pytest.approx(expected, rel=1e-4)
-        assert loss > 0.01
+    check_two_steps(trainer, losses)
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox", "qwen3"])
