@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -512,26 +512,48 @@ def _ask_students(
     whom: Asked,
     cache: Path,
 ) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Yield a judge's scores, then its comparisons with direct sampling of the same seed."""
+    """Yield a judge's scores, then its comparisons with direct sampling of the same seed.
+
+    An empty answer is never asked about: its score is NaN, and so is a pair's preference.
+    """
     how: dict[str, Any] = {"cache": cache, "asking": whom.asking}
-    rows = [table[["id", "instruction", "response"]].to_dict("records") for _, table in given]
-    truths = [table["score"].astype("float64").to_numpy() for _, table in given]
-    for (told, _), own, truth in zip(given, rows, truths, strict=True):
-        said = judge.score(own, whom.judge, **how)
-        check_heard(said.judgements["state"])
-        yield "scores", said.table[["id", "score"]].assign(verifier=truth, **told)
+    answers = [table.assign(verifier=table["score"].astype("float64")) for _, table in given]
+    rows = [table[["id", "instruction", "response"]].to_dict("records") for table in answers]
+    for (told, _), table, own in zip(given, answers, rows, strict=True):
+        heard = _heard(judge.score, [own], whom, how, "score")
+        known = table[["id", "verifier"]].merge(heard, "left", "id", validate="one_to_one")
+        yield "scores", known[["id", "score", "verifier"]].assign(**told)
     baseline = {told["seed"]: k for k, (told, _) in enumerate(given) if told["role"] == BASELINE}
-    for (told, _), own, truth in zip(given, rows, truths, strict=True):
+    for (told, _), table, own in zip(given, answers, rows, strict=True):
         if told["role"] == BASELINE:
             continue
         other = baseline[told["seed"]]
-        said = judge.compare(
-            own[: recipe.n_pairs], rows[other][: recipe.n_pairs], whom.judge, **how
-        )
-        check_heard(said.judgements["state"])
-        gap = (truth - truths[other])[: recipe.n_pairs]
-        kept = said.table[["id", "preference", "length", "length_baseline"]]
-        yield "comparisons", kept.assign(verifier=(gap > 0) + 0.5 * (gap == 0), **told)
+        both = [one[: recipe.n_pairs] for one in (own, rows[other])]
+        heard = _heard(judge.compare, both, whom, how, "preference")
+        gap = table["verifier"].to_numpy() - answers[other]["verifier"].to_numpy()
+        sizes = {
+            "length": table["response"].str.len(),
+            "length_baseline": answers[other]["response"].str.len().to_numpy(),
+        }
+        known = table.assign(verifier=(gap > 0) + 0.5 * (gap == 0), **sizes)[: recipe.n_pairs]
+        known = known.merge(heard, "left", "id", validate="one_to_one")
+        yield "comparisons", known[["id", "preference", *sizes, "verifier"]].assign(**told)
+
+
+def _heard(
+    ask: Callable[..., Judged],
+    rows: list[Rows],
+    whom: Asked,
+    how: dict[str, Any],
+    column: str,
+) -> pd.DataFrame:
+    """Return what a judge says by id; ids without a text to judge are missing."""
+    texts = zip(*([row["response"].strip() for row in one] for one in rows), strict=True)
+    if not any(map(all, texts)):
+        return pd.DataFrame({"id": pd.Series(dtype=str), column: pd.Series(dtype="float64")})
+    said = ask(*rows, whom.judge, **how)
+    check_heard(said.judgements["state"])
+    return said.table[["id", column]]
 
 
 def _by(table: pd.DataFrame, column: str) -> Iterator[tuple[str, pd.DataFrame]]:

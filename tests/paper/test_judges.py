@@ -6,6 +6,7 @@ and students judged: who is compared with whom, and the numbers.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import asdict, fields, replace
 from functools import partial
@@ -620,6 +621,14 @@ def test_students_are_scored_and_compared_with_direct_ones(
     assert (recipe.n_prompts, recipe.n_pairs) == (6, 3)
     with serving(grade) as server:
         monkeypatch.setenv(judges.ADDRESS, server.url)
+        known = list(judges._answers(recipe))
+        # One student says nothing, another one leaves out its first answer.
+        given = {told["arm"]: table.assign(response="Ida." + table["id"]) for told, table in known}
+        given["Best of 4"]["response"] = ""
+        given["Direct"].loc[given["Direct"].index[0], "response"] = " "
+        monkeypatch.setattr(
+            judges, "_answers", lambda _: [(told, given[told["arm"]]) for told, _ in known]
+        )
         found = judges.judged(few)
     monkeypatch.delenv(judges.ADDRESS)
     again = judges.judged(few)  # of the store: nobody is asked
@@ -629,20 +638,20 @@ def test_students_are_scored_and_compared_with_direct_ones(
     assert scores.groupby(["judge", "arm"]).size().to_dict() == {
         (who, arm): 6 for who in ("a", "b") for arm in LABELS
     }
-    assert pairs.groupby(["judge", "arm"]).size().to_dict() == {
-        (who, arm): 3 for who in ("a", "b") for arm in LABELS[1:]
-    }
-    given = {told["arm"]: table for told, table in judges._answers(recipe)}
+    assert pairs.groupby(["judge", "arm"])["preference"].agg(["size", "count"]).T.to_dict(
+        "list"
+    ) == {(who, arm): [3, 0 if arm == "Best of 4" else 2] for who in "ab" for arm in LABELS[1:]}
     asked = {row["id"]: row for row in world.prompts(dict(few.tests)["test"])}
-    for arm, table in given.items():
-        own = scores[(scores["judge"] == "a") & (scores["arm"] == arm)]
-        texts = table.set_index("id")["response"]
-        assert own["score"].tolist() == [1 + len(texts[name]) % 10 for name in own["id"]]
-        told = [
+    for told, table in known:
+        own = scores[(scores["judge"] == "a") & (scores["arm"] == told["arm"])]
+        texts = given[told["arm"]].set_index("id")["response"].str.strip()
+        expected = [1 + len(texts[n]) % 10 if texts[n] else math.nan for n in own["id"]]
+        np.testing.assert_equal(own["score"].tolist(), expected)
+        verified = [
             world.verify(row["response"], asked[row["id"]], is_completed=row["is_completed"]).score
             for row in table.to_dict("records")
         ]
-        assert own["verifier"].tolist() == told
+        assert own["verifier"].tolist() == verified
 
 
 def test_a_server_that_falls_silent_ends_the_study_and_its_replies_are_kept(
