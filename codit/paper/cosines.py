@@ -7,6 +7,7 @@ training repeated and looked at on its way. Granularity, nulls and intervals are
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ def update(model: PreTrainedModel, base: dict[str, Tensor]) -> dict[str, Tensor]
 
 
 def seed_table(table: pd.DataFrame, *, by: tuple[str, ...] = ("arm",)) -> pd.DataFrame:
-    """Return mean cosines with their 95 % t-intervals over seeds, at least two.
+    """Return mean cosines with their 95 % t-intervals over seeds.
 
     `table` has one row of `study` per seed and `by`. Columns: `by`, role, value, low, high, seeds.
     """
@@ -100,8 +101,11 @@ def seed_difference(table: pd.DataFrame, one: str, other: str) -> seeds.Differen
 def seed_interval(values: pd.Series) -> seeds.Difference:
     """Return the mean of one number per seed with its 95 % t-interval.
 
-    The `prompts` of the result are the seeds, at least two: the only sample there is.
+    The `prompts` of the result are the seeds: the only sample there is. One alone bounds nothing.
     """
+    if len(values) == 1:
+        mean = float(values.iloc[0])
+        return seeds.Difference(mean, -math.inf, math.inf, math.nan, 1, 1)
     return seeds.difference(values.to_numpy()[None])
 
 

@@ -29,7 +29,6 @@ Numbers: TypeAlias = Annotated[np.ndarray[Any, Any], "float64 [n]"]
 FILLS = {"minus one": -1.0, "five": 5.0}
 ENDS = ("value", "low", "high")
 INTERVAL = "95 % over prompts"
-INTERVAL_BOTH = "95 %, left over prompts and seeds, right over prompts"
 
 
 def judges(scores: pd.DataFrame) -> list[str]:
@@ -339,20 +338,21 @@ def draw_length(axes: Axes, length: pd.DataFrame, roles: Mapping[str, str]) -> N
     plots.forest(axes, table, interval=None, zero=True)
 
 
-def draw_students(axes: Axes, table: pd.DataFrame, *, zero: bool = True) -> None:
+def draw_students(axes: Axes, table: pd.DataFrame, *, interval: str | None = None) -> None:
     """Draw what each who scores says of students, a row for each arm.
 
     Args:
         axes: where to draw.
         table: of `judges.score_gains`, or of one kind of `judges.wins`.
-        zero: draw a line at 0, and name the intervals; False: a line at .5, of win rates.
+        interval: what the whiskers of both panels are, of gains, around a line at 0; None: of win
+            rates, around one at .5.
     """
     table = table.dropna(subset=["value"])
     if _is_empty(axes, table):
         return
     named = table.assign(arm=table["who"] + ": " + table["arm"])
-    plots.forest(axes, named, interval=INTERVAL_BOTH if zero else None, zero=zero)
-    if not zero:
+    plots.forest(axes, named, interval=interval, zero=interval is not None)
+    if interval is None:
         axes.axvline(0.5, color="black", linewidth=0.8)
 
 

@@ -134,7 +134,7 @@ def scales() -> dict[str, Scale]:
         training=MICRO_TRAINING,
         evaluations=("verifier", "judge"),
         judging=Judging(judges=JUDGES, n_prompts=60, budgets=(25, 27)),
-        seeds=(0, 1),
+        seeds=(0,),  # intervals are over prompts; more seeds would make it an hour's work
         example="Write a sentence: name = Savo; work = miller; town = Orrin. "
         "Answer in JSON. End with the word wagon.",
     )

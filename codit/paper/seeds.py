@@ -10,6 +10,7 @@ Notation: d[s, p] = a[s, p] - b[s, p] = mean + seed_s + prompt_p + rest_sp, all 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeAlias
 
@@ -19,6 +20,7 @@ from scipy import optimize, stats
 from codit.evaluation.intervals import LEVEL
 
 POWER = 0.8  # with which a difference should be found
+FEWEST = 3  # seeds that can tell how much seeds vary: with two, one degree of freedom would decide
 Differences: TypeAlias = Annotated[np.ndarray[Any, Any], "a - b, seeds by prompts [S, N]"]
 
 
@@ -40,9 +42,9 @@ class Components:
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean difference a - b over seeds and prompts, its 95 % interval and two-sided p-value.
+    """A mean difference a - b, its 95 % interval and two-sided p-value.
 
-    With one seed (`seeds` is their number) the interval is over prompts alone.
+    `seeds` is their number; with fewer than three the interval is over prompts alone.
     """
 
     estimate: float
@@ -76,12 +78,12 @@ def difference(differences: Differences) -> Difference:
 
     variance of the mean = (MS_seed + MS_prompt - MS_rest) / (S N), each of the first two at least
     MS_rest; degrees of freedom by Satterthwaite (1946), those of the other factor where a component
-    is 0. With one seed: mean +- t sd / sqrt(N).
+    is 0. With fewer than three seeds, of which prompts' means are taken: mean +- t sd / sqrt(N).
     """
     d = _checked(differences)
     mean, (s, n) = float(d.mean()), d.shape
-    if s == 1:
-        variance, freedom = float(d.var(ddof=1)) / n, float(n - 1)
+    if s < FEWEST:
+        variance, freedom = float(d.mean(0).var(ddof=1)) / n, float(n - 1)
     else:
         variance, freedom = _variance(*_mean_squares(d), s, n)
     if variance == 0:
@@ -90,6 +92,11 @@ def difference(differences: Differences) -> Difference:
     reach = float(stats.t.ppf(0.5 + LEVEL / 2, freedom)) * error
     p = float(2 * stats.t.sf(abs(mean) / error, freedom))
     return Difference(mean, mean - reach, mean + reach, p, s, n)
+
+
+def sampled(seeds: Sequence[int]) -> str:
+    """Return what the intervals of `difference` are over, as figures say it."""
+    return "over prompts and seeds" if len(seeds) >= FEWEST else "over prompts"
 
 
 def power(effect: float, spread: Components, *, seeds: int, prompts: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from codit import chat_vector
-from codit.paper import arms, cosines, make, seeds
+from codit.paper import arms, cosines, make, seeds, tables
 from codit.paper.arms import Arm
 from codit.paper.scales import Scale
 
@@ -90,6 +91,12 @@ def test_differences_are_paired_by_seed() -> None:
     expected = seeds.difference(torch.tensor([[0.1, 0.12, 0.08]], dtype=torch.float64).numpy())
     assert found.estimate == pytest.approx(expected.estimate)
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_one_seed_decides_nothing() -> None:
+    found = cosines.seed_difference(COSINES[COSINES["seed"] == 0], "CoDIT", "Direct")
+    assert (found.estimate, found.low, found.high) == (pytest.approx(0.1), -math.inf, math.inf)
+    assert tables.decided(found) is None
 
 
 def test_means_have_intervals_over_seeds() -> None:

@@ -61,13 +61,22 @@ def test_components_by_hand() -> None:
     assert found.variance(2, 2) == 5
 
 
-def test_one_seed_gives_the_t_interval_over_prompts() -> None:
-    values = np.random.default_rng(3).normal(0.2, 1, 30)
-    found = seeds.difference(values[None])
+@pytest.mark.parametrize("n", [1, 2])
+def test_one_or_two_seeds_give_the_t_interval_over_prompts(n: int) -> None:
+    each = np.random.default_rng(3).normal(0.2, 1, (n, 30)) + np.arange(n)[:, None]
+    found, values = seeds.difference(each), each.mean(0)
+    assert seeds.sampled(range(n)) == "over prompts"
     expected = stats.ttest_1samp(values, 0)
     ends = expected.confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx((ends.low, ends.high))
     assert found.p == pytest.approx(expected.pvalue)
+
+
+def test_three_seeds_tell_how_much_seeds_vary() -> None:
+    each = np.random.default_rng(3).normal(0.2, 1, (3, 30)) + np.arange(3)[:, None]
+    found, alone = seeds.difference(each), seeds.difference(each.mean(0, keepdims=True))
+    assert found.high - found.low > 2 * (alone.high - alone.low)
+    assert seeds.sampled(range(3)) == "over prompts and seeds"
 
 
 def test_equal_differences_need_no_interval() -> None:
