@@ -271,7 +271,7 @@ def answers(chosen: Scale) -> pd.DataFrame:
     """
     if VERIFIER in chosen.evaluations:
         return students(students_recipe(chosen))
-    return pd.DataFrame(columns=["arm", "role", "seed", "id", *MEASURES])
+    return pd.DataFrame(columns=["arm", "role", "seed", "id", *tables.MEASURES])
 
 
 def students(recipe: StudentStudy) -> pd.DataFrame:
@@ -281,7 +281,7 @@ def students(recipe: StudentStudy) -> pd.DataFrame:
         _choose(recipe)
         return makers.verdict_table(recipe)
 
-    return store.table(recipe, make, "verdicts")
+    return makers.with_both(store.table(recipe, make, "verdicts"))
 
 
 def gains(answers: pd.DataFrame) -> pd.DataFrame:
@@ -291,7 +291,7 @@ def gains(answers: pd.DataFrame) -> pd.DataFrame:
         answers: of `answers`.
 
     Returns:
-        DataFrame: one, other, measure ("strict", "correct"), estimate, low, high, text, holds (see
+        DataFrame: one, other, measure (of `tables.MEASURES`), estimate, low, high, text, holds (see
         `tables.differences`): judged less direct, judged less the verifier's choice, CoDIT less
         judged. Without rows where there are no answers.
     """
@@ -301,7 +301,7 @@ def gains(answers: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame(columns=kept)
     judged = named[JudgedArm.role]
     pairs = [(judged, named["direct"]), (judged, named["best-of-n"]), (named["codit"], judged)]
-    return tables.differences(answers, pairs, list(MEASURES))[kept]
+    return tables.differences(answers, pairs, list(tables.MEASURES))[kept]
 
 
 def score_gains(judged: dict[str, pd.DataFrame]) -> pd.DataFrame:

@@ -38,10 +38,15 @@ _asked = functools.lru_cache(maxsize=8)(world.prompts)
 def study(recipe: ResponseStudy | StudentStudy) -> pd.DataFrame:
     """Return every verdict of a study, one row a response or answer, without the texts.
 
-    Columns: arm, role, plausibility, strength, n, seed, id and those of `KEPT`; of students also
-    student and split. ValueError: prompts that the verifier does not know.
+    Columns: arm, role, plausibility, strength, n, seed, id, those of `KEPT` and `with_both`; of
+    students also student and split. ValueError: prompts that the verifier does not know.
     """
-    return store.table(recipe, verdict_table, "verdicts")
+    return with_both(store.table(recipe, verdict_table, "verdicts"))
+
+
+def with_both(table: pd.DataFrame) -> pd.DataFrame:
+    """Return verdicts with the main measure, `both`: right, and every instruction obeyed."""
+    return table.assign(both=table["strict"] & table["correct"])
 
 
 def verdict_table(recipe: ResponseStudy | StudentStudy) -> pd.DataFrame:

@@ -82,16 +82,18 @@ def difference(differences: Differences) -> Difference:
     """
     d = _checked(differences)
     mean, (s, n) = float(d.mean()), d.shape
-    if s < FEWEST:
-        variance, freedom = float(d.mean(0).var(ddof=1)) / n, float(n - 1)
-    else:
-        variance, freedom = _variance(*_mean_squares(d), s, n)
+    variance, freedom = _of_mean(d)
     if variance == 0:
         return Difference(mean, mean, mean, float(mean == 0), s, n)
     error = math.sqrt(variance)
     reach = float(stats.t.ppf(0.5 + LEVEL / 2, freedom)) * error
     p = float(2 * stats.t.sf(abs(mean) / error, freedom))
     return Difference(mean, mean - reach, mean + reach, p, s, n)
+
+
+def standard_error(differences: Differences) -> float:
+    """Return the standard error of the mean of `difference`."""
+    return math.sqrt(_of_mean(_checked(differences))[0])
 
 
 def sampled(seeds: Sequence[int]) -> str:
@@ -186,6 +188,14 @@ def _checked(differences: Differences) -> np.ndarray[Any, Any]:
     if not np.isfinite(d).all():
         raise ValueError("expected numbers; got NaN or infinite ones. Drop their prompts first.")
     return d
+
+
+def _of_mean(d: np.ndarray[Any, Any]) -> tuple[float, float]:
+    """Return the variance of the mean over prompts and, of enough seeds, seeds; and its freedom."""
+    s, n = d.shape
+    if s < FEWEST:
+        return float(d.mean(0).var(ddof=1)) / n, float(n - 1)
+    return _variance(*_mean_squares(d), s, n)
 
 
 def _mean_squares(d: np.ndarray[Any, Any]) -> tuple[float, float, float]:

@@ -26,11 +26,13 @@ from codit.evaluation import intervals
 from codit.pair import ContrastivePair
 from codit.paper import scales
 from codit.paper.scales import Scale
-from codit.paper.seeds import Difference, difference
+from codit.paper.seeds import Difference, difference, standard_error
 from codit.paper.seeds import table as paired
 from codit.recipes import Decoding
 
 SCORES = range(1, 11)
+MEASURES = {"strict": "obeyed", "correct": "right", "both": "both"}  # and what readers call them
+MARGIN = 0.02  # in "correct": what is lost by less is kept
 LEVEL = 0.05  # below it a corrected p-value counts as a finding
 
 
@@ -193,28 +195,22 @@ def decided(found: intervals.Ends) -> bool | None:
     return None if found.low <= 0 <= found.high else found.low > 0
 
 
-def best(bars: pd.DataFrame) -> pd.DataFrame:
-    """Return the row of the highest value per teacher and role; of equal values the first."""
-    return bars.loc[bars.groupby(["teacher", "role"], sort=False)["value"].idxmax()]
+def choice(table: pd.DataFrame, role: str, *, measure: str = "both") -> pd.DataFrame:
+    """Return what a role gives at each plausibility, and which one is taken.
 
-
-def rivals(table: pd.DataFrame, role: str) -> pd.DataFrame:
-    """Return the best plausibility of a role beside every other one of its curve.
-
-    Of one teacher and split, by the column strict. Columns: role, best, plausibility (the other),
-    lead (best - other, as text), tied (its interval holds 0). ValueError: fewer than two values.
+    Of one teacher and split. Columns: role, arm, plausibility, value (mean of the measure), behind
+    (how far below the best), error (standard error of that paired difference), tied (behind by no
+    more than it), taken (the largest of the tied). Source of the rule: data/PLAN.md.
     """
     own = table[table["role"] == role]
-    means = own.groupby(["plausibility", "arm"])["strict"].mean()
-    if len(means) < 2:
-        raise ValueError(
-            f"expected two plausibilities of {role!r} or more; got {len(means)}. Try several."
-        )
-    top, winner = means.idxmax()
-    others = {arm: value for value, arm in means.index if arm != winner}
-    found = differences(own, [(winner, arm) for arm in others], ["strict"])
-    columns = {"plausibility": list(others.values()), "lead": found["text"]}
-    return pd.DataFrame({"role": role, "best": top, **columns, "tied": found["holds"].isna()})
+    means = own.groupby(["plausibility", "arm"])[measure].mean()
+    _, first = means.idxmax()
+    found = means.rename("value").reset_index().assign(role=role)
+    lost = [paired(own, measure, first, arm, by="arm") for arm in found["arm"]]
+    found["behind"], found["error"] = [d.mean() for d in lost], [*map(standard_error, lost)]
+    found["tied"] = found["behind"] <= found["error"]
+    last = found.loc[found["tied"], "plausibility"].max()
+    return found.assign(taken=found["plausibility"] == last)
 
 
 def gains(table: pd.DataFrame, *, measure: str = "strict", seeds: bool = True) -> pd.DataFrame:

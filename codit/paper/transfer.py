@@ -57,10 +57,10 @@ def study(recipe: TransferStudy) -> pd.DataFrame:
 
     Columns: method ("addition"; "text", with its arm and role; "none": the target as it is), target
     ("amateur" or "moved" of the teacher's architecture, else "base"), student (the architecture),
-    scale (of an addition), seed, split, id and those of `make.KEPT`. ValueError: the first base is
+    scale (of an addition), seed, split, id and those of `make.study`. ValueError: the first base is
     not of the vector's architecture.
     """
-    return store.table(recipe, _verdicts, "verdicts")
+    return make.with_both(store.table(recipe, _verdicts, "verdicts"))
 
 
 def _verdicts(recipe: TransferStudy) -> pd.DataFrame:

@@ -204,29 +204,24 @@ def table(noise: float = 0.01, students: int = 2) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def test_the_best_is_the_highest_of_each_role() -> None:
-    bars = tables.paired_table(table().assign(teacher="A"), ["strict"], "Direct", by=["teacher"])
-    best = tables.best(bars).set_index("role")["plausibility"]
-    assert (best["codit"], best["truncated"]) == (0.1, 0.1)
+def test_the_best_plausibility_is_taken_where_none_is_tied_with_it() -> None:
+    found = tables.choice(table(), "codit", measure="strict").set_index("plausibility")
+    wide = seeds.table(table(), "strict", "CoDIT .1", "CoDIT .3", by="arm")
+    assert found.loc[0.3, "behind"] == pytest.approx(wide.mean())
+    assert found.loc[0.3, "error"] == pytest.approx(seeds.standard_error(wide))
+    assert found["tied"].tolist() == found["taken"].tolist() == [True, False]
+    assert found.loc[0.1, ["behind", "error"]].tolist() == [0, 0]
 
 
-def test_rivals_are_all_other_values_with_the_lead_over_them() -> None:
-    (row,) = tables.rivals(table(), "codit").to_dict("records")
-    assert (row["best"], row["plausibility"], row["tied"]) == (0.1, 0.3, False)
-    expected = seeds.difference(seeds.table(table(), "strict", "CoDIT .1", "CoDIT .3", by="arm"))
-    assert row["lead"] == tables.difference_text(expected)
-
-
-def test_values_that_noise_cannot_tell_apart_are_tied() -> None:
-    (row,) = tables.rivals(table(noise=5.0), "truncated").to_dict("records")
-    assert row["tied"]
-
-
-def test_one_value_has_no_rivals() -> None:
-    alone = table()
-    alone = alone[alone["plausibility"] != 0.3]
-    with pytest.raises(ValueError, match="expected two plausibilities of 'codit' or more; got 1"):
-        tables.rivals(alone, "codit")
+@pytest.mark.parametrize(("away", "taken"), [(0.9, 0.3), (1.1, 0.1)])
+def test_of_values_within_a_standard_error_of_the_best_the_largest_is_taken(
+    away: float, taken: float
+) -> None:
+    tied = table()
+    wide = seeds.table(tied, "strict", "CoDIT .1", "CoDIT .3", by="arm")
+    tied.loc[tied["arm"] == "CoDIT .3", "strict"] += wide.mean() - away * seeds.standard_error(wide)
+    found = tables.choice(tied, "codit", measure="strict")
+    assert found.loc[found["taken"], "plausibility"].tolist() == [taken]
 
 
 def test_gains_are_over_direct_and_over_truncation_at_the_same_value() -> None:
