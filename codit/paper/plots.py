@@ -180,6 +180,42 @@ def families(axes: Axes, table: pd.DataFrame, *, x: str, by: str) -> None:
         )
 
 
+def frontier(axes: Axes, table: pd.DataFrame, line: pd.DataFrame) -> None:
+    """Draw arms in the plane of obeyed (x) and right (y); several of one role are a curve.
+
+    Args:
+        axes: where to draw.
+        table: of `tables.plane`; the ends of a curve bear their plausibility.
+        line: the same of one model that moves, in its order, "expert" and "amateur" marked.
+    """
+    axes.plot(line["strict"], line["correct"], ":", color=COLOURS["chat-vector"], linewidth=1.2)
+    for role, mark, size in (("amateur", "s", 6), ("expert", "*", 13)):
+        own = line[line["role"] == role]
+        look = {"color": COLOURS[role], "markersize": size, "linestyle": "none"}
+        axes.plot(own["strict"], own["correct"], mark, label=LABELS[role], **look)
+    for role, own in table.groupby("role", sort=False):
+        own = own.sort_values("plausibility")
+        ends = {
+            axis: (own[[name]].to_numpy() - own[[f"{name}_low", f"{name}_high"]].to_numpy()).T
+            for axis, name in (("xerr", "strict"), ("yerr", "correct"))
+        }
+        errors = {axis: np.abs(each) for axis, each in ends.items()}
+        look = {"color": COLOURS[role], "markersize": 4, "linewidth": 1, "elinewidth": 0.5}
+        axes.errorbar(own["strict"], own["correct"], fmt="-o", label=LABELS[role], **look, **errors)
+        if len(known := own.dropna(subset=["plausibility"])) > 1:
+            for one in (known.iloc[0], known.iloc[-1]):
+                axes.annotate(
+                    f"{one['plausibility']:g}".lstrip("0"),
+                    (one["strict"], one["correct"]),
+                    xytext=(3, -9),
+                    textcoords="offset points",
+                    fontsize=6,
+                    color=COLOURS[role],
+                )
+    axes.grid(color="0.92")
+    axes.set_axisbelow(True)
+
+
 def stars(axes: Axes, table: pd.DataFrame, *, x: str) -> None:
     """Mark points of curves, columns role, `x`, value, with a star; no `x`, no star."""
     for one in table.dropna(subset=[x]).to_dict("records"):

@@ -127,6 +127,22 @@ def paired_table(
     return pd.DataFrame(rows)
 
 
+def plane(table: pd.DataFrame, *, by: Sequence[str] = ()) -> pd.DataFrame:
+    """Return each arm's place in the plane of obeyed and right, as `plots.frontier` draws it.
+
+    Columns: `by`, arm, role, plausibility, strict, correct, and the ends of their 95 % intervals:
+    strict_low, strict_high, correct_low, correct_high.
+    """
+    keys = [*by, "arm"]
+    bars = bar_table(table, ["strict", "correct"], by=keys)
+    ends = {"value": "", "low": "_low", "high": "_high"}
+    wide = bars.pivot(index=keys, columns="measure", values=list(ends))
+    wide.columns = pd.Index([f"{measure}{ends[end]}" for end, measure in wide.columns])
+    return table.drop_duplicates(keys)[[*keys, "role", "plausibility"]].merge(
+        wide.reset_index(), on=keys, validate="one_to_one"
+    )
+
+
 def seed_points(
     table: pd.DataFrame, column: str, base: str, *, by: Sequence[str] = ()
 ) -> pd.DataFrame:
@@ -190,6 +206,16 @@ def difference_text(found: intervals.Ends) -> str:
     return intervals.text(found.estimate, found.low, found.high)
 
 
+def kept(found: intervals.Ends) -> bool | None:
+    """Tell whether a difference loses less than `MARGIN` (True), surely more (False), or either."""
+    return None if found.low <= -MARGIN <= found.high else found.low > -MARGIN
+
+
+def corrected(row: Any) -> bool | None:
+    """Tell what a row of `differences` decides after correction: as `decided`, or None."""
+    return decided(row) if row.p_holm < LEVEL else None
+
+
 def decided(found: intervals.Ends) -> bool | None:
     """Tell whether an interval lies above 0 (True), below (False), or holds it (None)."""
     return None if found.low <= 0 <= found.high else found.low > 0
@@ -237,15 +263,21 @@ def gains(table: pd.DataFrame, *, measure: str = "strict", seeds: bool = True) -
 
 
 def gains_text(gained: pd.DataFrame) -> str:
-    """Return in words how many of the rows of `gains` are found, and the least of them.
+    """Return in words how many of the rows of `gains` are found, where all are, and the least.
 
-    "15 of 18 gains (corrected p < .05), 0 losses; least +0.012 [-0.004, +0.028]"
+    "7 of 9 gains (corrected p < .05; all at .03, .1), 0 losses; least +0.012 [-0.004, +0.028]"
     """
     sure = gained[gained["p_holm"] < LEVEL]
     up, down = int((sure["estimate"] > 0).sum()), int((sure["estimate"] < 0).sum())
+    found = (gained["p_holm"] < LEVEL) & (gained["estimate"] > 0)
+    full = found.groupby(gained["plausibility"]).all()
+    values = ", ".join(f"{value:g}".lstrip("0") for value in full.index[full]) or "none"
     least = gained.loc[gained["estimate"].idxmin(), "text"]
     level = f"{LEVEL:g}".lstrip("0")
-    return f"{up} of {len(gained)} gains (corrected p < {level}), {down} losses; least {least}"
+    return (
+        f"{up} of {len(gained)} gains (corrected p < {level}; all at {values}), {down} losses; "
+        f"least {least}"
+    )
 
 
 def all_gain(gained: pd.DataFrame) -> bool | None:

@@ -256,7 +256,7 @@ def test_gains_are_counted_in_words() -> None:
     gained = tables.gains(table())
     least = gained.loc[gained["estimate"].idxmin(), "text"]
     told = tables.gains_text(gained)
-    assert told == f"8 of 8 gains (corrected p < .05), 0 losses; least {least}"
+    assert told == f"8 of 8 gains (corrected p < .05; all at .1, .3), 0 losses; least {least}"
 
 
 CHAT = [{"role": "user", "content": "the cat"}]
