@@ -226,7 +226,8 @@ def stars(axes: Axes, table: pd.DataFrame, *, x: str) -> None:
 def plausibility_axis(axes: Axes, values: Sequence[float]) -> None:
     """Make the horizontal axis logarithmic, with the values that were tried as its ticks."""
     axes.set(xscale="log", xlabel="plausibility (α)")
-    axes.set_xticks(list(values), [f"{value:g}".lstrip("0") for value in values])
+    names = [f"{value:g}".lstrip("0") for value in values]
+    axes.set_xticks(list(values), names, fontsize="x-small")
     axes.minorticks_off()
 
 
