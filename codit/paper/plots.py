@@ -349,7 +349,7 @@ def candidate_bars(axes: Axes, candidates: pd.DataFrame) -> None:
     labels = [_visible(token) for token in candidates["token"]]
     axes.set_xticks(range(len(candidates)), labels, family="monospace")
     axes.set(ylabel="probability", ylim=(0, 1))
-    axes.legend(ncols=3)
+    axes.legend(ncols=3, fontsize="x-small", columnspacing=1, handlelength=1.2)
 
 
 def legend(figure: Figure, note: str) -> None:

@@ -312,15 +312,30 @@ def samples(
     return pd.DataFrame(columns).rename_axis("sample").reset_index()
 
 
-def disagreement(tokens: pd.DataFrame) -> int:
-    """Return the step of a `decode.token_table` at which the contrast has most to choose.
+@torch.no_grad()
+def moving_steps(
+    pair: ContrastivePair,
+    tokenizer: PreTrainedTokenizerBase,
+    chat: Conversation,
+    response: Response,
+    *,
+    n: int = 2,
+) -> list[int]:
+    """Return the n steps of a response, in order, at which contrast moves most probability.
 
-    Among steps with more than one plausible token, the one of the largest
-    |log p_expert - log p_amateur|; without such a step, the first.
+    Beside truncation at the pair's plausibility: half the sum of |q - p| over the vocabulary.
     """
-    gain = (tokens["logp_expert"] - tokens["logp_amateur"]).abs()
-    open_ = gain[tokens["n_plausible"] > 1]
-    return int(open_.idxmax()) if len(open_) else 0
+    before = decode.prompt_ids(tokenizer, chat)
+    expert, amateur = (
+        one[0, len(before) - 1 : -1].float()
+        for one in pair.both_logits(torch.tensor([before + response.token_ids]))
+    )
+    q, p = (
+        contrast(expert, amateur, strength=strength, plausibility=pair.plausibility).exp()
+        for strength in (pair.strength, 0.0)
+    )
+    moved = (q - p).abs().sum(-1)
+    return sorted(moved.topk(min(n, len(moved))).indices.tolist())
 
 
 @torch.no_grad()

@@ -279,19 +279,6 @@ def test_samples_show_both_arms_under_the_same_noise() -> None:
     assert alike["direct"].tolist() == alike["codit"].tolist()
 
 
-def test_the_disagreement_is_the_widest_gap_where_there_is_a_choice() -> None:
-    tokens = pd.DataFrame(
-        {
-            "logp_expert": [-1.0, -0.5, -0.1, -2.0],
-            "logp_amateur": [-1.5, -2.0, -9.0, -0.2],
-            "n_plausible": [2, 3, 1, 5],
-        }
-    )
-    assert tables.disagreement(tokens) == 3  # of step 2 every other token is implausible
-    assert tables.disagreement(tokens[:2]) == 1
-    assert tables.disagreement(tokens.assign(n_plausible=1)) == 0
-
-
 def answered(pair: Any, tokenizer: Any) -> decode.Response:
     decoding = Decoding(strength=pair.strength, plausibility=pair.plausibility, max_new_tokens=6)
     (one,) = decode.generate(pair, tokenizer, [CHAT], decoding, progress=False)
@@ -338,6 +325,21 @@ def test_a_step_agrees_with_the_token_table() -> None:
         alike = table[table["token"] == row["token"]]  # several where a token is a part of a letter
         for name, logp in (("p_expert", "logp_expert"), ("q", "logq")):
             assert (alike[name] - math.exp(row[logp])).abs().min() < 1e-5
+
+
+def test_the_moving_steps_are_those_whose_distribution_contrast_changes_most() -> None:
+    pair, tokenizer = tiny.pair("llama"), tiny.tokenizer()
+    response = answered(pair, tokenizer)
+    vocabulary = {"n": len(tokenizer)}
+    moved = []
+    for step in range(len(response.token_ids)):
+        own = tables.step_table(pair, tokenizer, CHAT, response, step, **vocabulary)
+        cut = own["p_expert"].where(own["q"] > 0, 0)
+        moved.append((own["q"] - cut / cut.sum()).abs().sum())
+    expected = sorted(np.argsort(moved)[-2:].tolist())
+    assert tables.moving_steps(pair, tokenizer, CHAT, response) == expected
+    every = tables.moving_steps(pair, tokenizer, CHAT, response, n=99)
+    assert every == list(range(len(response.token_ids)))
 
 
 def test_a_step_shows_the_experts_best_tokens_first() -> None:
