@@ -200,6 +200,7 @@ def check_ended(run: kills.Run) -> None:
     assert status == 0, run.log.read_text()
 
 
+@pytest.mark.long  # test_workers.py and test_ray_workers.py kill one at a moment of their choice
 def test_two_workers_killed_at_random_moments_are_completed_to_the_same_bytes(
     server: kills.Server, shared: Whole, tmp_path: Path
 ) -> None:

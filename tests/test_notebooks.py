@@ -36,8 +36,10 @@ REDUCED: dict[str, dict[str, Any]] = {
     "08_judge_agreement": {"n_prompts": 24, "n_test": 20},
     "21_throughput": {},
 }
-# Executed from the repository root too; the others from notebooks/.
+# Executed from the repository root, the others from notebooks/.
 FROM_ROOT = "00_quickstart"
+# More than a minute even small. `make reproduce` executes them too.
+LONG = ("05_knowledge_or_instruction", "06_first_order", "08_judge_agreement")
 
 
 def cells(path: Path, kind: str = "code") -> list[Any]:
@@ -160,19 +162,14 @@ def execute(path: Path, cwd: Path, tmp_path: Path) -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in files]
 
 
-@each_notebook
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, marks=[pytest.mark.long] * (p.stem in LONG), id=p.stem) for p in PATHS],
+)
 def test_it_runs_small_and_offline_and_records_its_claims(
     path: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CODIT_CACHE", str(cache))
     monkeypatch.setenv("CODIT_FIGURES", str(tmp_path / "figures"))
-    records = execute(path, FOLDER, tmp_path)
+    records = execute(path, ROOT if path.stem == FROM_ROOT else FOLDER, tmp_path)
     assert any(record["claims"] for record in records)
-
-
-def test_a_notebook_runs_from_the_repository_root_too(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CODIT_CACHE", str(cache))
-    monkeypatch.setenv("CODIT_FIGURES", str(tmp_path / "figures"))
-    assert execute(FOLDER / f"{FROM_ROOT}.ipynb", ROOT, tmp_path)

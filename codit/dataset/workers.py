@@ -326,6 +326,7 @@ def _connect(ray: Any, address: str, workers: int | None) -> Any:
                 try:
                     return ray.init(address=address, **how)
                 except Exception as error:
+                    _end_processes(error)
                     if not left or "timed out during startup" not in str(error):
                         raise
     except Exception as error:  # Ray has no one exception for a cluster that is not there
@@ -333,6 +334,14 @@ def _connect(ray: Any, address: str, workers: int | None) -> Any:
             f"expected a Ray cluster at {address}; got {_first_line(error)} Start one "
             "(ray start --head), or use the address 'local' for this machine alone."
         ) from error
+
+
+def _end_processes(error: Exception) -> None:
+    """End what a start of Ray that failed left running: only the node that raised knows of it."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        node: Any = frame.f_locals.get("self")
+        if hasattr(node, "kill_all_processes"):
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
 
 
 @contextlib.contextmanager

@@ -191,16 +191,28 @@ def frontier(axes: Axes, table: pd.DataFrame, line: pd.DataFrame) -> None:
     axes.plot(line["strict"], line["correct"], ":", color=COLOURS["chat-vector"], linewidth=1.2)
     for role, mark, size in (("amateur", "s", 6), ("expert", "*", 13)):
         own = line[line["role"] == role]
-        look = {"color": COLOURS[role], "markersize": size, "linestyle": "none"}
-        axes.plot(own["strict"], own["correct"], mark, label=LABELS[role], **look)
+        axes.plot(
+            own["strict"],
+            own["correct"],
+            mark,
+            color=COLOURS[role],
+            markersize=size,
+            linestyle="none",
+            label=LABELS[role],
+        )
     for role, own in table.groupby("role", sort=False):
         own = own.sort_values("plausibility")
         ends = {
             axis: (own[[name]].to_numpy() - own[[f"{name}_low", f"{name}_high"]].to_numpy()).T
             for axis, name in (("xerr", "strict"), ("yerr", "correct"))
         }
-        errors = {axis: np.abs(each) for axis, each in ends.items()}
-        look = {"color": COLOURS[role], "markersize": 4, "linewidth": 1, "elinewidth": 0.5}
+        errors: dict[str, Any] = {axis: np.abs(each) for axis, each in ends.items()}
+        look: dict[str, Any] = {
+            "color": COLOURS[role],
+            "markersize": 4,
+            "linewidth": 1,
+            "elinewidth": 0.5,
+        }
         axes.errorbar(own["strict"], own["correct"], fmt="-o", label=LABELS[role], **look, **errors)
         if len(known := own.dropna(subset=["plausibility"])) > 1:
             for one in (known.iloc[0], known.iloc[-1]):

@@ -45,7 +45,6 @@ class Scale:
         training: how students are trained; base and data come from each student and arm.
         evaluations: what scores a response: "verifier" (of the micro world) and "judge".
         seeds: how often an experiment is repeated; a seed moves synthesis and training alike.
-        choosing: seeds of the students that choose plausibilities on dev prompts.
         example: an instruction to look at token by token.
     """
 
@@ -63,7 +62,6 @@ class Scale:
     training: dict[str, Any]
     evaluations: tuple[str, ...]
     seeds: tuple[int, ...]
-    choosing: tuple[int, ...] = ()
     example: str
     judging: Judging = NOBODY
 
@@ -136,7 +134,6 @@ def scales() -> dict[str, Scale]:
         training=MICRO_TRAINING,
         evaluations=("verifier", "judge"),
         judging=Judging(judges=JUDGES, n_prompts=60, budgets=(25, 27)),
-        choosing=(0,),
         seeds=(0,),  # intervals are over prompts; more seeds would make it an hour's work
         example="Write a sentence: name = Savo; work = miller; town = Orrin. "
         "Answer in JSON. End with the word wagon.",
@@ -151,7 +148,6 @@ def scales() -> dict[str, Scale]:
         students=(base, neox, llama),
         judging=Judging(judges=JUDGES, n_prompts=1500, budgets=BUDGETS, seeds=(0, 1, 2, 3, 4)),
         seeds=(0, 1, 2, 3, 4),
-        choosing=(5, 6, 7),
     )
     laptop = hub_scale(
         "Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B-Base", HubPrompts(source="wildchat", n=200), 512
@@ -299,20 +295,6 @@ def alpha(chosen: Scale, teacher: str = "A") -> StudentStudy:
     return students(chosen, arms, teacher, tests=tests)
 
 
-def choices(chosen: Scale, teacher: str = "A") -> dict[int, StudentStudy]:
-    """Return the studies that choose plausibilities, by their seed: every value tried, dev prompts.
-
-    One for each seed of `chosen.choosing`, so that none takes much more than an hour.
-    """
-    tests = (("dev", chosen.dev),) if chosen.dev else ()
-    return {
-        seed: students(
-            replace(chosen, seeds=(seed,)), plausibility_arms(chosen), teacher, tests=tests
-        )
-        for seed in chosen.choosing
-    }
-
-
 def table(chosen: Scale) -> StudentStudy:
     """Return the study of notebook 03: the results table, on every held-out set.
 
@@ -330,8 +312,6 @@ def plan(chosen: Scale) -> dict[str, ResponseStudy | StudentStudy]:
     for teacher in chosen.teachers:
         named[f"responses-{teacher.lower()}"] = datasets(chosen, teacher)
         named[f"alpha-{teacher.lower()}"] = alpha(chosen, teacher)
-        for seed, study in choices(chosen, teacher).items():
-            named[f"choice-{teacher.lower()}-{seed}"] = study
     return {**named, "students": table(chosen)}
 
 

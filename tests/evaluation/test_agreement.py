@@ -133,12 +133,12 @@ def test_several_responses_of_a_prompt_are_resampled_together() -> None:
 def test_the_interval_covers_the_true_correlation_about_as_often_as_it_says() -> None:
     rng, covered = np.random.default_rng(5), 0
     true = 6 / math.pi * math.asin(0.6 / 2)  # Spearman's of a normal pair correlated by .6
-    for _ in range(60):
+    for _ in range(30):
         x = rng.normal(size=80)
         y = 0.6 * x + 0.8 * rng.normal(size=80)
         found = agree(judge(list(x)), judge(list(y))).spearman
         covered += found.low <= true <= found.high
-    assert covered >= 50  # of 60; binomial .95 falls below with probability .0002
+    assert covered >= 24  # of 30; binomial .95 falls below with probability .0005
 
 
 def test_a_judge_that_always_says_the_same_has_no_correlation() -> None:

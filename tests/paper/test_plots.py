@@ -19,6 +19,7 @@ from codit.paper.plots import (
     YARDSTICK,
     curves,
     families,
+    frontier,
     legend,
     line,
     plausibility_axis,
@@ -258,6 +259,27 @@ def test_members_of_a_family_are_told_apart_by_line_and_marker(axes) -> None:
 def test_stars_mark_what_has_a_place(axes) -> None:
     stars(axes, ROLES[[True, False, False, False, True]], x="c")
     assert [one.get_xydata().tolist() for one in axes.lines] == [[[0.1, 1]]]
+
+
+def place(role: str, x: float, y: float, plausibility: float = np.nan) -> dict[str, Any]:
+    ends = {"strict_low": x - 0.1, "strict_high": x + 0.2, "correct_low": y, "correct_high": y}
+    return {"role": role, "plausibility": plausibility, "strict": x, "correct": y, **ends}
+
+
+def test_the_frontier_joins_a_role_s_values_in_order_and_names_the_ends(axes) -> None:
+    table = [place("codit", 0.5, 0.7, 0.3), place("codit", 0.4, 0.8, 0.9)]
+    table += [place("codit", 0.6, 0.6, 0.03), place("direct", 0.3, 0.8)]
+    line = [place("amateur", 0.1, 0.9), place("chat-vector", 0.3, 0.8), place("expert", 0.5, 0.6)]
+    frontier(axes, pd.DataFrame(table), pd.DataFrame(line))
+    drawn = {one.get_label(): one.get_xydata().tolist() for one in axes.lines}
+    assert drawn["Amateur"] == [[0.1, 0.9]]
+    assert drawn["Expert"] == [[0.5, 0.6]]
+    curves = {c.get_label(): c.lines[0].get_xydata().tolist() for c in axes.containers}
+    assert curves["CoDIT"] == [[0.6, 0.6], [0.5, 0.7], [0.4, 0.8]]
+    assert curves["Direct"] == [[0.3, 0.8]]
+    assert [text.get_text() for text in axes.texts] == [".03", ".9"]
+    whiskers = axes.containers[0].lines[2][0].get_segments()
+    assert whiskers[0].tolist() == [[pytest.approx(0.5), 0.6], [pytest.approx(0.8), 0.6]]
 
 
 def test_tried_values_are_the_ticks(axes) -> None:

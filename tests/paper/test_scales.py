@@ -99,9 +99,9 @@ def test_the_expert_is_the_amateur_post_trained_on_a_mixture() -> None:
 def test_full_is_micro_with_another_teacher_and_more_students_values_seeds_and_prompts() -> None:
     micro, full = SCALES["micro"], SCALES["full"]
     same = {f.name for f in fields(Scale) if getattr(micro, f.name) == getattr(full, f.name)}
-    more = {"others", "students", "plausibilities", "strengths", "seeds", "choosing"}
+    more = {"others", "students", "plausibilities", "strengths", "seeds"}
     assert same == {f.name for f in fields(Scale)} - more - {"dev", "tests", "judging"}
-    for name in more - {"others", "choosing"}:
+    for name in more - {"others"}:
         assert set(getattr(full, name)) > set(getattr(micro, name))
     assert micro.dev is not None
     assert full.dev is not None
@@ -200,7 +200,7 @@ def test_an_unknown_scale_is_refused() -> None:
 
 
 def test_an_unknown_field_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"a scale has no \['alpha'\]; it has \['choosing', "):
+    with pytest.raises(ValueError, match=r"a scale has no \['alpha'\]; it has \['decoding', "):
         scales.scale("micro", alpha=0.1, strength=2.0)
 
 
@@ -277,11 +277,6 @@ def test_no_arm_comes_twice_in_a_study() -> None:
 def test_plausibility_is_chosen_on_dev_and_results_are_reported_elsewhere() -> None:
     assert [name for name, _ in scales.alpha(FULL).tests] == ["dev", "test"]
     assert [name for name, _ in scales.table(FULL).tests] == ["test", "families"]
-    for teacher in FULL.teachers:
-        for seed, study in scales.choices(FULL, teacher).items():
-            assert study.responses.seeds == (seed,)
-            assert study.tests == (("dev", FULL.dev),)
-            assert seed not in FULL.seeds
 
 
 def test_the_results_table_has_a_tuned_baseline_a_ceiling_and_a_floor() -> None:
@@ -291,12 +286,10 @@ def test_the_results_table_has_a_tuned_baseline_a_ceiling_and_a_floor() -> None:
 
 def test_the_plan_holds_both_teachers_under_names_of_folders() -> None:
     plan = scales.plan(FULL)
-    cells = {f"choice-{teacher}-{seed}" for teacher in "ab" for seed in (5, 6, 7)}
-    assert set(plan) == {"responses-a", "responses-b", "alpha-a", "alpha-b", "students"} | cells
+    assert set(plan) == {"responses-a", "responses-b", "alpha-a", "alpha-b", "students"}
     assert len({recipes.key(study) for study in plan.values()}) == len(plan)
     assert set(scales.plan(scales.scale("micro"))) == {
         "responses-a",
         "alpha-a",
-        "choice-a-0",
         "students",
     }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -134,6 +135,36 @@ def test_a_paired_interval_lies_around_the_mean_and_the_base_has_none() -> None:
     assert codit["high"] - codit["value"] == pytest.approx(found.high - found.estimate)
     gain, none = tables.paired_table(TABLE, ["score"], "direct", gain=True).to_dict("records")
     assert (gain["value"], none["value"]) == (pytest.approx(found.estimate), 0)
+
+
+def test_the_plane_holds_each_arm_s_place_with_its_intervals() -> None:
+    own = TABLE.assign(
+        arm=TABLE["role"], strict=TABLE["score"], correct=-TABLE["score"], plausibility=0.3
+    )
+    place = tables.plane(own).set_index("arm")
+    bars = tables.bar_table(own, ["correct"], by=["arm"]).set_index("arm")
+    for arm in ("codit", "direct"):
+        assert place.loc[arm, "correct"] == -place.loc[arm, "strict"] == bars.loc[arm, "value"]
+        assert place.loc[arm, "correct_low"] == bars.loc[arm, "low"]
+        assert place.loc[arm, "correct_high"] == pytest.approx(-place.loc[arm, "strict_low"])
+    assert place["role"].tolist() == place.index.tolist()
+
+
+@pytest.mark.parametrize(
+    ("ends", "answer"),
+    [((-0.01, 0.3), True), ((-0.019, 0.0), True), ((-0.3, -0.03), False), ((-0.03, 0.1), None)],
+)
+def test_what_is_lost_by_less_than_the_margin_is_kept(
+    ends: tuple[float, float], answer: bool | None
+) -> None:
+    assert tables.kept(interval(sum(ends) / 2, *ends)) is answer
+
+
+@pytest.mark.parametrize(("p", "answer"), [(0.049, True), (0.051, None)])
+def test_a_difference_that_the_correction_leaves_open_is_undecided(
+    p: float, answer: bool | None
+) -> None:
+    assert tables.corrected(SimpleNamespace(low=0.1, high=0.3, p_holm=p)) is answer
 
 
 def test_seed_points_are_each_seed_s_difference_to_the_base() -> None:
