@@ -114,7 +114,8 @@ def test_differences_are_paired_and_corrected_for_their_number() -> None:
 
 
 def test_differences_of_noise_that_is_each_prompt_s_own_are_averaged_first() -> None:
-    uneven = TABLE.assign(score=TABLE["score"] + (TABLE["arm"] == "codit") * 3 * TABLE["seed"])
+    three = rows(3, codit=[3, 5, 9, 4, 7], direct=[1, 5, 6, 4, 6])
+    uneven = three.assign(score=three["score"] + (three["arm"] == "codit") * 3 * three["seed"])
     (row,) = tables.differences(uneven, [("codit", "direct")], ["score"], seeds=False).to_dict(
         "records"
     )
@@ -138,16 +139,14 @@ def test_a_paired_interval_lies_around_the_mean_and_the_base_has_none() -> None:
 
 
 def test_the_plane_holds_each_arm_s_place_with_its_intervals() -> None:
-    own = TABLE.assign(
-        arm=TABLE["role"], strict=TABLE["score"], correct=-TABLE["score"], plausibility=0.3
-    )
+    own = TABLE.assign(strict=TABLE["score"], correct=-TABLE["score"])
     place = tables.plane(own).set_index("arm")
     bars = tables.bar_table(own, ["correct"], by=["arm"]).set_index("arm")
     for arm in ("codit", "direct"):
         assert place.loc[arm, "correct"] == -place.loc[arm, "strict"] == bars.loc[arm, "value"]
         assert place.loc[arm, "correct_low"] == bars.loc[arm, "low"]
         assert place.loc[arm, "correct_high"] == pytest.approx(-place.loc[arm, "strict_low"])
-    assert place["role"].tolist() == place.index.tolist()
+    assert place["plausibility"].tolist() == [0.1, 0.1]
 
 
 @pytest.mark.parametrize(
@@ -216,7 +215,7 @@ VALUES = {"codit": {0.1: 0.3, 0.3: 0.1}, "truncated": {0.1: 0.05, 0.3: 0.0}}
 
 
 def table(noise: float = 0.01, students: int = 2) -> pd.DataFrame:
-    """Answers of 2 seeds to 60 prompts: direct has mean 0, the others what VALUES says."""
+    """Answers of 3 seeds to 60 prompts: direct has mean 0, the others what VALUES says."""
     rng = np.random.default_rng(0)
     arms = [(Arm(role="direct"), 0.0)]
     for role, own in VALUES.items():
@@ -228,7 +227,7 @@ def table(noise: float = 0.01, students: int = 2) -> pd.DataFrame:
             "strict": value + noise * rng.standard_normal(),
         }
         for student in range(students)
-        for seed in range(2)
+        for seed in range(3)
         for prompt in range(60)
         for arm, value in arms
     ]  # fmt: skip
