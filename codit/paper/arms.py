@@ -24,6 +24,11 @@ NAMES = {
     "careless": "Careless answers",
     "unrelated": "Unrelated answers",
 }
+STUDENTS = {  # the world's bases as tables call them, beside a teacher of the first one's kind
+    "qwen3-a": "same architecture",
+    "gpt_neox-a": "other architecture",
+    "llama-b": "other tokenizer",
+}
 OWN = ("ideal", "careless", "unrelated")  # the world's answers: no teacher decodes them
 POOL = 4  # samples that best-of-n chooses from; best-of-2 among the first two of them
 
@@ -260,12 +265,13 @@ def columns(arm: Arm | JudgedArm) -> dict[str, Any]:
 
 
 def model_label(model: Model | Pretraining | Training) -> str:
-    """Return the short name of a base, or of a student's base: "qwen3-a", or the Hub's name."""
+    """Return the short name of a base, or of a student's base: of `STUDENTS`, or the Hub's."""
     if isinstance(model, Model):
         return model.name
     if isinstance(model, Training):
         return model_label(model.base)
-    return f"{model.architecture}-{model.tokenizer}"
+    name = f"{model.architecture}-{model.tokenizer}"
+    return STUDENTS.get(name, name)
 
 
 def judge_label(judge: WorldJudge | LLMJudge) -> str:

@@ -281,7 +281,7 @@ def students(recipe: StudentStudy) -> pd.DataFrame:
         _choose(recipe)
         return makers.verdict_table(recipe)
 
-    return makers.with_both(store.table(recipe, make, "verdicts"))
+    return makers.readable(store.table(recipe, make, "verdicts"))
 
 
 def gains(answers: pd.DataFrame) -> pd.DataFrame:

@@ -38,14 +38,16 @@ _asked = functools.lru_cache(maxsize=8)(world.prompts)
 def study(recipe: ResponseStudy | StudentStudy) -> pd.DataFrame:
     """Return every verdict of a study, one row a response or answer, without the texts.
 
-    Columns: arm, role, plausibility, strength, n, seed, id, those of `KEPT` and `with_both`; of
-    students also student and split. ValueError: prompts that the verifier does not know.
+    Columns: arm, role, plausibility, strength, n, seed, id, those of `KEPT`, and both; of students
+    also student and split. ValueError: prompts that the verifier does not know.
     """
-    return with_both(store.table(recipe, verdict_table, "verdicts"))
+    return readable(store.table(recipe, verdict_table, "verdicts"))
 
 
-def with_both(table: pd.DataFrame) -> pd.DataFrame:
-    """Return verdicts with the main measure, `both`: right, and every instruction obeyed."""
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """Return kept verdicts with `both`, right and every instruction obeyed, and students' names."""
+    if "student" in table:  # a kept table may call them by architecture and tokenizer
+        table = table.assign(student=table["student"].replace(arms.STUDENTS))
     return table.assign(both=table["strict"] & table["correct"])
 
 

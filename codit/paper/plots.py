@@ -35,6 +35,8 @@ KEYS: dict[str, tuple[str, str]] = {
     "reading": ("#56b4e9", "s"),
     "read": ("#56b4e9", "s"),
     "strict": ("#029e73", "D"),
+    "correct": ("#7a4a1f", "v"),
+    "both": ("#000000", "*"),
     "format": ("#029e73", "D"),
     "filler": ("#cc78bc", "P"),
     "end": ("#4b2a7b", "X"),
@@ -42,9 +44,10 @@ KEYS: dict[str, tuple[str, str]] = {
     "students": ("#9c9c9c", "s"),
 }
 KEY_NAMES = {
-    "knowledge": "correct, fact of the world",
-    "reading": "correct, answer in the prompt",
-    "strict": "every constraint holds",
+    "knowledge": "right, fact of the world",
+    "reading": "right, answer in the prompt",
+    "strict": "obeyed",
+    "correct": "right",
     "read": "answer in the prompt",
     "format": "asked-for form",
     "filler": "not asked for",

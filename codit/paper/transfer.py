@@ -60,7 +60,7 @@ def study(recipe: TransferStudy) -> pd.DataFrame:
     scale (of an addition), seed, split, id and those of `make.study`. ValueError: the first base is
     not of the vector's architecture.
     """
-    return make.with_both(store.table(recipe, _verdicts, "verdicts"))
+    return make.readable(store.table(recipe, _verdicts, "verdicts"))
 
 
 def _verdicts(recipe: TransferStudy) -> pd.DataFrame:

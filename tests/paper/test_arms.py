@@ -149,7 +149,7 @@ def test_a_study_unfolds_into_every_student_arm_seed_and_held_out_set() -> None:
     models = {recipes.key(one.model) for _, one in found}
     assert len(models) == 2 * 9 * 2
     told, one = found[-1]
-    assert told["student"] == "llama-b"
+    assert told["student"] == "other tokenizer"
     assert (told["split"], one.prompts) == TESTS[1]
     greedy = one.decoding
     assert (greedy.temperature, greedy.strength, greedy.plausibility) == (0, 0, 0)
