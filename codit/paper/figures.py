@@ -86,10 +86,11 @@ def folder(scale: str = COMMITTED) -> Path:
 
 
 def theme() -> None:
-    """Give matplotlib the look of this repository, whatever the reader's own settings are."""
+    """Give matplotlib the look of this repository, and tables whole cells, for every reader alike."""
     import seaborn  # brings scipy.stats: a second that those who only ask for `folder` save
 
     matplotlib.rcdefaults()
+    pd.set_option("display.max_colwidth", None)
     seaborn.set_theme(context="notebook", style="ticks", palette="colorblind", font_scale=0.9)
     matplotlib.rcParams.update(
         {
