@@ -86,7 +86,7 @@ def folder(scale: str = COMMITTED) -> Path:
 
 
 def theme() -> None:
-    """Give matplotlib the look of this repository, and tables whole cells, for every reader alike."""
+    """Give figures and tables the look of this repository, whatever the reader's settings are."""
     import seaborn  # brings scipy.stats: a second that those who only ask for `folder` save
 
     matplotlib.rcdefaults()
