@@ -332,5 +332,5 @@ def _check(
     if decoder.is_contrast and decoder.vocab_size > width:
         raise ValueError(
             f"expected a pair of at most {width} ids, the tokenizer's highest + 1; got "
-            f"{decoder.vocab_size}. Make it with ContrastivePair(..., vocab_size={width})."
+            f"{decoder.vocab_size}. Make it with {type(decoder).__name__}(..., vocab_size={width})."
         )

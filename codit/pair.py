@@ -14,13 +14,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.generation.continuous_batching import PagedAttentionCache
@@ -38,10 +38,13 @@ from codit.engine.cache import (
     halves,
     joint_config,
     reach,
+    shared_width,
 )
 from codit.engine.chat import check_stops, stop_ids
 from codit.engine.models import evaluating, read_pair, write_pair
 from codit.engine.models import load_tokenizer as load_tokenizer
+from codit.engine.sampling import Batch
+from codit.engine.static import Runner
 from codit.recipes import Decoding
 
 
@@ -373,3 +376,141 @@ class ContrastivePair(PreTrainedModel, GenerationMixin):
         names = ("strength", "plausibility", "vocab_size", "unused")
         values = {name: getattr(self, name) for name in names}
         write_pair(folder, self, values, tokenizer=tokenizer, **save)
+
+
+class TwoViews:
+    """One causal LM that reads every prompt twice: as it is, and as a second view of it.
+
+    s = z - beta z~, with z the logits after the prompt and z~ those after the second view; both go
+    on with the tokens drawn. A `decode.Decoder`: one forward pass of the doubled batch a step.
+
+    Args:
+        model: any causal LM.
+        view: what the second view reads: the token ids of a prompt -> token ids. None: the prompt
+            behind the soft prefix.
+        prefix: float [n, D], input embeddings that stand before the prompt in the second view.
+        longer: most ids that a view has more than its prompt; the context is that much shorter.
+        vocab_size: the tokenizer's highest id + 1; later logits are never drawn. None: all.
+
+    Raises:
+        ValueError: neither view nor prefix or both, or a prefix of another width or too long.
+
+    Source: CTD (its decoding, with a prefix) and instructive decoding (with another prompt).
+    """
+
+    is_contrast = True
+    engines = ("static",)
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        view: Callable[[list[int]], list[int]] | None = None,
+        *,
+        prefix: Tensor | None = None,
+        longer: int = 0,
+        vocab_size: int | None = None,
+    ) -> None:
+        if (view is None) == (prefix is None):
+            raise ValueError("expected a view or a soft prefix; got both or neither. Give one.")
+        self.model, self.prefix, self.generation_config = model, prefix, model.generation_config
+        self.view = view or self._behind_prefix
+        self.longer = longer if prefix is None else len(prefix)
+        self.vocab_size = vocab_size or shared_width(model.config)
+        self.config = joint_config(model.config, model.config)  # two caches' worth of memory
+        if prefix is not None:
+            prefixed(model, prefix)  # or why not
+        if self.context is not None and self.context < 1:
+            raise ValueError(
+                f"expected a view that fits into the model's context of {reach(model.config)} "
+                f"tokens; it adds {self.longer}. Take a shorter one."
+            )
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self)["model"], name)  # what an engine asks of a model
+
+    @property
+    def context(self) -> int | None:
+        """How many tokens a prompt and its response may have."""
+        limit = reach(self.model.config)
+        return None if limit is None else limit - self.longer
+
+    @contextmanager
+    def deciding(self, decoding: Decoding) -> Iterator[TwoViews]:
+        """See `decode.Decoder`."""
+        self.strength, self.plausibility = decoding.strength, decoding.plausibility
+        before = self.model.get_input_embeddings()
+        try:
+            if self.prefix is not None:
+                self.model.set_input_embeddings(prefixed(self.model, self.prefix))
+            with evaluating(self.model):
+                yield self
+        finally:
+            self.model.set_input_embeddings(before)
+
+    def runner(self, batch: Batch) -> Runner:
+        """Return what the static engine runs for a batch of prompts."""
+        return _TwoRows(self, batch)
+
+    def _behind_prefix(self, ids: list[int]) -> list[int]:
+        rows = self.model.config.get_text_config(decoder=True).vocab_size
+        return [*range(rows, rows + self.longer), *ids]
+
+
+class _TwoRows(Runner):
+    """A model that is fed each row twice: rows [0, B) as they are, [B, 2B) in the other view."""
+
+    def __init__(self, two: TwoViews, batch: Batch) -> None:
+        super().__init__(two.model, replace(batch, step=replace(batch.step, is_pair=False)))
+        self.two = two
+
+    def prompts(self, prompts: list[list[int]]) -> Tensor:
+        seen = [self.two.view(prompt) for prompt in prompts]
+        if seen == prompts and self.two.strength >= 1:
+            raise ValueError(
+                f"expected a strength below 1 where both views are equal; got {self.two.strength}: "
+                "no token would score above another. Give another view."
+            )
+        return super().prompts([*prompts, *seen])
+
+    def tokens(self, tokens: Tensor) -> Tensor:
+        return super().tokens(tokens.repeat(2))
+
+    def keep(self, index: Tensor) -> None:
+        super().keep(torch.cat([index, index + len(self.position) // 2]))
+
+    def _scores(self, outputs: Any) -> Tensor:
+        first, second = self.step.cut(outputs.logits[:, -1]).chunk(2)
+        numbers = {"strength": self.two.strength, "plausibility": self.two.plausibility}
+        return contrast(first, second, **numbers)
+
+
+class Prefixed(nn.Module):
+    """An input embedding with further rows: ids from `rows` on are a soft prefix.
+
+    `embedding` stays the model's own module, tied to its head or not.
+    """
+
+    def __init__(self, embedding: nn.Module, prefix: Tensor, rows: int) -> None:
+        super().__init__()
+        self.embedding, self.prefix, self.rows = embedding, prefix, rows
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return embeddings [B, T, D] of ids int64 [B, T]."""
+        own = self.embedding(ids.clamp(max=self.rows - 1))
+        added = self.prefix[(ids - self.rows).clamp(min=0)].to(own)
+        return torch.where((ids >= self.rows)[..., None], added, own)
+
+
+def prefixed(model: PreTrainedModel, prefix: Tensor) -> Prefixed:
+    """Return a model's input embedding with a soft prefix behind its ids.
+
+    ValueError: the model has no input embedding, or the prefix another width.
+    """
+    embedding, config = model.get_input_embeddings(), model.config.get_text_config(decoder=True)
+    width = getattr(embedding, "embedding_dim", None)
+    if embedding is None or prefix.ndim != 2 or prefix.shape[1] != width:
+        raise ValueError(
+            f"expected a soft prefix [n, {width}], as wide as the input embedding of a "
+            f"{type(model).__name__}; got {list(prefix.shape)}. Take the model it was tuned for."
+        )
+    return Prefixed(embedding, prefix.to(model.device), config.vocab_size)

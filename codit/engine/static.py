@@ -65,7 +65,7 @@ def _decode(
     step, most = batch.step, int(batch.step.decoding.max_new_tokens)
     key = torch.tensor([batch.keys[i] for i in rows], device=model.device)
     stops = torch.tensor(batch.stops, device=model.device)
-    runner = _Runner(model, batch)
+    runner = model.runner(batch) if hasattr(model, "runner") else Runner(model, batch)
     scores = runner.prompts([batch.rows[i] for i in rows])
     drawn: list[tuple[list[int], list[float]]] = [([], []) for _ in rows]
     places = list(range(len(rows)))  # of those still computed among `rows`
@@ -95,7 +95,7 @@ def _decode(
     return drawn
 
 
-class _Runner:
+class Runner:
     """A model, its cache and its mask, fed the prompts once and then a token of each row."""
 
     def __init__(self, model: PreTrainedModel, batch: Batch) -> None:

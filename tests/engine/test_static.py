@@ -19,13 +19,13 @@ from tests.engine_rows import PROMPTS, batch, drawn_by, model_and_step, step
 
 def watched(monkeypatch) -> list[int]:
     """Collect the rows of every forward pass."""
-    seen, run = [], static_batches._Runner._run
+    seen, run = [], static_batches.Runner._run
 
     def counted(runner, ids, mask, positions):
         seen.append(tuple(ids.shape))
         return run(runner, ids, mask, positions)
 
-    monkeypatch.setattr(static_batches._Runner, "_run", counted)
+    monkeypatch.setattr(static_batches.Runner, "_run", counted)
     return seen
 
 
