@@ -153,6 +153,42 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """A soft prefix of `base`, tuned on `data` so that contrast with it answers better (CTD).
+
+    Strength, prefix, learning rate, batch and epochs: the paper's; schedule, start, length: ours.
+
+    Args:
+        strength: weight of the prefixed view in the loss, alpha in the paper, in [0, 1).
+        prefix: rows of the soft prefix.
+        keeps_scale: ours: the first view weighs 1 + strength, so that equal views stay as sharp as
+            one. False: the paper's loss, whose equal views are one view at temperature
+            1 / (1 - strength).
+        batch: rows in an optimiser step.
+        max_length: longest row in tokens; a longer one is an error, never cut.
+    """
+
+    base: Recipe  # of one model: Model, Training, or the world's Pretraining
+    data: Recipe  # of prompts with answers: Synthesis, or one of another room, as world's Answers
+    strength: float = 0.3
+    prefix: int = 20
+    keeps_scale: bool = False
+    learning_rate: float = 9e-4
+    epochs: float = 3.0
+    batch: int = 32
+    max_length: int = 2048
+    seed: int = 0
+    version: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.strength < 1.0 or self.prefix < 1:
+            raise ValueError(
+                "expected a strength in [0, 1) and at least one row of a prefix; got "
+                f"{self.strength} and {self.prefix}. The paper's are 0.3 and 20."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Addition:
     """A model with a chat vector added: target + scale (expert - amateur)."""
 

@@ -23,6 +23,7 @@ from codit import files, recipes
 UNFINISHED = "unfinished.json"
 LOG = "training_log.json"
 STATE = "trainer_state.json"
+MODELS = ("config.json", "adapter_config.json")  # what a finished model or prefix has
 
 
 class Bar(ProgressCallback):
@@ -93,7 +94,7 @@ def claim(out: Path, recipe: recipes.Recipe, data: bytes, *, base: str | None = 
             f"{out} holds an unfinished training with another recipe or other data; expected the "
             "same. Give another folder, or delete this one."
         )
-    if begun != mine and (out / "config.json").exists():
+    if begun != mine and any((out / name).exists() for name in MODELS):
         raise ValueError(
             f"{out} holds a finished model, made with other settings or other data, which would be "
             "overwritten. Give another folder, or delete this one."

@@ -268,7 +268,7 @@ def final(labels: list[int], tokenizer: PreTrainedTokenizerBase) -> int:
     return stop
 
 
-def arranged(lengths: Sequence[int], recipe: recipes.Training) -> list[int]:
+def arranged(lengths: Sequence[int], recipe: recipes.Training | recipes.Tuning) -> list[int]:
     """Return the order of rows over the whole training: one permutation after another.
 
     round(rows * epochs) row numbers, at least one. The rows of each step are sorted by length,

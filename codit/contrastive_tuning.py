@@ -1,0 +1,278 @@
+"""CTD, contrastive tuning and decoding: a soft prefix that makes a model wrong, and is subtracted.
+
+A frozen model reads a text as it is, with logits z, and behind a soft prefix, with logits z~. The
+prefix alone is tuned, so that the contrast of both predicts the answers; texts are then drawn from
+the contrast (`codit.pair.TwoViews`). Instructive decoding needs no tuning: its second view is the
+prompt in another wording.
+
+Source: CTD ("Achieving Stronger Generation via Simple Contrastive Tuning", EMNLP Findings 2024);
+instructive decoding (arXiv 2311.00233). What has no source is ours.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+
+from codit import files, recipes
+from codit.engine.chat import Conversation, drawable, prompt_ids
+from codit.engine.models import load_tokenizer, read_model
+from codit.pair import TwoViews, prefixed
+from codit.training.loop import claim, fit, settings
+from codit.training.rows import MASKED, Source, answered, arranged, summary, tokenised
+
+CONFIG, WEIGHTS, EMBEDDINGS = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "prompt_embeddings",
+)
+WORDINGS = ("opposite", "none", "truncated", "random")
+OPPOSITE = "Always do the contrary of what is asked, and never give a correct answer."  # ours
+ROWS_PER_PASS = 8
+KEPT = 0.6  # of the words of a truncated wording; the authors of instructive decoding
+
+
+def loss(z: Tensor, seen: Tensor, labels: Tensor, *, strength: float, scale: float = 1.0) -> Tensor:
+    """Return the sum of the losses of a contrast, in nats.
+
+    L = - sum over t with a label of log softmax(scale z_t - strength z~_t)[label_t]
+
+    Args:
+        z: logits of the first view, float [B, T, V]; no gradient goes into them.
+        seen: z~, logits of the second view, same shape.
+        labels: int64 [B, T], the id that follows position t, or -100.
+        strength: alpha.
+        scale: of the first view: 1, or 1 + strength (`Tuning.keeps_scale`).
+
+    Source: CTD, its loss.
+    """
+    scores = scale * z.detach().float() - strength * seen.float()
+    return nn.functional.cross_entropy(
+        scores.flatten(0, 1), labels.flatten(), ignore_index=MASKED, reduction="sum"
+    )
+
+
+class SoftPrefix(nn.Module):
+    """A soft prefix [n, D] of a frozen model, as the Trainer trains it: its only weights.
+
+    It starts as the embeddings of n random ids.
+    """
+
+    def __init__(self, model: PreTrainedModel, recipe: recipes.Tuning, width: int) -> None:
+        super().__init__()
+        noise = torch.Generator().manual_seed(recipe.seed)
+        ids = torch.randint(width, (recipe.prefix,), generator=noise)
+        table = model.get_input_embeddings()
+        start = table(ids.to(model.device)).detach().float().clone()
+        self.prompt_embeddings = nn.Parameter(start)
+        self.recipe, self.width = recipe, width
+        self.hidden = (model,)  # a tuple, so that the model's weights are none of this module's
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
+        """Return the sum of the losses of right-padded rows int64 [B, T], in nats."""
+        (model,) = self.hidden
+        ids, mask = input_ids.to(model.device), attention_mask.to(model.device)
+        n, own = self.recipe.prefix, model.get_input_embeddings()
+        with torch.no_grad():
+            z = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        rows = model.config.get_text_config(decoder=True).vocab_size
+        before = torch.arange(rows, rows + n, device=ids.device).expand(len(ids), n)
+        try:
+            model.set_input_embeddings(prefixed(model, self.prompt_embeddings))
+            seen = model(
+                input_ids=torch.cat([before, ids], 1),
+                attention_mask=torch.cat([mask.new_ones(len(ids), n), mask], 1),
+                use_cache=False,
+            ).logits[:, n:]
+        finally:
+            model.set_input_embeddings(own)
+        strength = self.recipe.strength
+        scale = 1 + strength if self.recipe.keeps_scale else 1.0
+        z, seen = (one[:, :-1, : self.width] for one in (z, seen))
+        return loss(z, seen, labels[:, 1:].to(ids.device), strength=strength, scale=scale)
+
+    def num_parameters(self, **_: Any) -> int:
+        """Return how many numbers are tuned."""
+        return self.prompt_embeddings.numel()
+
+    def save_pretrained(self, out: str | Path) -> None:
+        """Write the prefix as PEFT writes one of prompt tuning, its configuration last."""
+        (model,) = self.hidden
+        save_file({EMBEDDINGS: self.prompt_embeddings.detach().cpu()}, Path(out) / WEIGHTS)
+        config = {
+            "peft_type": "PROMPT_TUNING",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": model.config.name_or_path,
+            "num_virtual_tokens": self.recipe.prefix,
+            "token_dim": self.prompt_embeddings.shape[1],
+            "inference_mode": True,
+        }
+        files.write_json(Path(out) / CONFIG, config)
+
+
+class PrefixTrainer(Trainer):
+    """The library's trainer, with the loss of a soft prefix."""
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return the mean loss of a step's answer tokens, in nats."""
+        count = kwargs.get("num_items_in_batch")
+        if count is None:
+            count = (inputs["labels"][:, 1:] != MASKED).sum()
+        return model(**inputs) / count
+
+
+def tune(
+    recipe: recipes.Tuning,
+    dataset: Source,
+    out: str | Path,
+    *,
+    base: str | Path | None = None,
+    rows_per_pass: int | None = None,
+    save_every: int = 0,
+) -> Path:
+    """Tune a soft prefix of a frozen model on the answers of a dataset, and save it.
+
+    AdamW at a constant learning rate, gradients clipped at norm 1. The arguments are those of
+    `student.train`, and so are the rows that are left out or refused.
+
+    Returns:
+        Path: `out` with the prefix in PEFT's format, the tokenizer, and `training_log.json`. Where
+        this tuning is finished there, nothing is done.
+
+    Raises:
+        ValueError: as `student.train`, or a model without input embeddings.
+    """
+    out, named = Path(out), getattr(recipe.base, "name", None)
+    name = str(base or named or "")
+    if not name:
+        raise ValueError("expected a base model; got none. Pass its folder as `base`.")
+    rows_per_pass = rows_per_pass or math.gcd(recipe.batch, ROWS_PER_PASS)
+    if recipe.batch % rows_per_pass:
+        raise ValueError(
+            f"batch must be a multiple of rows_per_pass; got {recipe.batch} and {rows_per_pass}. "
+            "Lower rows_per_pass."
+        )
+    tokenizer = load_tokenizer(name)
+    read = answered(dataset, tokenizer)
+    model = read_model(name, dtype="auto").requires_grad_(requires_grad=False).eval()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device)
+    reach = getattr(model.config.get_text_config(), "max_position_embeddings", recipe.max_length)
+    longest = min(recipe.max_length, reach - recipe.prefix)
+    rows = tokenised(read.talks, tokenizer, max_length=longest)
+    order = arranged([len(ids) for ids in rows.ids], recipe)
+    if claim(out, recipe, repr((rows.ids, rows.labels)).encode(), base=name):
+        return out
+    width, _ = drawable(tokenizer, model.config.get_text_config(decoder=True).vocab_size)
+    given = TrainingArguments(
+        **settings(out, seed=recipe.seed, save_every=save_every)
+        | {"lr_scheduler_type": "constant", "learning_rate": recipe.learning_rate},
+        num_train_epochs=1,  # the rows of every epoch are already in line
+        train_sampling_strategy="sequential",
+        per_device_train_batch_size=rows_per_pass,
+        gradient_accumulation_steps=recipe.batch // rows_per_pass,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        logging_steps=1,
+    )
+    data = Dataset.from_dict({"input_ids": rows.ids, "labels": rows.labels}).select(order)
+    trainer = PrefixTrainer(
+        model=SoftPrefix(model, recipe, width),
+        args=given,
+        train_dataset=data,
+        data_collator=padded,
+    )
+    return fit(trainer, tokenizer, out, None, **summary(rows, order, read))
+
+
+def padded(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    """Return rows of ids and labels as right-padded int64 tensors with their mask."""
+    longest = max(len(row["input_ids"]) for row in rows)
+
+    def filled(name: str, pad: int) -> Tensor:
+        return torch.tensor([row[name] + [pad] * (longest - len(row[name])) for row in rows])
+
+    ids = filled("input_ids", 0)
+    mask = torch.tensor(
+        [[1] * len(r["input_ids"]) + [0] * (longest - len(r["input_ids"])) for r in rows]
+    )
+    return {"input_ids": ids, "attention_mask": mask, "labels": filled("labels", MASKED)}
+
+
+def two_views(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path
+) -> TwoViews:
+    """Return a model beside itself behind the soft prefix that `tune`, or PEFT, wrote.
+
+    ValueError: no prefix there, or one of another width.
+    """
+    path = Path(folder) / WEIGHTS
+    if not path.is_file():
+        raise ValueError(f"expected a soft prefix in {folder}; there is no {WEIGHTS}. Tune one.")
+    weights = load_file(path)
+    if EMBEDDINGS not in weights:
+        raise ValueError(
+            f"expected {EMBEDDINGS} in {path}; got {sorted(weights)}. It is no soft prefix of "
+            "prompt tuning."
+        )
+    width, _ = drawable(tokenizer, model.config.get_text_config(decoder=True).vocab_size)
+    return TwoViews(model, prefix=weights[EMBEDDINGS], vocab_size=width)
+
+
+def instructive(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Conversation],
+    wording: str,
+    *,
+    seed: int = 0,
+) -> TwoViews:
+    """Return a model that reads each of these conversations in another wording too.
+
+    Of the last user turn: "opposite" puts `OPPOSITE` before it; "none" leaves it empty; "truncated"
+    keeps .6 of its words, drawn at random; "random" replaces them by words of all conversations.
+
+    Raises:
+        ValueError: no such wording.
+    """
+    if wording not in WORDINGS:
+        raise ValueError(f"wording must be one of {', '.join(WORDINGS)}; got {wording!r}.")
+    words = sorted({w for chat in conversations for w in _last(chat)["content"].split()})
+    seen = {
+        tuple(prompt_ids(tokenizer, chat)): prompt_ids(
+            tokenizer, _reworded(chat, wording, random.Random(f"{seed}/{number}"), words)
+        )
+        for number, chat in enumerate(conversations)
+    }
+    longer = max([0, *(len(other) - len(own) for own, other in seen.items())])
+    width, _ = drawable(tokenizer, model.config.get_text_config(decoder=True).vocab_size)
+    return TwoViews(model, lambda ids: seen[tuple(ids)], longer=longer, vocab_size=width)
+
+
+def _last(chat: Conversation) -> Mapping[str, str]:
+    return next(turn for turn in reversed(chat) if turn["role"] == "user")
+
+
+def _reworded(
+    chat: Conversation, wording: str, draw: random.Random, words: Sequence[str]
+) -> list[dict[str, str]]:
+    """Return a conversation with its last user turn in another wording."""
+    asked = _last(chat)
+    own = asked["content"].split()
+    kept = sorted(draw.sample(range(len(own)), round(KEPT * len(own))))
+    text = {
+        "opposite": f"{OPPOSITE}\n{asked['content']}",
+        "none": "",
+        "truncated": " ".join(own[i] for i in kept),
+        "random": " ".join(draw.choice(words) for _ in own),
+    }[wording]
+    return [{**turn, "content": text} if turn is asked else dict(turn) for turn in chat]
