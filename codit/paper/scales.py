@@ -123,7 +123,7 @@ def scales() -> dict[str, Scale]:
     micro = Scale(
         pair=Pair(expert=expert(base), amateur=base),
         rivals=(second,),
-        prompts=WorldPrompts(n=1500, seed=2),
+        prompts=WorldPrompts(n=1000, seed=2),
         dev=WorldPrompts(split="dev", n=200),
         tests=_held_out(200),
         decoding=Decoding(plausibility=0.03, max_new_tokens=96),
@@ -141,6 +141,7 @@ def scales() -> dict[str, Scale]:
     full = replace(
         micro,
         others=(second,),
+        prompts=WorldPrompts(n=1500, seed=2),
         dev=WorldPrompts(split="dev", n=400),
         tests=_held_out(400),
         plausibilities=(0.01, 0.03, 0.1, 0.3, 0.6, 0.9),

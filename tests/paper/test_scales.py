@@ -100,7 +100,7 @@ def test_full_is_micro_with_another_teacher_and_more_students_values_seeds_and_p
     micro, full = SCALES["micro"], SCALES["full"]
     same = {f.name for f in fields(Scale) if getattr(micro, f.name) == getattr(full, f.name)}
     more = {"others", "students", "plausibilities", "strengths", "seeds"}
-    assert same == {f.name for f in fields(Scale)} - more - {"dev", "tests", "judging"}
+    assert same == {f.name for f in fields(Scale)} - more - {"prompts", "dev", "tests", "judging"}
     for name in more - {"others"}:
         assert set(getattr(full, name)) > set(getattr(micro, name))
     assert micro.dev is not None
