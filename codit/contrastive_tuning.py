@@ -21,20 +21,19 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from codit import files, recipes
+from codit.engine.cache import shared_width
 from codit.engine.chat import Conversation, drawable, prompt_ids
 from codit.engine.models import load_tokenizer, read_model
 from codit.pair import TwoViews, prefixed
 from codit.training.loop import claim, fit, settings
 from codit.training.rows import MASKED, Source, answered, arranged, summary, tokenised
 
-CONFIG, WEIGHTS, EMBEDDINGS = (
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "prompt_embeddings",
-)
+CONFIG = "adapter_config.json"
+WEIGHTS, EMBEDDINGS = "adapter_model.safetensors", "prompt_embeddings"
 WORDINGS = ("opposite", "none", "truncated", "random")
 OPPOSITE = "Always do the contrary of what is asked, and never give a correct answer."  # ours
 ROWS_PER_PASS = 8
@@ -84,7 +83,7 @@ class SoftPrefix(nn.Module):
         n, own = self.recipe.prefix, model.get_input_embeddings()
         with torch.no_grad():
             z = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        rows = model.config.get_text_config(decoder=True).vocab_size
+        rows = shared_width(model.config)
         before = torch.arange(rows, rows + n, device=ids.device).expand(len(ids), n)
         try:
             model.set_input_embeddings(prefixed(model, self.prompt_embeddings))
@@ -172,7 +171,7 @@ def tune(
     order = arranged([len(ids) for ids in rows.ids], recipe)
     if claim(out, recipe, repr((rows.ids, rows.labels)).encode(), base=name):
         return out
-    width, _ = drawable(tokenizer, model.config.get_text_config(decoder=True).vocab_size)
+    width, _ = drawable(tokenizer, shared_width(model.config))
     given = TrainingArguments(
         **settings(out, seed=recipe.seed, save_every=save_every)
         | {"lr_scheduler_type": "constant", "learning_rate": recipe.learning_rate},
@@ -196,16 +195,12 @@ def tune(
 
 def padded(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     """Return rows of ids and labels as right-padded int64 tensors with their mask."""
-    longest = max(len(row["input_ids"]) for row in rows)
-
-    def filled(name: str, pad: int) -> Tensor:
-        return torch.tensor([row[name] + [pad] * (longest - len(row[name])) for row in rows])
-
-    ids = filled("input_ids", 0)
-    mask = torch.tensor(
-        [[1] * len(r["input_ids"]) + [0] * (longest - len(r["input_ids"])) for r in rows]
-    )
-    return {"input_ids": ids, "attention_mask": mask, "labels": filled("labels", MASKED)}
+    ids, labels = ([torch.tensor(row[n]) for row in rows] for n in ("input_ids", "labels"))
+    return {
+        "input_ids": pad_sequence(ids, batch_first=True),
+        "attention_mask": pad_sequence([*map(torch.ones_like, ids)], batch_first=True),
+        "labels": pad_sequence(labels, batch_first=True, padding_value=MASKED),
+    }
 
 
 def two_views(
@@ -224,7 +219,7 @@ def two_views(
             f"expected {EMBEDDINGS} in {path}; got {sorted(weights)}. It is no soft prefix of "
             "prompt tuning."
         )
-    width, _ = drawable(tokenizer, model.config.get_text_config(decoder=True).vocab_size)
+    width, _ = drawable(tokenizer, shared_width(model.config))
     return TwoViews(model, prefix=weights[EMBEDDINGS], vocab_size=width)
 
 
@@ -254,7 +249,7 @@ def instructive(
         for number, chat in enumerate(conversations)
     }
     longer = max([0, *(len(other) - len(own) for own, other in seen.items())])
-    width, _ = drawable(tokenizer, model.config.get_text_config(decoder=True).vocab_size)
+    width, _ = drawable(tokenizer, shared_width(model.config))
     return TwoViews(model, lambda ids: seen[tuple(ids)], longer=longer, vocab_size=width)
 
 

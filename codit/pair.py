@@ -452,7 +452,7 @@ class TwoViews:
         return _TwoRows(self, batch)
 
     def _behind_prefix(self, ids: list[int]) -> list[int]:
-        rows = self.model.config.get_text_config(decoder=True).vocab_size
+        rows = shared_width(self.model.config)
         return [*range(rows, rows + self.longer), *ids]
 
 
@@ -506,11 +506,11 @@ def prefixed(model: PreTrainedModel, prefix: Tensor) -> Prefixed:
 
     ValueError: the model has no input embedding, or the prefix another width.
     """
-    embedding, config = model.get_input_embeddings(), model.config.get_text_config(decoder=True)
+    embedding = model.get_input_embeddings()
     width = getattr(embedding, "embedding_dim", None)
     if embedding is None or prefix.ndim != 2 or prefix.shape[1] != width:
         raise ValueError(
             f"expected a soft prefix [n, {width}], as wide as the input embedding of a "
             f"{type(model).__name__}; got {list(prefix.shape)}. Take the model it was tuned for."
         )
-    return Prefixed(embedding, prefix.to(model.device), config.vocab_size)
+    return Prefixed(embedding, prefix.to(model.device), shared_width(model.config))

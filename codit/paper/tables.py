@@ -267,16 +267,15 @@ def gains_text(gained: pd.DataFrame) -> str:
 
     "7 of 9 gains (corrected p < .05; all at .03, .1), 0 losses; least +0.012 [-0.004, +0.028]"
     """
-    sure = gained[gained["p_holm"] < LEVEL]
-    up, down = int((sure["estimate"] > 0).sum()), int((sure["estimate"] < 0).sum())
-    found = (gained["p_holm"] < LEVEL) & (gained["estimate"] > 0)
+    sure = gained["p_holm"] < LEVEL
+    found, lost = sure & (gained["estimate"] > 0), sure & (gained["estimate"] < 0)
     full = found.groupby(gained["plausibility"]).all()
     values = ", ".join(f"{value:g}".lstrip("0") for value in full.index[full]) or "none"
     least = gained.loc[gained["estimate"].idxmin(), "text"]
     level = f"{LEVEL:g}".lstrip("0")
     return (
-        f"{up} of {len(gained)} gains (corrected p < {level}; all at {values}), {down} losses; "
-        f"least {least}"
+        f"{found.sum()} of {len(gained)} gains (corrected p < {level}; all at {values}), "
+        f"{lost.sum()} losses; least {least}"
     )
 
 
@@ -323,7 +322,7 @@ def moving_steps(
 ) -> list[int]:
     """Return the n steps of a response, in order, at which contrast moves most probability.
 
-    Beside truncation at the pair's plausibility: half the sum of |q - p| over the vocabulary.
+    Beside truncation at the pair's plausibility: the sum of |q - p| over the vocabulary.
     """
     before = decode.prompt_ids(tokenizer, chat)
     expert, amateur = (
