@@ -203,11 +203,7 @@ def _here(
 ) -> Iterator[tuple[Used, PreTrainedTokenizerBase, Answers]]:
     """Give what answers in this process: words for the manifest, tokenizer, function of batches."""
     model, tokenizer = _loaded(work, 0, model, tokenizer)
-    used: Used = {"workers": 1, "engine": chosen_engine(model, work.engine)}
-    halves: list[Any] = [model, *(getattr(model, name, None) for name in ("expert", "amateur"))]
-    left = [one for one in halves if getattr(one, "unread_weights", None)]
-    unread = {one.name_or_path: one.unread_weights for one in left}
-    used |= {"unread_weights": unread} if unread else {}
+    used: Used = {"workers": 1, "engine": chosen_engine(model, work.engine), **_unread(model)}
     used |= {"date": work.date if writes_date(tokenizer) else None}
     tokenizer = dated(tokenizer, work.date)
     one = partial(_answer, work, model, tokenizer)
@@ -229,13 +225,15 @@ def _by_others(
         with processes.cluster(ray_address, size) as workers:
             begun = partial(_worker, work)
             answers: Answers = partial(processes.ray_answers, begun, workers=workers, gpus=gpus)
-            yield used | {"workers": workers}, tokenizer, answers
+            used |= {"workers": workers}
+            yield used, tokenizer, partial(_heard, used, answers)
     else:
         assert size is not None
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         work = replace(work, threads=max(1, min(torch.get_num_threads(), (cores or 1) // size)))
         answers = partial(processes.answers, partial(_worker, work), workers=size)
-        yield used | {"workers": size}, tokenizer, answers
+        used |= {"workers": size}
+        yield used, tokenizer, partial(_heard, used, answers)
 
 
 def _anywhere(recipe: recipes.Synthesis) -> recipes.Synthesis:
@@ -249,13 +247,34 @@ def _anywhere(recipe: recipes.Synthesis) -> recipes.Synthesis:
     return replace(recipe, pair=replace(recipe.pair, **models))
 
 
+def _heard(used: Used, answers: Answers, batches: Sequence[Sequence[Row]]) -> Stream:
+    """Yield the records of each batch, and put what a worker says before them into `used`.
+
+    With no batch left an empty one is sent: what is heard does not depend on when a run stopped.
+    """
+    with contextlib.closing(answers(batches or [[]])) as answered:
+        for said, *records in answered:
+            used.update(said)
+            if batches:
+                yield records
+
+
 def _worker(work: Work, number: int) -> Callable[[Sequence[Row]], Records]:
-    """Load what worker `number` answers with, and return what answers a batch."""
+    """Load what worker `number` answers with, and return what answers a batch; see `_heard`."""
     logging.disable_progress_bar()  # the driver has one for all
     if work.threads is not None:
         torch.set_num_threads(work.threads)
     model, tokenizer = _loaded(work, number)
-    return partial(_answer, work, model, dated(tokenizer, work.date))
+    answer, said = partial(_answer, work, model, dated(tokenizer, work.date)), _unread(model)
+    return lambda rows: [said, *answer(rows)]
+
+
+def _unread(model: Answering) -> Used:
+    """Return what the manifest says of weights in the files that were not read: names by role."""
+    halves = {"expert": getattr(model, "expert", model), "amateur": getattr(model, "amateur", None)}
+    left = {role: getattr(half, "unread_weights", None) for role, half in halves.items()}
+    named = {role: names for role, names in left.items() if names}
+    return {"unread_weights": named} if named else {}
 
 
 def _loaded(work: Work, worker: int, *given: Any) -> tuple[Answering, PreTrainedTokenizerBase]:

@@ -93,12 +93,21 @@ def test_rows_hold_what_decoding_drew(recipe: Synthesis, ready: dict[str, Any], 
         assert len(row["score"]) == len(response.token_ids)
 
 
-def test_the_manifest_names_weights_that_were_not_read(tmp_path: Path) -> None:
-    recipe, amateur = tiny.synthesis(tmp_path), tmp_path / "amateur"
-    file = amateur / "model.safetensors"
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_manifest_names_weights_that_were_not_read(
+    tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, file = tiny.synthesis(tmp_path), tmp_path / "amateur" / "model.safetensors"
     save_file(load_file(file) | {"value_head.weight": torch.ones(2)}, file, {"format": "pt"})
-    manifest = synthesis.write(recipe, ROWS[:1], tmp_path / "data.jsonl", progress=False)
-    assert manifest["unread_weights"] == {str(amateur): ["value_head.weight"]}
+    how: dict[str, Any] = {"progress": False, "workers": workers}
+    with monkeypatch.context() as once:  # stopped when all is answered
+        once.setattr(output, "finish", lambda *_, **__: pytest.exit("stopped"))
+        with pytest.raises(pytest.exit.Exception):
+            synthesis.write(recipe, ROWS[:1], tmp_path / "later.jsonl", **how)
+    for name in ("data", "later"):
+        manifest = synthesis.write(recipe, ROWS[:1], tmp_path / f"{name}.jsonl", **how)
+        assert manifest["unread_weights"] == {"amateur": ["value_head.weight"]}
+        assert manifest["rows"] == 1
 
 
 def test_writing_returns_the_manifest_and_reads_no_rows(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from codit import synthesis
+from codit import files, synthesis
 from codit.dataset import output, workers
 from codit.recipes import Model, Synthesis
 from tests import tiny
@@ -51,11 +52,11 @@ def shared(home: None) -> Iterator[int]:
     assert not ray.is_initialized()
 
 
-def actors() -> list[psutil.Process]:
-    """The workers of the cluster that answer, or are about to."""
+def actors(driver: int | None = None) -> list[psutil.Process]:
+    """The workers of a driver's cluster (None: this process's) that answer, or are about to."""
     return [
         child
-        for child in psutil.Process().children(recursive=True)
+        for child in psutil.Process(driver).children(recursive=True)
         if child.name().startswith("ray::MapWorker") or "MapWorker" in " ".join(child.cmdline())
     ]
 
@@ -255,6 +256,41 @@ def test_a_cluster_of_its_own_ends_with_a_driver_that_is_killed(
         assert len(children) > 4
     run(recipe, tmp_path / "data.jsonl")
     assert made(tmp_path / "data.jsonl") == whole
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("home")
+def test_sigterm_ends_a_command_and_the_cluster_that_it_started(
+    recipe: Synthesis, tmp_path: Path
+) -> None:
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "data.jsonl"
+    files.write_lines(prompts, ({"id": str(i), "instruction": f"cat {i}"} for i in range(400)))
+    command = [sys.executable, "-m", "codit.cli", "synthesize", "--prompts", str(prompts)]
+    for role in ("expert", "amateur"):
+        command += [f"--{role}", str(getattr(recipe.pair, role).name)]
+    command += ["--max-new-tokens", "6", "--batch-size", "2", "--out"]
+    ours = ["--ray-address", "local", "--workers", "2"]
+    with subprocess.Popen([*command, str(out), *ours], stderr=subprocess.PIPE) as driver:
+        try:
+            await_lines(tmp_path / "data.partial", 2, driver)
+        except AssertionError as error:
+            if "timed out during startup" in str(error):
+                pytest.skip("Ray gives itself 30 s to start: too little on this busy machine")
+            raise
+        children = psutil.Process(driver.pid).children(recursive=True)
+        answering = actors(driver.pid)
+        driver.terminate()
+        said = driver.communicate(timeout=60)[1].decode()
+    assert driver.returncode == 143, said
+    assert said.rstrip().endswith("codit: interrupted; the same command goes on from here")
+    assert "Traceback" not in said
+    assert len(answering) == 2 < len(children)
+    assert psutil.wait_procs(children, timeout=20)[1] == [], "Ray's own processes too"
+    kept = (tmp_path / "data.partial").read_bytes().count(b"\n")
+    assert 2 <= kept < 400
+    for path in (out, tmp_path / "whole.jsonl"):
+        subprocess.run([*command, str(path)], check=True, stderr=subprocess.DEVNULL)
+    assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
 def test_the_users_environment_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
