@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -29,8 +28,8 @@ from codit.engine.cache import shared_width
 from codit.engine.chat import Conversation, drawable, prompt_ids
 from codit.engine.models import load_tokenizer, read_model
 from codit.pair import TwoViews, prefixed
-from codit.training.loop import claim, fit, settings
-from codit.training.rows import MASKED, Source, answered, arranged, summary, tokenised
+from codit.training.loop import fit, steps_in_order
+from codit.training.rows import MASKED, Source, answered, base_of, course
 
 CONFIG = "adapter_config.json"
 WEIGHTS, EMBEDDINGS = "adapter_model.safetensors", "prompt_embeddings"
@@ -150,47 +149,26 @@ def tune(
     Raises:
         ValueError: as `student.train`, or a model without input embeddings.
     """
-    out, named = Path(out), getattr(recipe.base, "name", None)
-    name = str(base or named or "")
-    if not name:
-        raise ValueError("expected a base model; got none. Pass its folder as `base`.")
-    rows_per_pass = rows_per_pass or math.gcd(recipe.batch, ROWS_PER_PASS)
-    if recipe.batch % rows_per_pass:
-        raise ValueError(
-            f"batch must be a multiple of rows_per_pass; got {recipe.batch} and {rows_per_pass}. "
-            "Lower rows_per_pass."
-        )
-    tokenizer = load_tokenizer(name)
+    out, of = Path(out), base_of(recipe, base)
+    tokenizer = load_tokenizer(of.name, revision=of.revision)
     read = answered(dataset, tokenizer)
-    model = read_model(name, dtype="auto").requires_grad_(requires_grad=False).eval()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(device)
-    reach = getattr(model.config.get_text_config(), "max_position_embeddings", recipe.max_length)
-    longest = min(recipe.max_length, reach - recipe.prefix)
-    rows = tokenised(read.talks, tokenizer, max_length=longest)
-    order = arranged([len(ids) for ids in rows.ids], recipe)
-    if claim(out, recipe, repr((rows.ids, rows.labels)).encode(), base=name):
+    rows_per_pass = rows_per_pass or math.gcd(recipe.batch, ROWS_PER_PASS)
+    how = steps_in_order(recipe, out, rows_per_pass=rows_per_pass, save_every=save_every)
+    model = read_model(of.name, revision=of.revision, dtype="auto")
+    model.requires_grad_(requires_grad=False).eval()
+    model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    given = course(recipe, read, model, tokenizer, out, base=of.name, kept=recipe.prefix)
+    if given is None:
         return out
+    how |= {"lr_scheduler_type": "constant", "remove_unused_columns": False}
     width, _ = drawable(tokenizer, shared_width(model.config))
-    given = TrainingArguments(
-        **settings(out, seed=recipe.seed, save_every=save_every)
-        | {"lr_scheduler_type": "constant", "learning_rate": recipe.learning_rate},
-        num_train_epochs=1,  # the rows of every epoch are already in line
-        train_sampling_strategy="sequential",
-        per_device_train_batch_size=rows_per_pass,
-        gradient_accumulation_steps=recipe.batch // rows_per_pass,
-        remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        logging_steps=1,
-    )
-    data = Dataset.from_dict({"input_ids": rows.ids, "labels": rows.labels}).select(order)
     trainer = PrefixTrainer(
         model=SoftPrefix(model, recipe, width),
-        args=given,
-        train_dataset=data,
+        args=TrainingArguments(**how),
+        train_dataset=given.data,
         data_collator=padded,
     )
-    return fit(trainer, tokenizer, out, None, **summary(rows, order, read))
+    return fit(trainer, tokenizer, out, None, **given.log)
 
 
 def padded(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:

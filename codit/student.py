@@ -16,19 +16,13 @@ from typing import Any
 import pandas as pd
 import torch
 from accelerate import PartialState
-from datasets import Dataset
-from transformers import (
-    AutoConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    Trainer,
-)
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from trl import SFTConfig, SFTTrainer
 
 from codit import decode, recipes
 from codit.engine.models import load_tokenizer, read_model
-from codit.training.loop import Watch, claim, fit, settings
-from codit.training.rows import Source, adopt_template, answered, arranged, summary, tokenised
+from codit.training.loop import Watch, fit, steps_in_order
+from codit.training.rows import Source, adopt_template, answered, base_of, course
 
 RECOMPUTED_ABOVE = 200_000_000
 TOKENS_PER_PASS = {"cpu": 1024, "cuda": 16_384}
@@ -82,32 +76,29 @@ def train(
             `recipe.max_length` or the model's context, or without its end of turn in the loss;
             prompts tokenised unlike at decoding; `out` is the base or holds another model.
     """
-    out = Path(out)
-    name, revision, half = resolve(recipe, base)
-    tokenizer = load_tokenizer(name, revision=revision)
+    out, of = Path(out), base_of(recipe, base)
+    tokenizer = load_tokenizer(of.name, revision=of.revision)
     read = answered(dataset, tokenizer)  # before weights are loaded
-    model = read_model(name, revision=revision, dtype=torch.float32)
+    model = read_model(of.name, revision=of.revision, dtype=torch.float32)
     if recipe.template is not None:
         adopt_template(model, tokenizer, recipe.template)
-    reach = getattr(model.config.get_text_config(), "max_position_embeddings", recipe.max_length)
-    rows = tokenised(read.talks, tokenizer, max_length=min(recipe.max_length, reach))
-    order = arranged([len(ids) for ids in rows.ids], recipe)
-    if claim(out, recipe, repr((rows.ids, rows.labels)).encode(), base=name):
+    given = course(recipe, read, model, tokenizer, out, base=of.name)
+    if given is None:
         return out
-    given = arguments(
+    how = arguments(
         recipe,
         out,
-        tokenizer.convert_ids_to_tokens(rows.stop),
-        n=len(order),
-        rows_per_pass=rows_per_pass or fitting(recipe.batch, max(map(len, rows.ids))),
-        half=half,
+        tokenizer.convert_ids_to_tokens(given.stop),
+        n=len(given.data),
+        rows_per_pass=rows_per_pass or fitting(recipe.batch, given.longest),
+        half=is_half(of),
         recompute=model.num_parameters() > RECOMPUTED_ABOVE,
         save_every=save_every,
     )
-    data = Dataset.from_dict({"input_ids": rows.ids, "labels": rows.labels}).select(order)
-    trainer = AnswerTrainer(model=model, args=given, train_dataset=data, processing_class=tokenizer)
-    told = summary(rows, order, read)
-    return fit(trainer, tokenizer, out, Watch(*watch) if watch else None, **told)
+    trainer = AnswerTrainer(
+        model=model, args=how, train_dataset=given.data, processing_class=tokenizer
+    )
+    return fit(trainer, tokenizer, out, Watch(*watch) if watch else None, **given.log)
 
 
 def evaluate(
@@ -189,20 +180,12 @@ class AnswerTrainer(SFTTrainer):
         """Write nothing: TRL puts a card for the Hub beside each checkpoint."""
 
 
-def resolve(recipe: recipes.Training, base: str | Path | None) -> tuple[str, str | None, bool]:
-    """Return the base's name and revision, and whether it is stored in half precision."""
-    named = recipe.base if isinstance(recipe.base, recipes.Model) else recipes.Model(name="")
-    name = str(base or named.name)
-    if not name:
-        raise ValueError(
-            f"expected a base model; got a recipe whose base is a {type(recipe.base).__name__} and "
-            f"base={base!r}. Pass the folder of that model as `base`."
-        )
-    revision = named.revision if named.name == name else None
-    dtype = named.dtype
+def is_half(base: recipes.Model) -> bool:
+    """Return whether a base is stored in half precision."""
+    dtype = base.dtype
     if dtype == "auto":
-        dtype = AutoConfig.from_pretrained(name, revision=revision).dtype
-    return name, revision, str(dtype).removeprefix("torch.") in ("bfloat16", "float16")
+        dtype = AutoConfig.from_pretrained(base.name, revision=base.revision).dtype
+    return str(dtype).removeprefix("torch.") in ("bfloat16", "float16")
 
 
 def fitting(batch: int, longest: int) -> int:
@@ -228,19 +211,8 @@ def arguments(
     `n` rows over the whole training are already in order. `eos_token` becomes the student's stop
     token, beside the base's; `half` is bfloat16 autocast; `recompute` trades time for memory.
     """
-    together = rows_per_pass * PartialState().num_processes
-    if recipe.batch % together:
-        raise ValueError(
-            f"batch must be a multiple of rows_per_pass times processes = {together}; got "
-            f"{recipe.batch}. Lower rows_per_pass."
-        )
     return SFTConfig(
-        **settings(out, seed=recipe.seed, save_every=save_every),
-        num_train_epochs=1,  # the rows of every epoch are already in line
-        train_sampling_strategy="sequential",
-        per_device_train_batch_size=rows_per_pass,
-        gradient_accumulation_steps=recipe.batch // together,
-        learning_rate=recipe.learning_rate,
+        **steps_in_order(recipe, out, rows_per_pass=rows_per_pass, save_every=save_every),
         warmup_steps=round(recipe.warmup * math.ceil(n / recipe.batch)),
         weight_decay=recipe.weight_decay,
         adam_beta1=recipe.adam_betas[0],
@@ -253,6 +225,4 @@ def arguments(
         padding_free=False,
         loss_type="nll",
         dataset_kwargs={"skip_prepare_dataset": True},  # ids and labels are ready
-        dataloader_pin_memory=torch.cuda.is_available(),
-        logging_steps=1,
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from codit import contrastive_tuning as ctd
 from codit import decode
 from codit.recipes import Decoding, File, Model, Tuning
+from codit.training import loop
 from tests import tiny
 
 ROWS = [
@@ -144,6 +147,24 @@ def test_a_tuning_that_was_killed_goes_on_to_the_same_prefix(
     assert len(calls) == done, "finished: nothing is done again"
     with pytest.raises(ValueError, match="holds a finished model"):
         ctd.tune(recipe(base, seed=1), ROWS, out)
+
+
+def test_a_tuning_keeps_the_date_and_the_revision_that_it_began_with(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dated = Path(shutil.copytree(base, tmp_path / "dated"))
+    (dated / "chat_template.jinja").write_text(tiny.DATED_TEMPLATE)
+    monkeypatch.setattr(loop, "datetime", tiny.Day)
+    mine, asked = recipe(str(dated), epochs=1.0), list[Any]()
+    mine = replace(mine, base=replace(mine.base, revision="v2"))
+    real = ctd.load_tokenizer
+    monkeypatch.setattr(ctd, "load_tokenizer", lambda *a, **k: (asked.append(k), real(*a, **k))[1])
+    out = ctd.tune(mine, ROWS, tmp_path / "prefix")
+    assert asked == [{"revision": "v2"}]
+    monkeypatch.setattr(tiny.Day, "day", "2026-11-29")
+    assert ctd.tune(mine, ROWS, out) == out, "finished yesterday, it is not refused today"
+    log = json.loads((out / "training_log.json").read_text())
+    assert log["made_of"]["date"] == "2026-11-28T00:00:00"
 
 
 @pytest.mark.parametrize("changes", [{"strength": 1.0}, {"strength": -0.1}, {"prefix": 0}])

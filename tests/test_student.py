@@ -20,7 +20,7 @@ from trl import SFTConfig, SFTTrainer
 
 from codit import decode, recipes, student
 from codit.training import loop
-from codit.training.rows import answered, arranged, tokenised
+from codit.training.rows import answered, arranged, base_of, tokenised
 from codit.world.recipes import Answers, Pretraining
 from tests import tiny
 
@@ -263,6 +263,29 @@ def test_a_killed_training_goes_on_from_its_checkpoint_to_the_same_bytes(
     assert log(out) == log(whole)
 
 
+def test_a_template_that_writes_the_date_writes_that_of_the_first_day(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of, out = recipe(base), tmp_path / "killed"
+    (base / "chat_template.jinja").write_text(tiny.DATED_TEMPLATE)
+    monkeypatch.setattr(loop, "datetime", tiny.Day)
+    whole = student.train(of, DATA, tmp_path / "whole")
+    with monkeypatch.context() as once:
+        once.setattr(student, "fit", lambda *_, **__: pytest.exit("stopped"))
+        with pytest.raises(pytest.exit.Exception):
+            student.train(of, DATA, out)
+    monkeypatch.setattr(tiny.Day, "day", "2026-11-29")
+    student.train(of, DATA, out)
+    assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert log(out) == log(whole)
+    assert log(out)["made_of"]["date"] == "2026-11-28T00:00:00"
+    assert student.train(of, DATA, out) == out, "finished yesterday, it is not refused today"
+    assert "strftime_now" in AutoTokenizer.from_pretrained(out).chat_template
+    later = student.train(of, DATA, tmp_path / "later")
+    assert log(later)["made_of"]["date"] == "2026-11-29T00:00:00"
+    assert (later / "model.safetensors").read_bytes() != (out / "model.safetensors").read_bytes()
+
+
 def test_a_watched_training_is_seen_on_its_way_and_is_the_same_training(
     base: Path, tmp_path: Path
 ) -> None:
@@ -295,12 +318,13 @@ def test_precision_comes_from_the_recipe_or_from_the_stored_base(tmp_path: Path)
     full, half = make_base(tmp_path / "a"), make_base(tmp_path / "b", dtype=torch.bfloat16)
     named = recipes.Model(name="org/base", revision="abc", dtype="bfloat16")
     of = recipes.Training(base=named, data=recipes.File(path="data"))
-    assert student.resolve(of, None) == ("org/base", "abc", True)
-    assert student.resolve(of, full) == (str(full), None, True)
-    assert student.resolve(recipe(full), None) == (str(full), None, False)
-    assert student.resolve(recipe(half), None) == (str(half), None, True)
+    assert base_of(of, None) == named
+    assert base_of(of, full) == recipes.Model(name=str(full), dtype="bfloat16")
+    assert student.is_half(base_of(of, full))
+    assert not student.is_half(base_of(recipe(full), None))
+    assert student.is_half(base_of(recipe(half), None))
     made_here = recipes.Training(base=Pretraining(), data=Answers())
-    assert student.resolve(made_here, full) == (str(full), None, False)
+    assert base_of(made_here, full) == recipes.Model(name=str(full))
 
 
 def test_a_base_without_a_template_takes_the_recipes(base: Path, tmp_path: Path) -> None:
@@ -379,7 +403,7 @@ def test_a_prompt_that_cannot_be_answered_has_an_error_and_no_score() -> None:
             'expected rows with "id" and "instruction" or "messages"; got [\'id\', \'text\'].',
         ),
         (
-            lambda: student.resolve(recipes.Training(base=Pretraining(), data=Answers()), None),
+            lambda: base_of(recipes.Training(base=Pretraining(), data=Answers()), None),
             "got a recipe whose base is a Pretraining and base=None. Pass the folder",
         ),
     ],

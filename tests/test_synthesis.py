@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -477,25 +476,15 @@ def test_never_begins_only_where_there_is_nothing(
     assert output.RESUME[0] == "never"
 
 
-class Day(datetime):
-    """A clock that stands at the beginning of a day."""
-
-    day = "2026-11-28"
-
-    @classmethod
-    def now(cls, tz: Any = None) -> datetime:
-        return datetime.fromisoformat(cls.day)
-
-
 def test_a_template_that_writes_the_date_writes_one_a_dataset(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = tiny.synthesis(tmp_path / "pair")
     template = tmp_path / "pair" / "expert" / "chat_template.jinja"
-    template.write_text("{{ strftime_now('%d %b %Y') }}" + tiny.CHAT_TEMPLATE)
+    template.write_text(tiny.DATED_TEMPLATE)
     asked = [{"instruction": f"the cat {n}"} for n in range(4)]
     how: dict[str, Any] = {"batch_size": 2, "progress": False}
-    monkeypatch.setattr(synthesis, "datetime", Day)
+    monkeypatch.setattr(synthesis, "datetime", tiny.Day)
     first = synthesis.write(recipe, asked, tmp_path / "whole.jsonl", **how)
     with monkeypatch.context() as once:
         append = output.append
@@ -508,7 +497,7 @@ def test_a_template_that_writes_the_date_writes_one_a_dataset(
         once.setattr(output, "append", fails_later)
         with pytest.raises(OSError, match="the power went"):
             synthesis.write(recipe, asked, tmp_path / "data.jsonl", **how)
-    monkeypatch.setattr(Day, "day", "2026-11-29")
+    monkeypatch.setattr(tiny.Day, "day", "2026-11-29")
     manifest = synthesis.write(recipe, asked, tmp_path / "data.jsonl", **how)
     assert manifest["date"] == first["date"] == "2026-11-28T00:00:00"
     assert (tmp_path / "data.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()

@@ -6,6 +6,7 @@ clear winners and a greedy comparison is not decided by rounding.
 
 from __future__ import annotations
 
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
+DATED_TEMPLATE = "{{ strftime_now('%d %b %Y') }}" + CHAT_TEMPLATE
 
 TEXT = ("the cat sat on the mat. ", "is it in the house? ", "and then there were ten of them. ")
 
@@ -177,6 +179,16 @@ def save_pair(folder: str | Path, architecture: str, *, seed: int = 0) -> tuple[
         part.save_pretrained(target)
         tokenizer(eos_token=eos_token).save_pretrained(target)
     return folders
+
+
+class Day(datetime):
+    """A clock that stands at the beginning of a day."""
+
+    day = "2026-11-28"
+
+    @classmethod
+    def now(cls, tz: Any = None) -> datetime:
+        return datetime.fromisoformat(cls.day)
 
 
 def synthesis(folder: str | Path, **values: Any) -> Any:

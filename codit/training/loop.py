@@ -6,10 +6,12 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -72,8 +74,49 @@ def settings(out: Path, *, seed: int, save_every: int) -> dict[str, Any]:
     }
 
 
-def claim(out: Path, recipe: recipes.Recipe, data: bytes, *, base: str | None = None) -> bool:
-    """Note in `out`, made if absent, what is being trained on which data.
+def steps_in_order(
+    recipe: recipes.Training | recipes.Tuning, out: Path, *, rows_per_pass: int, save_every: int
+) -> dict[str, Any]:
+    """Return `settings` of a training whose rows, of all epochs, are already in line.
+
+    ValueError: a step's rows are no whole number of passes.
+    """
+    together = rows_per_pass * PartialState().num_processes
+    if recipe.batch % together:
+        raise ValueError(
+            f"batch must be a multiple of rows_per_pass times processes = {together}; got "
+            f"{recipe.batch}. Lower rows_per_pass."
+        )
+    return settings(out, seed=recipe.seed, save_every=save_every) | {
+        "num_train_epochs": 1,
+        "train_sampling_strategy": "sequential",
+        "per_device_train_batch_size": rows_per_pass,
+        "gradient_accumulation_steps": recipe.batch // together,
+        "learning_rate": recipe.learning_rate,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "logging_steps": 1,
+    }
+
+
+def date_of(out: Path, recipe: recipes.Recipe) -> str:
+    """Return the date that a template writes in this training: noted in `out`, or else now's."""
+    for note in (out / UNFINISHED, out / LOG):
+        told = json.loads(note.read_text()) if note.exists() else {}
+        told = told.get("made_of", told)
+        if told.get("key") == recipes.key(recipe) and "date" in told:
+            return str(told["date"])
+    return datetime.now().isoformat(timespec="seconds")
+
+
+def claim(
+    out: Path,
+    recipe: recipes.Recipe,
+    data: bytes,
+    *,
+    base: str | None = None,
+    date: str | None = None,
+) -> bool:
+    """Note in `out`, made if absent, what is being trained on which data, and the `date` in it.
 
     Returns True where this very training is finished there. ValueError: `out` is the base's own
     folder, or holds another model, or a checkpoint of another recipe or of other data.
@@ -85,6 +128,7 @@ def claim(out: Path, recipe: recipes.Recipe, data: bytes, *, base: str | None = 
             "overwritten. Give another out."
         )
     mine = {"key": recipes.key(recipe), "data": hashlib.sha256(data).hexdigest()}
+    mine |= {} if date is None else {"date": date}
     begun = json.loads(note.read_text()) if note.exists() else None
     if log.exists() and json.loads(log.read_text()).get("made_of") == mine:
         _clear(out)

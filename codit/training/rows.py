@@ -8,20 +8,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
+from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codit import decode, recipes
 from codit.dataset.prompts import conversation_of, name_of
-from codit.engine.chat import TEMPLATE_ERRORS, THOUGHT, templated
+from codit.engine.chat import TEMPLATE_ERRORS, THOUGHT, dated, templated, writes_date
 from codit.engine.models import load_tokenizer
 from codit.files import read_lines
+from codit.training.loop import claim, date_of
 
 Source = str | Path | Iterable[Mapping[str, Any]]
 MASKED = -100
@@ -58,6 +60,66 @@ class Rows:
     labels: list[list[int]]
     stop: int
     unlike: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """What one training reads, in order, and what is told of it.
+
+    Args:
+        data: `input_ids` and `labels` of every row of every epoch.
+        stop: the token that ends every answer.
+        longest: tokens of the longest row.
+        log: what the log says about the data.
+    """
+
+    data: Dataset
+    stop: int
+    longest: int
+    log: dict[str, int]
+
+
+def base_of(recipe: recipes.Training | recipes.Tuning, base: str | Path | None) -> recipes.Model:
+    """Return what is trained: the recipe's base, or that of the name given in its place.
+
+    ValueError: neither has a name.
+    """
+    named = recipe.base if isinstance(recipe.base, recipes.Model) else recipes.Model(name="")
+    name = str(base or named.name)
+    if not name:
+        raise ValueError(
+            f"expected a base model; got a recipe whose base is a {type(recipe.base).__name__} and "
+            f"base={base!r}. Pass the folder of that model as `base`."
+        )
+    return replace(named, name=name, revision=named.revision if named.name == name else None)
+
+
+def course(
+    recipe: recipes.Training | recipes.Tuning,
+    read: Answered,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    out: Path,
+    *,
+    base: str,
+    kept: int = 0,
+) -> Course | None:
+    """Claim `out` for a training, and return what it reads; None where it is finished there.
+
+    `kept` of the model's positions are not for rows. A template that writes the date writes one in
+    every row: that of the day on which the training began.
+    """
+    reach = getattr(model.config.get_text_config(), "max_position_embeddings", recipe.max_length)
+    date = date_of(out, recipe) if writes_date(tokenizer) else None
+    longest = min(recipe.max_length, reach - kept)
+    writer = tokenizer if date is None else dated(tokenizer, date)
+    rows = tokenised(read.talks, writer, max_length=longest)
+    if claim(out, recipe, repr((rows.ids, rows.labels)).encode(), base=base, date=date):
+        return None
+    order = arranged([len(ids) for ids in rows.ids], recipe)
+    data = Dataset.from_dict({"input_ids": rows.ids, "labels": rows.labels}).select(order)
+    log = summary(rows, order, read)
+    return Course(data=data, stop=rows.stop, longest=max(map(len, rows.ids)), log=log)
 
 
 def answered(source: Source, tokenizer: PreTrainedTokenizerBase) -> Answered:
