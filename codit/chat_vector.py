@@ -9,7 +9,7 @@ Notation
 Tensors are matched by name and streamed a block at a time, in float64. What cannot be matched is
 reported, never left out in silence: in `DataFrame.attrs`, in a JSON file beside written weights,
 and as a warning of the log. Rows of a vocabulary are matched by id: that two tokenizers agree is
-what `codit.engine.models.check_tokenizers` tells. The method is Huang et al.'s Chat Vector (2023);
+what `codit.engine.chat.check_tokenizers` tells. The method is Huang et al.'s Chat Vector (2023);
 cosines of updates: the paper's Figs 3 and 7. Values and choices without a source are ours.
 """
 

@@ -34,7 +34,7 @@ from codit.dataset.prompts import Prompts, Rows, load
 from codit.dataset.teacher import Answering, check_samples, expert_tokenizer, named, ready
 from codit.dataset.workers import Records, Row, Stream
 from codit.decode import check_engine, chosen_engine
-from codit.engine.chat import dated, writes_date
+from codit.engine.chat import dated
 from codit.files import check_apart, versions
 
 ROWS_PER_BATCH = 256
@@ -204,8 +204,7 @@ def _here(
     """Give what answers in this process: words for the manifest, tokenizer, function of batches."""
     model, tokenizer = _loaded(work, 0, model, tokenizer)
     used: Used = {"workers": 1, "engine": chosen_engine(model, work.engine), **_unread(model)}
-    used |= {"date": work.date if writes_date(tokenizer) else None}
-    tokenizer = dated(tokenizer, work.date)
+    tokenizer, used["date"] = dated(tokenizer, work.date)
     one = partial(_answer, work, model, tokenizer)
     yield used, tokenizer, lambda batches: (one(batch) for batch in batches)
 
@@ -217,8 +216,7 @@ def _by_others(
     """Give what answers in other processes. Here only the tokenizer is loaded, to name rows."""
     tokenizer = expert_tokenizer(work.recipe, **work.load_options)
     used: Used = {"engine": work.engine}  # "auto": each worker chooses, by its device
-    used |= {"date": work.date if writes_date(tokenizer) else None}
-    tokenizer = dated(tokenizer, work.date)
+    tokenizer, used["date"] = dated(tokenizer, work.date)
     work = replace(work, recipe=_anywhere(work.recipe))
     if ray_address is not None:
         gpus = int(work.load_options.get("tensor_parallel_size", 1))  # of vLLM's engine
@@ -265,7 +263,8 @@ def _worker(work: Work, number: int) -> Callable[[Sequence[Row]], Records]:
     if work.threads is not None:
         torch.set_num_threads(work.threads)
     model, tokenizer = _loaded(work, number)
-    answer, said = partial(_answer, work, model, dated(tokenizer, work.date)), _unread(model)
+    tokenizer, _ = dated(tokenizer, work.date)
+    answer, said = partial(_answer, work, model, tokenizer), _unread(model)
     return lambda rows: [said, *answer(rows)]
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from codit import recipes
-from codit.cli.flags import ANYWHERE, Models, PlacingFlags
-from codit.recipes import Decoding
+from codit.cli.flags import ANYWHERE, DecodingFlags, Models, PlacingFlags
+
+USUAL = recipes.Decoding(max_new_tokens=1024)
 
 
 def mt_bench(
@@ -18,11 +20,8 @@ def mt_bench(
     questions: Path,
     out: Path,
     amateur: str | None = None,
-    strength: float = Decoding.strength,
-    plausibility: float = Decoding.plausibility,
-    max_new_tokens: int = 1024,
-    temperature: float | None = None,
-    seed: int = 0,
+    decoding: DecodingFlags = USUAL,
+    one_temperature: bool = False,
     batch_size: int | None = None,
     revision: str | None = None,
     amateur_revision: str | None = None,
@@ -41,11 +40,8 @@ def mt_bench(
         out: file for the answers, ending in .jsonl; its folder is made. Its manifest lies beside
             it, and what could not be answered in OUT.errors.jsonl.
         amateur: Hub name or folder of the model's pre-trained counterpart: answer with the pair.
-        strength: beta of the pair, at least 0.
-        plausibility: alpha of the pair, in [0, 1].
-        max_new_tokens: longest answer in tokens; 1024 is MT-Bench's.
-        temperature: of all questions. Default: MT-Bench's own for each category.
-        seed: of the noise.
+        decoding: how answers are drawn; 1,024 tokens at most are MT-Bench's.
+        one_temperature: ask all questions at `temperature`, not at MT-Bench's own for the category.
         batch_size: questions answered at once.
         revision: commit, tag or branch of the model.
         amateur_revision: commit, tag or branch of the amateur.
@@ -58,13 +54,14 @@ def mt_bench(
     """
     from codit.dataset import teacher
     from codit.dataset.output import Files
+    from codit.engine.chat import dated
     from codit.evaluation import mt_bench as asking
     from codit.files import check_apart, versions, write_json, write_lines
 
     if amateur is None:
         said = {
-            "--strength": strength != Decoding.strength,
-            "--plausibility": plausibility != Decoding.plausibility,
+            "--strength": decoding.strength != USUAL.strength,
+            "--plausibility": decoding.plausibility != USUAL.plausibility,
             "--amateur-revision": amateur_revision is not None,
             "--allow-renamed": allow_renamed,
         }
@@ -73,32 +70,33 @@ def mt_bench(
                 f"expected {', '.join(flag for flag in said if said[flag])} with a pair; got no "
                 "amateur. Add --amateur, or leave this out."
             )
-        strength = plausibility = 0.0
+        decoding = replace(decoding, strength=0.0, plausibility=0.0)
+    if not one_temperature and decoding.temperature != USUAL.temperature:
+        raise ValueError(
+            f"MT-Bench has a temperature for each category; got {decoding.temperature} for all. "
+            "Add --one-temperature, or leave the temperature out."
+        )
     files = Files(out)
     failed, manifest = files.beside(".errors.jsonl"), files.beside(".manifest.json")
     check_apart([out, failed, manifest], [questions])
     rows, digest = asking.read(questions), hashlib.sha256(questions.read_bytes()).hexdigest()
     out.parent.mkdir(parents=True, exist_ok=True)  # or its absence is seen at the end
-    decoding = Decoding(
-        strength=strength,
-        plausibility=plausibility,
-        temperature=1.0 if temperature is None else temperature,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-    )
     named = {"amateur_revision": amateur_revision, "dtype": dtype, "allow_renamed": allow_renamed}
     pair: dict[str, Any] = {"expert": model, "amateur": amateur or model, **named}
     recipe = Models(expert_revision=revision, **pair).recipe(decoding)
-    loaded = teacher.ready(recipe, **placing.here())
-    how: dict[str, Any] = {"by_category": temperature is None, "batch_size": batch_size}
-    found, errors = asking.answer(*loaded, rows, decoding, **how)
+    answering, tokenizer = teacher.ready(recipe, **placing.here())
+    how: dict[str, Any] = {"by_category": not one_temperature, "batch_size": batch_size}
+    now = datetime.now().isoformat(timespec="seconds")
+    tokenizer, date = dated(tokenizer, now)  # one for both turns
+    found, errors = asking.answer(answering, tokenizer, rows, decoding, **how)
     write_lines(out, found)
     if errors:
         write_lines(failed, errors)
     else:
         failed.unlink(missing_ok=True)
     told = {"model": model, "amateur": amateur, "revision": revision, **named, **asdict(placing)}
-    told |= {"temperature": "by category" if temperature is None else temperature}
+    told |= {"temperature": decoding.temperature if one_temperature else "by category"}
+    told |= {} if date is None else {"date": date}
     told |= {"decoding": recipes.describe(decoding), "data": [digest]}
     told |= {"answered": len(found), "errors": len(errors), "versions": versions()}
     write_json(manifest, told)

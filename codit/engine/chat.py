@@ -1,12 +1,15 @@
 """A tokenizer's words: a conversation to the ids of its prompt, which ids stop, ids to text.
 
-Ids, never text, go on to a model. What has no source is ours.
+And whether two tokenizers agree, and a model has a row for what they write. Ids, never text, go on
+to a model. What has no source is ours.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -16,8 +19,11 @@ import jinja2
 from transformers import GenerationConfig
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+logger = logging.getLogger(__name__)
+
 Conversation = Sequence[Mapping[str, str]]
 NOW = re.compile(r"""strftime_now\s*\(\s*(['"])(.*?)\1\s*\)""")
+CLOCK = re.compile(r"strftime_now\s*\(")
 THOUGHT = re.compile("</?think>")
 # What templates raise for a conversation they do not know: any of these.
 TEMPLATE_ERRORS = (jinja2.TemplateError, AttributeError, KeyError, TypeError, ValueError)
@@ -59,6 +65,72 @@ def check_stops(stops: Sequence[int], vocab_size: int, unused: Sequence[int] = (
         raise ValueError(
             f"expected stop ids below {vocab_size} that are tokens; got {bad}. Name those of the "
             "tokenizer in the expert's generation config, or load both models with their tokenizer."
+        )
+
+
+def check_tokenizers(
+    expert_tokenizer: Tokenizer, amateur_tokenizer: Tokenizer, *, allow_renamed: bool = False
+) -> list[tuple[int, str | None, str | None]]:
+    """Refuse two tokenizers whose ids do not mean the same: the amateur reads the expert's ids.
+
+    Args:
+        expert_tokenizer: the one that encodes and decodes.
+        amateur_tokenizer: the one the amateur was trained with.
+        allow_renamed: accept added tokens whose names differ at one id, or that one side lacks: a
+            chat model often names what its base model keeps in reserve.
+
+    Returns:
+        list: the accepted differences (id, expert's name, amateur's name; None where there is
+        no such id), also logged as a warning.
+
+    Raises:
+        ValueError: an ordinary token differs, or an added one does and `allow_renamed` is False.
+    """
+    both = (expert_tokenizer, amateur_tokenizer)
+    names = [{i: token for token, i in tokenizer.get_vocab().items()} for tokenizer in both]
+    added = [tokenizer.added_tokens_decoder.keys() for tokenizer in both]
+    rows = [(i, names[0].get(i), names[1].get(i)) for i in sorted({*names[0], *names[1]})]
+    differences = [row for row in rows if row[1] != row[2]]
+    ordinary = [
+        row
+        for row in differences
+        if any(name and row[0] not in ids for name, ids in zip(row[1:], added, strict=True))
+    ]
+    if ordinary:
+        raise ValueError(
+            f"the tokenizers' ordinary vocabularies must be equal; {len(ordinary)} ids differ, "
+            f"(id, expert, amateur): {ordinary[:3]}. Take the model that the "
+            "expert was trained from."
+        )
+    if differences and not allow_renamed:
+        raise ValueError(
+            f"the tokenizers' added tokens must be equal; {len(differences)} ids differ, "
+            f"(id, expert, amateur): {differences[:3]}. If these are only names, pass "
+            "allow_renamed=True."
+        )
+    if differences:
+        logger.warning("added tokens that differ (id, expert, amateur): %s", differences)
+    return differences
+
+
+def check_embedded(tokenizer: Tokenizer, *widths: int) -> None:
+    """Refuse a tokenizer whose prompts hold ids that a model has no row for, of `widths` in all.
+
+    Padding may be such an id: `decode.generate` then pads with a stop token.
+    """
+    user, system, answer = (
+        {"role": role, "content": "a"} for role in ("user", "system", "assistant")
+    )
+    ids: set[int] = set()
+    for chat in ([user], [system, user], [user, answer, user]):
+        with contextlib.suppress(*TEMPLATE_ERRORS):
+            ids.update(prompt_ids(tokenizer, chat))
+    if missing := sorted(i for i in ids if i >= min(widths)):
+        names = ", ".join(tokenizer.convert_ids_to_tokens(missing[:3]))
+        raise ValueError(
+            "expected embeddings with a row for every id of a prompt; got "
+            f"{min(widths)} rows, and the ids {missing[:3]} ({names}). Take the model that the "
+            "expert was trained from, or give it rows by resize_token_embeddings and save it."
         )
 
 
@@ -109,29 +181,23 @@ def prompt_ids(tokenizer: Tokenizer, conversation: Conversation) -> list[int]:
     return ids
 
 
-def writes_date(tokenizer: Tokenizer) -> bool:
-    """Return whether a tokenizer's chat template writes the time at which it is used."""
-    return tokenizer.chat_template is not None and bool(
-        re.search(r"strftime_now\s*\(", tokenizer.get_chat_template())
-    )
-
-
-def dated(tokenizer: Tokenizer, moment: str) -> Tokenizer:
+def dated(tokenizer: Tokenizer, moment: str) -> tuple[Tokenizer, str | None]:
     """Return a tokenizer whose chat template writes a moment (ISO 8601) in place of each new now.
 
+    And the moment, or None where the template writes no date: then the tokenizer is the one given.
     ValueError: the template makes the format of its date while it is used.
     """
-    if not writes_date(tokenizer):
-        return tokenizer
+    template = tokenizer.get_chat_template() if tokenizer.chat_template is not None else ""
+    if not CLOCK.search(template):
+        return tokenizer, None
     when, copied = datetime.fromisoformat(moment), copy.copy(tokenizer)
-    template = NOW.sub(lambda now: repr(when.strftime(now[2])), tokenizer.get_chat_template())
-    copied.chat_template = template
-    if writes_date(copied):
+    copied.chat_template = NOW.sub(lambda now: repr(when.strftime(now[2])), template)
+    if CLOCK.search(copied.chat_template):
         raise ValueError(
             "expected a chat template that writes the date in a fixed format, strftime_now('...'); "
             "got another. Rows of one dataset would have other dates: give a template without."
         )
-    return copied
+    return copied, moment
 
 
 def templated(

@@ -1,7 +1,6 @@
-"""Models and tokenizers, loaded, compared and saved.
+"""Models and tokenizers, loaded and saved: a pair on disk, and every weight of its two models.
 
-A pair on disk and its two models, every weight of them; do two tokenizers agree. What has no source
-is ours.
+What has no source is ours.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import contextlib
 import json
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from codit.engine.cache import shared_width
-from codit.engine.chat import TEMPLATE_ERRORS, drawable, prompt_ids, stop_ids
+from codit.engine.chat import check_embedded, check_tokenizers, drawable, stop_ids
 
 logger = logging.getLogger(__name__)
 
@@ -98,16 +97,22 @@ def read_model(name: str | Path, *, revision: str | None = None, **load: Any) ->
             weight for weight in model.unread_weights if _kind(weight) in known
         ],
     }
-    if said := [f"{len(some)} {what} ({_some(some)})" for what, some in faults.items() if some]:
-        if model.unread_weights:
-            said += [f"{len(model.unread_weights)} not read ({_some(model.unread_weights)})"]
-        raise ValueError(
-            f"expected all weights of a {type(model).__name__} in {name}; got {', '.join(said)}. "
-            "Name them as `save_pretrained` would, or give the config that belongs to them."
-        )
+    if any(faults.values()):
+        raise incomplete(model, name, faults | {"not read": model.unread_weights})
     if model.unread_weights:
         logger.warning("%s: weights that were not read: %s", name, _some(model.unread_weights))
     return model
+
+
+def incomplete(
+    model: PreTrainedModel, name: str | Path, faults: Mapping[str, Sequence[str]]
+) -> ValueError:
+    """Return the error that names weights which the files do not give, by what is wrong."""
+    said = [f"{len(some)} {what} ({_some(some)})" for what, some in faults.items() if some]
+    return ValueError(
+        f"expected all weights of a {type(model).__name__} in {name}; got {', '.join(said)}. "
+        "Name them as `save_pretrained` would, or give the config that belongs to them."
+    )
 
 
 def _is_no_report(record: logging.LogRecord) -> bool:
@@ -193,72 +198,6 @@ def load_tokenizer(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def check_tokenizers(
-    expert_tokenizer: Tokenizer, amateur_tokenizer: Tokenizer, *, allow_renamed: bool = False
-) -> list[tuple[int, str | None, str | None]]:
-    """Refuse two tokenizers whose ids do not mean the same: the amateur reads the expert's ids.
-
-    Args:
-        expert_tokenizer: the one that encodes and decodes.
-        amateur_tokenizer: the one the amateur was trained with.
-        allow_renamed: accept added tokens whose names differ at one id, or that one side lacks: a
-            chat model often names what its base model keeps in reserve.
-
-    Returns:
-        list: the accepted differences (id, expert's name, amateur's name; None where there is
-        no such id), also logged as a warning.
-
-    Raises:
-        ValueError: an ordinary token differs, or an added one does and `allow_renamed` is False.
-    """
-    both = (expert_tokenizer, amateur_tokenizer)
-    names = [{i: token for token, i in tokenizer.get_vocab().items()} for tokenizer in both]
-    added = [tokenizer.added_tokens_decoder.keys() for tokenizer in both]
-    rows = [(i, names[0].get(i), names[1].get(i)) for i in sorted({*names[0], *names[1]})]
-    differences = [row for row in rows if row[1] != row[2]]
-    ordinary = [
-        row
-        for row in differences
-        if any(name and row[0] not in ids for name, ids in zip(row[1:], added, strict=True))
-    ]
-    if ordinary:
-        raise ValueError(
-            f"the tokenizers' ordinary vocabularies must be equal; {len(ordinary)} ids differ, "
-            f"(id, expert, amateur): {ordinary[:3]}. Take the model that the "
-            "expert was trained from."
-        )
-    if differences and not allow_renamed:
-        raise ValueError(
-            f"the tokenizers' added tokens must be equal; {len(differences)} ids differ, "
-            f"(id, expert, amateur): {differences[:3]}. If these are only names, pass "
-            "allow_renamed=True."
-        )
-    if differences:
-        logger.warning("added tokens that differ (id, expert, amateur): %s", differences)
-    return differences
-
-
-def check_embedded(tokenizer: Tokenizer, *widths: int) -> None:
-    """Refuse a tokenizer whose prompts hold ids that a model has no row for, of `widths` in all.
-
-    Padding may be such an id: `decode.generate` then pads with a stop token.
-    """
-    user, system, answer = (
-        {"role": role, "content": "a"} for role in ("user", "system", "assistant")
-    )
-    ids: set[int] = set()
-    for chat in ([user], [system, user], [user, answer, user]):
-        with contextlib.suppress(*TEMPLATE_ERRORS):
-            ids.update(prompt_ids(tokenizer, chat))
-    if missing := sorted(i for i in ids if i >= min(widths)):
-        names = ", ".join(tokenizer.convert_ids_to_tokens(missing[:3]))
-        raise ValueError(
-            "expected embeddings with a row for every id of a prompt; got "
-            f"{min(widths)} rows, and the ids {missing[:3]} ({names}). Take the model that the "
-            "expert was trained from, or give it rows by resize_token_embeddings and save it."
-        )
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codit import decode, recipes
 from codit.dataset.prompts import conversation_of, name_of
-from codit.engine.chat import TEMPLATE_ERRORS, THOUGHT, dated, templated, writes_date
+from codit.engine.chat import TEMPLATE_ERRORS, THOUGHT, dated, templated
 from codit.engine.models import load_tokenizer
 from codit.files import read_lines
 from codit.training.loop import claim, date_of
@@ -110,10 +110,8 @@ def course(
     every row: that of the day on which the training began.
     """
     reach = getattr(model.config.get_text_config(), "max_position_embeddings", recipe.max_length)
-    date = date_of(out, recipe) if writes_date(tokenizer) else None
-    longest = min(recipe.max_length, reach - kept)
-    writer = tokenizer if date is None else dated(tokenizer, date)
-    rows = tokenised(read.talks, writer, max_length=longest)
+    writer, date = dated(tokenizer, date_of(out, recipe))
+    rows = tokenised(read.talks, writer, max_length=min(recipe.max_length, reach - kept))
     if claim(out, recipe, repr((rows.ids, rows.labels)).encode(), base=base, date=date):
         return None
     order = arranged([len(ids) for ids in rows.ids], recipe)

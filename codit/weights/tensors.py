@@ -31,6 +31,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.modeling_utils import _get_resolved_checkpoint_files
 
+from codit.engine.models import incomplete
 from codit.files import write_json
 from codit.weights.names import VOCABULARY, module_of
 
@@ -117,7 +118,9 @@ def opened(source: str | Path | Mapping[str, Tensor]) -> Tensors:
         if any(module_of(other) == "embed" for other in shapes):
             del shapes[name], dtypes[name]
 
-    loaded = dict(zip(shapes, shapes, strict=True)) if model is None else _loaded(model, shapes)
+    loaded = (
+        dict(zip(shapes, shapes, strict=True)) if model is None else _loaded(model, shapes, folder)
+    )
     stored = {loaded.get(name, name): name for name in shapes}
     if len(stored) < len(shapes):
         twice = sorted(shapes.keys() - stored.values())[0]
@@ -223,7 +226,7 @@ def _skeleton(folder: Path) -> PreTrainedModel | None:
         return None
 
 
-def _loaded(model: PreTrainedModel, stored: Collection[str]) -> dict[str, str]:
+def _loaded(model: PreTrainedModel, stored: Collection[str], folder: Path) -> dict[str, str]:
     """Return the tensors of a file that transformers loads into a model: by stored name, its own.
 
     What it merges or splits, the experts of a layer say, keeps its stored name. ValueError: weights
@@ -251,11 +254,7 @@ def _loaded(model: PreTrainedModel, stored: Collection[str]) -> dict[str, str]:
     report = SimpleNamespace(missing_keys=absent, unexpected_keys=set())
     model._adjust_missing_and_unexpected_keys(report)  # the library's own exceptions
     if report.missing_keys:
-        raise ValueError(
-            f"expected the weights of {type(model).__name__} in {model.name_or_path}; got none for "
-            f"{len(report.missing_keys)}, such as {min(report.missing_keys)}. Save the model again "
-            "with transformers, whole and without quantisation."
-        )
+        raise incomplete(model, folder, {"missing in the files": sorted(report.missing_keys)})
     return names
 
 

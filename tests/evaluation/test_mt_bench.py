@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from codit import cli, decode
+from codit.cli import mt_bench as commands
+from codit.decode import prompt_ids
 from codit.evaluation import mt_bench
 from codit.recipes import Decoding
 from tests import tiny
@@ -39,14 +41,15 @@ def write(path: Path, rows: list[Any]) -> Path:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Every call of `decode.generate`: decoding, ids and conversations."""
+    """Every call of `decode.generate`: decoding, ids, conversations and tokenizer."""
     calls: list[dict[str, Any]] = []
     real = decode.generate
 
     def generate(model: Any, tokenizer: Any, chats: Any, decoding: Decoding, **how: Any) -> Any:
         found = real(model, tokenizer, chats, decoding, **how)
         copied = json.loads(json.dumps(chats))
-        calls.append({"decoding": decoding, "chats": copied, "ids": how["ids"], "said": found})
+        told = {"chats": copied, "ids": how["ids"], "said": found, "tokenizer": tokenizer}
+        calls.append({"decoding": decoding, **told})
         return found
 
     monkeypatch.setattr(decode, "generate", generate)
@@ -183,6 +186,7 @@ def test_the_command_s_file_is_judged_as_it_is(
     manifest = json.loads((out.parent / "answers.manifest.json").read_text())
     assert manifest["decoding"]["plausibility"] == 0.2
     assert manifest["temperature"] == "by category"
+    assert "date" not in manifest, "the template writes none"
     assert manifest["data"] == [hashlib.sha256(questions.read_bytes()).hexdigest()]
     assert (manifest["answered"], manifest["errors"]) == (4, 0)
     assert not (out.parent / "answers.errors.jsonl").exists()
@@ -199,16 +203,30 @@ def test_the_command_s_file_is_judged_as_it_is(
     assert len(server.requests) == 8
 
 
-def test_a_temperature_of_zero_is_recorded_as_what_it_is(
-    tmp_path: Path, asked: list[dict[str, Any]]
+def test_a_temperature_of_zero_and_a_date_are_recorded_as_what_they_are(
+    tmp_path: Path,
+    asked: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     expert, _ = tiny.save_pair(tmp_path, "llama")
+    (expert / "chat_template.jinja").write_text(tiny.DATED_TEMPLATE)
+    monkeypatch.setattr(commands, "datetime", tiny.Day)
+    monkeypatch.setattr(tiny.Day, "day", "2001-02-03")
     questions, out = write(tmp_path / "q.jsonl", QUESTIONS), tmp_path / "a.jsonl"
     given = ["mt-bench", "--model", str(expert), "--questions", str(questions), "--out", str(out)]
-    assert cli.main([*given, "--max-new-tokens", "4", "--temperature", "0"]) == 0
+    given += ["--max-new-tokens", "4", "--temperature", "0"]
+    assert cli.main(given) == 2
+    assert "Add --one-temperature, or leave the temperature out." in capsys.readouterr().err
+    assert cli.main([*given, "--one-temperature"]) == 0
     assert [call["decoding"].temperature for call in asked] == [0, 0]
     manifest = json.loads((tmp_path / "a.manifest.json").read_text())
     assert manifest["temperature"] == manifest["decoding"]["temperature"] == 0
+    assert manifest["date"] == "2001-02-03T00:00:00"
+    texts = [
+        call["tokenizer"].decode(prompt_ids(call["tokenizer"], call["chats"][0])) for call in asked
+    ]
+    assert all(text.startswith("03 Feb 2001") for text in texts), "whatever day it is now"
 
 
 def test_a_failed_question_is_written_beside_the_others(

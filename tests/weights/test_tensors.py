@@ -139,11 +139,11 @@ def test_experts_that_the_library_merges_are_told_apart_as_in_the_file(tmp_path:
     [
         (
             lambda name: f"_orig_mod.{name}",
-            r"the weights of LlamaForCausalLM in .*; got none for 19, such as model.layers.0.input",
+            r"of a LlamaForCausalLM in .*; got 19 missing in the files \(model.layers.0.input",
         ),
         (
             lambda name: None if name == "model.norm.weight" else name,
-            r"got none for 1, such as model.norm.weight. Save the model again with transformers",
+            r"got 1 missing in the files \(model.norm.weight\)\. Name them as",
         ),
     ],
 )

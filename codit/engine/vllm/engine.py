@@ -16,14 +16,8 @@ from typing import Any
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 
 from codit.engine.cache import joint_config, reach, shared_width
-from codit.engine.chat import drawable
-from codit.engine.models import (
-    check_embedded,
-    check_tokenizers,
-    load_tokenizer,
-    loading,
-    read_model,
-)
+from codit.engine.chat import check_embedded, check_tokenizers, drawable
+from codit.engine.models import load_tokenizer, loading, read_model
 from codit.engine.sampling import GREEDY, Batch, Drawn
 from codit.engine.vllm.plugin import ARCHITECTURE, Settings
 from codit.recipes import Decoding
