@@ -63,22 +63,16 @@ def stoppable() -> Iterator[None]:
         return
     known, mine = set(psutil.Process().children()), set[psutil.Process]()
 
-    def collect() -> None:
-        for child in set(psutil.Process().children()) - known:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                mine.update((child, *child.children(recursive=True)))
-
     def stop(number: int, _: object) -> None:
         signal.signal(number, signal.SIG_IGN)
-        collect()  # where a worker ends, what it has started loses its parent
+        mine.update(_since(known))  # where a worker ends, what it has started loses its parent
         raise KeyboardInterrupt(number)
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
     except KeyboardInterrupt as stopped:
-        collect()
-        _end(mine)
+        _end(mine | _since(known))
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # tells of each unfinished task
         print("codit: interrupted; the same command goes on from here", file=sys.stderr)
         if stopped.args:
@@ -86,6 +80,15 @@ def stoppable() -> Iterator[None]:
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _since(known: set[psutil.Process]) -> set[psutil.Process]:
+    """Return the children of this process that are not known, and what these have started."""
+    found = set[psutil.Process]()
+    for child in set(psutil.Process().children()) - known:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found.update((child, *child.children(recursive=True)))
+    return found
 
 
 def _end(processes: set[psutil.Process]) -> None:
@@ -313,6 +316,7 @@ def _ray() -> Any:
 
 def _connect(ray: Any, address: str, workers: int | None) -> Any:
     """Start a cluster of its own, or join one, and return what Ray says of it."""
+    known = set(psutil.Process().children())
     how: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address == "local":
         cpus = max(os.cpu_count() or 1, workers or 1)  # more workers than cores share them
@@ -326,7 +330,7 @@ def _connect(ray: Any, address: str, workers: int | None) -> Any:
                 try:
                     return ray.init(address=address, **how)
                 except Exception as error:
-                    _end_processes(error)
+                    _end(_since(known))  # Ray leaves what started too slowly
                     if not left or "timed out during startup" not in str(error):
                         raise
     except Exception as error:  # Ray has no one exception for a cluster that is not there
@@ -334,14 +338,6 @@ def _connect(ray: Any, address: str, workers: int | None) -> Any:
             f"expected a Ray cluster at {address}; got {_first_line(error)} Start one "
             "(ray start --head), or use the address 'local' for this machine alone."
         ) from error
-
-
-def _end_processes(error: Exception) -> None:
-    """End what a start of Ray that failed left running: only the node that raised knows of it."""
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        node: Any = frame.f_locals.get("self")
-        if hasattr(node, "kill_all_processes"):
-            node.kill_all_processes(check_alive=False, allow_graceful=False)
 
 
 @contextlib.contextmanager

@@ -175,21 +175,15 @@ def test_a_batch_that_kills_every_worker_is_one_clear_error(shared: int, tmp_pat
 
 @pytest.mark.parametrize("late", [0, 2, 3])
 def test_a_cluster_that_starts_slowly_is_started_again(late: int) -> None:
-    fails, ended = late, list[int]()
-
-    class Node:
-        def __init__(self) -> None:
-            raise Exception("The current node timed out during startup. This could ...")
-
-        def kill_all_processes(self, **_: object) -> None:
-            ended.append(late)
+    fails, left = late, list[subprocess.Popen[bytes]]()
 
     def init(**_: object) -> str:
         nonlocal late
         late -= 1
-        if late >= 0:
-            Node()
-        return "there"
+        if late < 0:
+            return "there"
+        left.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
+        raise Exception("The current node timed out during startup. This could ...")
 
     slow = SimpleNamespace(init=init, _private=ray._private)
     if late < workers.STARTS:
@@ -197,7 +191,10 @@ def test_a_cluster_that_starts_slowly_is_started_again(late: int) -> None:
     else:
         with pytest.raises(ConnectionError, match="got Exception: The current node timed out"):
             workers._connect(slow, "local", 1)
-    assert len(ended) == fails, "nothing is left running"
+    assert len(left) == fails
+    assert not any(psutil.pid_exists(one.pid) for one in left), "nothing is left running"
+    for one in left:
+        one.wait()
 
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
