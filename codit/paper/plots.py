@@ -8,9 +8,10 @@ value, is a ValueError. Choices without a source are ours.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib import colormaps
@@ -236,6 +237,46 @@ def stars(axes: Axes, table: pd.DataFrame, *, x: str) -> None:
     for one in table.dropna(subset=[x]).to_dict("records"):
         colour = COLOURS[one["role"]]
         axes.plot(one[x], one["value"], "*", color=colour, markersize=14, markeredgecolor="black")
+
+
+def plausibility_panels(
+    table: pd.DataFrame,
+    values: Sequence[float],
+    *,
+    by: str,
+    names: Mapping[str, str],
+    title: str,
+    height: float = 2.3,
+    sharey: Literal["col", "all"] = "col",
+    marked: pd.DataFrame | None = None,
+) -> Figure:
+    """Draw `curves` over the plausibility, direct as a level: a row of panels for each teacher.
+
+    Args:
+        table: columns teacher, `by`, role, plausibility, value, low, high.
+        values: the plausibilities that were tried.
+        by: column whose values are the panels of a row.
+        names: those values, in order, and what the titles call them.
+        title: of a panel, with {teacher} and {name}.
+        height: of a row, in inches.
+        sharey: which panels have one vertical axis: those of a column, or all.
+        marked: rows of the table that get a star.
+    """
+    teachers = list(dict.fromkeys(table["teacher"]))
+    size = (7.6, height * len(teachers) + 0.5)
+    figure, panels = plt.subplots(
+        len(teachers), len(names), figsize=size, sharex=True, sharey=sharey, squeeze=False
+    )
+    for (teacher, key), own in table.groupby(["teacher", by], sort=False):
+        axes = panels[teachers.index(teacher)][list(names).index(key)]
+        curves(axes, own, x="plausibility", level="direct")
+        plausibility_axis(axes, values)
+        axes.set_xlabel("plausibility (α)" if teacher == teachers[-1] else "")
+        axes.set_title(title.format(teacher=teacher, name=names[key]), fontsize="medium")
+        if marked is not None:
+            here = (marked["teacher"] == teacher) & (marked[by] == key)
+            stars(axes, marked[here], x="plausibility")
+    return figure
 
 
 def plausibility_axis(axes: Axes, values: Sequence[float]) -> None:

@@ -24,6 +24,7 @@ from codit.paper.plots import (
     legend,
     line,
     plausibility_axis,
+    plausibility_panels,
     stars,
 )
 
@@ -287,6 +288,30 @@ def test_tried_values_are_the_ticks(axes) -> None:
     plausibility_axis(axes, (0.01, 0.3, 0.9))
     assert axes.get_xscale() == "log"
     assert [text.get_text() for text in axes.get_xticklabels()] == [".01", ".3", ".9"]
+
+
+def test_each_teacher_is_a_row_of_panels_and_what_is_marked_has_its_star_there() -> None:
+    own = ROLES.rename(columns={"c": "plausibility"})
+    keys = [("A", "score"), ("A", "both"), ("B", "score"), ("B", "both")]
+    table = pd.concat([own.assign(teacher=teacher, measure=key) for teacher, key in keys])
+    marked = table[(table["teacher"] == "B") & (table["measure"] == "both")].dropna().tail(1)
+    figure = plausibility_panels(
+        table,
+        [0.1, 0.9],
+        by="measure",
+        names={"both": "in full", "score": "score"},
+        title="{teacher}: {name}",
+        sharey="all",
+        marked=marked,
+    )
+    panels = figure.axes
+    titles = ["A: in full", "A: score", "B: in full", "B: score"]
+    assert [one.get_title() for one in panels] == titles
+    assert [one.get_xlabel() for one in panels] == ["", "", *["plausibility (α)"] * 2]
+    assert [[line.get_marker() for line in one.lines].count("*") for one in panels] == [0, 0, 1, 0]
+    assert {len(one.lines) for one in panels} == {3, 4}, "three roles, and the star"
+    assert panels[0].get_ylim() == panels[3].get_ylim()
+    pyplot.close(figure)
 
 
 def test_the_legend_names_each_curve_of_all_panels_once() -> None:
