@@ -98,12 +98,12 @@ def test_the_manifest_names_weights_that_were_not_read(
 ) -> None:
     recipe, file = tiny.synthesis(tmp_path), tmp_path / "amateur" / "model.safetensors"
     save_file(load_file(file) | {"value_head.weight": torch.ones(2)}, file, {"format": "pt"})
-    how: dict[str, Any] = {"progress": False, "workers": workers}
     with monkeypatch.context() as once:  # stopped when all is answered
         once.setattr(output, "finish", lambda *_, **__: pytest.exit("stopped"))
         with pytest.raises(pytest.exit.Exception):
-            synthesis.write(recipe, ROWS[:1], tmp_path / "later.jsonl", **how)
+            synthesis.write(recipe, ROWS[:1], tmp_path / "later.jsonl", progress=False)
     for name in ("data", "later"):
+        how: dict[str, Any] = {"progress": False, "workers": workers}
         manifest = synthesis.write(recipe, ROWS[:1], tmp_path / f"{name}.jsonl", **how)
         assert manifest["unread_weights"] == {"amateur": ["value_head.weight"]}
         assert manifest["rows"] == 1
