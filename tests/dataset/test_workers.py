@@ -127,8 +127,10 @@ def drive(recipe: Synthesis, folder: Path, how: str = "{}") -> subprocess.Popen[
     return subprocess.Popen([*command, how], start_new_session=True, stderr=subprocess.PIPE)
 
 
-def await_lines(partial: Path, lines: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 300
+def await_lines(
+    partial: Path, lines: int, process: subprocess.Popen[bytes], *, seconds: int = 300
+) -> None:
+    deadline = time.monotonic() + seconds
     while not partial.exists() or partial.read_bytes().count(b"\n") < lines:
         assert time.monotonic() < deadline
         assert process.poll() is None, process.communicate()[1].decode()
