@@ -29,7 +29,7 @@ NEWEST_TESTS := tests/test_pair.py tests/test_decode.py tests/test_student.py te
 FORGET := .venv .venv-vllm .venv-newest data/cache notebooks/executed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce figures results test pytest test-long test-newest test-vllm lint models golden lab clean
+.PHONY: help setup reproduce figures book results test pytest test-long test-newest test-vllm lint models golden lab clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /make \1: /p' Makefile
@@ -42,6 +42,10 @@ reproduce: $(STAMP)  ## execute every notebook, write figures/; what is up to da
 figures: $(STAMP)  ## draw every figure of scale full from data/results/, and the README's tables
 	$(BIN)/python -m codit.cli reproduce --scale full --jobs $(JOBS) --fresh $(ARGS)
 	$(BIN)/python -m codit.paper.shipped claims
+
+book: $(STAMP)  ## a web site of the notebooks at scale full, build/book/html/index.html
+	$(BIN)/python -m codit.cli reproduce --scale full --jobs $(JOBS) $(ARGS)
+	$(BIN)/python book/pages.py build/book
 
 results: $(STAMP)  ## make the tables of data/results/ again: hours; killed, it goes on
 	$(BIN)/python -m codit.paper.shipped tables $(ARGS)
