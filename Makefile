@@ -76,8 +76,8 @@ models: $(STAMP)  ## train the models of data/models/ again: about 15 minutes ea
 golden: $(STAMP)  ## record the golden files of the tests again
 	$(BIN)/python -m tests.golden
 
-lab: $(STAMP)  ## open JupyterLab in the environment
-	$(BIN)/python -m jupyterlab --notebook-dir notebooks
+lab: $(STAMP)  ## open JupyterLab at the first notebook
+	$(BIN)/python -m jupyterlab --notebook-dir . --LabApp.default_url=/lab/tree/notebooks/00_quickstart.ipynb $(ARGS)
 
 clean:  ## remove what make creates, and keep what is committed
 	rm -rf $(FORGET) build codit.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache

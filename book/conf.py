@@ -22,6 +22,7 @@ exclude_patterns = ["data/models", "data/cache", "codit", "tests/vllm"]
 nb_execution_mode = "off"  # executed by `codit reproduce`
 nb_output_stderr = "remove"  # progress bars
 nb_ipywidgets_js: dict[str, Any] = {}  # a picture stands where no kernel is
+nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]
 myst_enable_extensions = ["colon_fence", "dollarmath", "amsmath"]
 myst_heading_anchors = 3
 # Cards and tables begin below their page's first heading; links point at files of the repository.
