@@ -27,7 +27,7 @@ MINUTE = 60_000  # milliseconds; a loaded machine may need several
 # What cells say of themselves, in order: "[*]" while one runs or waits, "[3]" when it is done.
 PROMPTS = "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(e => e.innerText)"
 DONE = f"{PROMPTS}.length && {PROMPTS}.every(t => /^\\[\\d+\\]/.test(t))"
-IDLE = ".jp-Notebook-ExecutionIndicator[data-status=idle]"  # the kernel has started
+IDLE = "text=/\\| Idle$/"  # what the status bar says of a kernel that has started
 PARAMETERS = f'''scale = "micro"
 prompt = "{ASKED}"
 strength = None
@@ -99,6 +99,7 @@ def test_notebook_00_runs_and_its_prompt_and_its_widget_can_be_changed(
     with browser.chromium() as chromium:
         page = chromium.new_page(viewport={"width": 1400, "height": 1000})
         page.goto(address, timeout=2 * MINUTE)
+        page.wait_for_selector(".jp-CodeCell", timeout=2 * MINUTE)
         page.wait_for_selector(IDLE, timeout=2 * MINUTE)
         page.screenshot(path=tmp_path / "opened.png")
         assert page.locator(".jp-MarkdownOutput img").first.evaluate("i => i.naturalWidth") > 400
