@@ -49,6 +49,7 @@ QUESTIONS: dict[str, tuple[str, str | None]] = {
     ),
     "21_throughput": ("What does a step of the pair cost?", "A step takes at most"),
 }
+LIVE = {"text/plain", "application/vnd.jupyter.widget-view+json"}  # what needs a kernel to be seen
 # Shown as they are in the repository.
 SHARED = (
     "codit",
@@ -182,6 +183,8 @@ def question_page(path: Path) -> nbformat.NotebookNode:
     for cell in notebook.cells:
         if cell.cell_type == "markdown" and (found := re.findall(r"^#+ (.+)$", cell.source, re.M)):
             heading = found[-1]
+        if cell.cell_type == "code":  # bars that show a kernel's progress have nothing to show here
+            cell.outputs = [o for o in cell.outputs if set(o.get("data", {"": ""})) != LIVE]
         cell.metadata["mystnb"] = {"image": {"alt": f"Figure: {heading}"}}
     top = ANSWER.format(question=question(path), words=words.replace("**", ""), rows=rows)
     notebook.cells.insert(0, new_markdown_cell(top))

@@ -41,7 +41,7 @@ PROMPTS = 100
 GREEDY_TOKENS = 96
 JUDGED = 200
 TOO_LARGE = 3_000_000  # bytes of one table; a clone should stay quick
-WORDS = {True: "holds", False: "does not", None: "undecided"}
+WORDS = figures.WORDS
 MARKS = (
     "<!-- figures: written by `python -m codit.paper.shipped claims` -->",
     "<!-- end of figures -->",

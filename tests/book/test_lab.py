@@ -121,7 +121,7 @@ def test_notebook_00_runs_and_its_prompt_and_its_widget_can_be_changed(
 
 def explore(page: Any, tmp_path: Path) -> None:
     """Move the widget's sliders and type a prompt; the answer and the distributions change."""
-    shown = page.locator(".widget-html .widget-html-content, .widget-html-content").first
+    shown = page.locator(".widget-html-content", has_text="CoDIT")  # not a progress bar's label
     shown.scroll_into_view_if_needed()
     page.screenshot(path=tmp_path / "widget.png")
     strength = page.locator(".widget-slider", has_text="strength").locator("[role=slider]")
@@ -139,8 +139,7 @@ def explore(page: Any, tmp_path: Path) -> None:
 
 
 def changed(page: Any, before: str) -> None:
-    page.wait_for_function(
-        "before => document.querySelector('.widget-html-content').innerHTML !== before",
-        arg=before,
-        timeout=MINUTE,
-    )
+    """Wait until the widget's picture is another."""
+    picture = "[...document.querySelectorAll('.widget-html-content')]"
+    picture += ".find(e => e.innerText.includes('CoDIT'))"
+    page.wait_for_function(f"b => {picture}.innerHTML !== b", arg=before, timeout=MINUTE)
