@@ -88,7 +88,7 @@ clean:  ## remove what make creates, and keep what is committed
 # package whose files were cut off (pip writes INSTALLER after them) is forgotten, so that pip
 # repairs it.
 $(STAMP): $(if $(filter-out 0,$(FRESH)),forget)
-	@echo "Python environment in $(VENV): some 160 packages, a few minutes once"
+	@echo "Python environment in $(VENV): some 230 packages, a few minutes once"
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) \
 		else f"expected Python 3.11 to 3.13; got {v[0]}.{v[1]}. Name one: make PYTHON=python3.11")'
 	test -x $(BIN)/python && $(BIN)/python -m pip --version || $(PYTHON) -m venv --clear $(VENV)

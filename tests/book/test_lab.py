@@ -70,7 +70,7 @@ def address(tmp_path: Path) -> Iterator[str]:
             server.wait(60)
 
 
-def answered(url: str, log: Path, seconds: float = 120) -> None:
+def answered(url: str, log: Path, seconds: float = 300) -> None:
     """Wait until a server on loopback answers."""
     end = monotonic() + seconds
     while monotonic() < end:

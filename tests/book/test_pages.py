@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from codit.paper import run
 from tests import browser
@@ -29,19 +30,29 @@ CUT = """[...document.querySelectorAll("article table, article pre, article math
 
 @pytest.fixture(scope="module")
 def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The book with three questions, from the notebooks that `make figures` executed or afresh."""
-    pytest.importorskip("myst_nb", reason="the extra `dev` has the book's packages")
-    folder = tmp_path_factory.mktemp("book")
+    """The book with three questions; made once, for all workers of a session."""
+    pytest.importorskip("myst_nb", reason="the extra `book` has it")
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with FileLock(folder / "book.lock"):
+        if not (folder / "book" / "html" / "objects.inv").exists():
+            build(folder / "book")
+    return folder / "book" / "html"
+
+
+def build(folder: Path) -> None:
+    """Build it from the notebooks that `make figures` executed, or else afresh."""
     executed = folder / "executed"
+    executed.mkdir(parents=True, exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CODIT_FIGURES", str(folder / "figures"))
         for name in SAMPLE:
-            made = ROOT / "notebooks" / "executed" / "full" / f"{name}.ipynb"
+            path = ROOT / "notebooks" / f"{name}.ipynb"
+            made = path.parent / "executed" / "full" / path.name
             if made.is_file():
-                executed.mkdir(exist_ok=True)
                 shutil.copy(made, executed)
             else:
-                path = ROOT / "notebooks" / f"{name}.ipynb"
                 assert run.bring_up_to_date(path, {"scale": "full"}, out=executed) == "executed"
     # Sphinx says so, and fails, where a page, a picture or a docstring cannot be read.
     program = "import sys; from pathlib import Path; from book import pages; "
@@ -50,7 +61,6 @@ def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    return folder / "html"
 
 
 @pytest.fixture(scope="module")
