@@ -145,7 +145,7 @@ def index(paths: list[Path]) -> str:
     rows = []
     for path in paths:
         words, claims = answer(path)
-        first = " ".join(claims[0][:3:2])
+        first = "<br>".join(claims[0][:3:2])
         rows.append(f"| [{question(path)}](notebooks/{path.name}) | {words}<br>{first} |")
     tables = [path.stem for path in sorted((ROOT / "tests" / "tables").glob("*.md"))]
     return INDEX.format(
