@@ -29,7 +29,7 @@ NEWEST_TESTS := tests/test_pair.py tests/test_decode.py tests/test_student.py te
 FORGET := .venv .venv-vllm .venv-newest data/cache notebooks/executed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce figures results test pytest test-long test-newest test-vllm lint models golden lab clean
+.PHONY: help setup reproduce figures book results test pytest test-long test-newest test-vllm lint models golden lab clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /make \1: /p' Makefile
@@ -42,6 +42,10 @@ reproduce: $(STAMP)  ## execute every notebook, write figures/; what is up to da
 figures: $(STAMP)  ## draw every figure of scale full from data/results/, and the README's tables
 	$(BIN)/python -m codit.cli reproduce --scale full --jobs $(JOBS) --fresh $(ARGS)
 	$(BIN)/python -m codit.paper.shipped claims
+
+book: $(STAMP)  ## a web site of the notebooks at scale full, build/book/html/index.html
+	$(BIN)/python -m codit.cli reproduce --scale full --jobs $(JOBS) $(ARGS)
+	$(BIN)/python book/pages.py build/book
 
 results: $(STAMP)  ## make the tables of data/results/ again: hours; killed, it goes on
 	$(BIN)/python -m codit.paper.shipped tables $(ARGS)
@@ -72,8 +76,8 @@ models: $(STAMP)  ## train the models of data/models/ again: about 15 minutes ea
 golden: $(STAMP)  ## record the golden files of the tests again
 	$(BIN)/python -m tests.golden
 
-lab: $(STAMP)  ## open JupyterLab in the environment
-	$(BIN)/python -m jupyterlab --notebook-dir notebooks
+lab: $(STAMP)  ## open JupyterLab at the first notebook
+	$(BIN)/python -m jupyterlab --notebook-dir . --LabApp.default_url=/lab/tree/notebooks/00_quickstart.ipynb $(ARGS)
 
 clean:  ## remove what make creates, and keep what is committed
 	rm -rf $(FORGET) build codit.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache
@@ -84,7 +88,7 @@ clean:  ## remove what make creates, and keep what is committed
 # package whose files were cut off (pip writes INSTALLER after them) is forgotten, so that pip
 # repairs it.
 $(STAMP): $(if $(filter-out 0,$(FRESH)),forget)
-	@echo "Python environment in $(VENV): some 160 packages, a few minutes once"
+	@echo "Python environment in $(VENV): some 230 packages, a few minutes once"
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) \
 		else f"expected Python 3.11 to 3.13; got {v[0]}.{v[1]}. Name one: make PYTHON=python3.11")'
 	test -x $(BIN)/python && $(BIN)/python -m pip --version || $(PYTHON) -m venv --clear $(VENV)

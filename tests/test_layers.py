@@ -99,7 +99,8 @@ def test_every_requirement_is_pinned_within_its_tested_range() -> None:
     pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
     pinned = {canonicalize_name(pin.name): next(iter(pin.specifier)) for pin in pins}
     wanted = project["project"]["dependencies"] + project["build-system"]["requires"]
-    wanted += project["project"]["optional-dependencies"]["dev"]
+    for extra in ("dev", "notebooks", "book"):
+        wanted += project["project"]["optional-dependencies"][extra]
     for requirement in map(Requirement, wanted):
         pin = pinned[canonicalize_name(requirement.name)]
         assert pin.operator == "=="

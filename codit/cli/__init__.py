@@ -8,8 +8,10 @@ answered by one line on stderr and status 2, never by a traceback.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +110,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"codit: {_one_line(error)}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        print(f"codit: {_extra(error)}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
     return int(status)
@@ -138,6 +143,19 @@ def _commands(first: Sequence[str]) -> dict[str, Callable[..., Any]]:
 
         commands["reproduce"] = run.command
     return commands
+
+
+def _extra(error: ModuleNotFoundError) -> str:
+    """Return which extra brings a package that is not there; what none brings is our own fault."""
+    name = str(error.name).partition(".")[0]
+    wanted = "\n".join(metadata.requires("codit") or [])
+    found = re.search(rf'^{name}\b.*extra == "(?!dev")([a-z]+)"', wanted, re.MULTILINE)
+    if found is None:
+        raise error
+    return (
+        f"expected the package {name}; it is not installed. Install the extra `{found[1]}`: "
+        f'pip install -e ".[{found[1]}]" in a checkout, or pip install "WHEEL[{found[1]}]".'
+    )
 
 
 def _one_line(error: Exception) -> str:

@@ -51,6 +51,7 @@ LABELS: dict[str, str] = {
     "best-of-n": "Best-of-N",
     "best-of-n-judged": "Best-of-N, judged",
 }
+WORDS = {True: "holds", False: "does not", None: "undecided"}  # a claim's verdict
 COMMITTED = "full"  # the scale whose figures are in git
 # What may differ between two makings of one figure without its content being another.
 VOLATILE = ("commit", "dirty", "minutes", "seconds")

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -64,7 +65,46 @@ def command(
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     chosen = choose(store.repository() / "notebooks", [name for name in only.split(",") if name])
-    return int("failed" in reproduce(chosen, given, jobs=jobs, fresh=fresh))
+    print(plan(chosen, given, jobs=jobs), flush=True)
+    states = reproduce(chosen, given, jobs=jobs, fresh=fresh)
+    print(found(chosen, scale), flush=True)
+    return int("failed" in states)
+
+
+def plan(paths: Sequence[Path], parameters: Mapping[str, Any], *, jobs: int = 1) -> str:
+    """Return what an execution will do, for reading: each notebook, and how long it takes.
+
+    The seconds of its last execution at this scale, or else what its title says it costs.
+    """
+    scale = str(parameters["scale"])
+    lines = [
+        f"{len(paths)} notebooks at scale {scale}, {jobs} at a time; what is up to date is kept:"
+    ]
+    for path in paths:
+        state = path.parent / "executed" / scale / f"{path.stem}.json"
+        title = nbformat.read(path, as_version=4).cells[0].source
+        costs = re.search(r"\*\*Costs:?\*\*:? (.+)", title)
+        told = costs[1] if costs else "its title does not say how long"
+        if state.is_file():
+            told = f"{json.loads(state.read_text())['seconds']:.0f} s when last executed"
+        lines.append(f"  {path.stem:<28} {told}")
+    return "\n".join(lines)
+
+
+def found(paths: Sequence[Path], scale: str) -> str:
+    """Return the figures of notebooks for reading: where each lies, and what its claims say."""
+    lines = [f"Figures at scale {scale}, and how many of their claims hold:"]
+    for name in itertools.chain(*map(declared_figures, paths)):
+        stem = figures.folder(scale) / name
+        told = "not written"
+        if Path(f"{stem}.json").is_file():
+            claims = json.loads(Path(f"{stem}.json").read_text(encoding="utf-8"))["claims"]
+            counts = Counter(figures.WORDS[claim["holds"]] for claim in claims)
+            told = ", ".join(
+                f"{word} {counts[word]}" for word in figures.WORDS.values() if counts[word]
+            )
+        lines.append(f"  {os.path.relpath(f'{stem}.png'):<48} {told or 'no claims'}")
+    return "\n".join(lines)
 
 
 def reproduce(

@@ -41,7 +41,7 @@ PROMPTS = 100
 GREEDY_TOKENS = 96
 JUDGED = 200
 TOO_LARGE = 3_000_000  # bytes of one table; a clone should stay quick
-WORDS = {True: "holds", False: "does not", None: "undecided"}
+WORDS = figures.WORDS
 MARKS = (
     "<!-- figures: written by `python -m codit.paper.shipped claims` -->",
     "<!-- end of figures -->",
@@ -262,23 +262,31 @@ def sidecars() -> dict[str, dict[str, Any]]:
     return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
 
 
+def answer(name: str, begins: str = "") -> tuple[str, list[list[str]]]:
+    """Return what a committed figure's claims say, of those whose statement begins with a text.
+
+    Their verdicts, counted ("**holds** 2 of 3, **undecided** 1 of 3"), and each as the cells
+    statement, source, found, verdict. ValueError: none begins so.
+    """
+    claims = sidecars()[name]["claims"]
+    chosen = [claim for claim in claims if claim["statement"].startswith(begins)]
+    if not chosen:
+        raise ValueError(
+            f"expected a claim of {name} that begins with {begins!r}; there is none. Change what "
+            "is looked for (PAPER, or the book's QUESTIONS) as the notebook has been changed."
+        )
+    counts = Counter(WORDS[claim["holds"]] for claim in chosen)
+    words = [f"**{w}** {counts[w]} of {len(chosen)}" for w in WORDS.values() if counts[w]]
+    return ", ".join(words), list(map(_cells, chosen))
+
+
 def figure_table() -> str:
     """Return the README's table: what the paper says, what we find, and where."""
     lines = ["| the paper says | we find | where |", "| --- " * 3 + "|"]
-    known = sidecars()
     for said, name, begins in PAPER:
-        claims = [c for c in known[name]["claims"] if c["statement"].startswith(begins)]
-        if not claims:
-            raise ValueError(
-                f"expected a claim of {name} that begins with {begins!r}; there is none. Change "
-                "PAPER as the notebook has been changed."
-            )
-        counts = Counter(WORDS[claim["holds"]] for claim in claims)
-        words = ", ".join(
-            f"**{word}** {counts[word]} of {len(claims)}" for word in WORDS.values() if counts[word]
-        )
+        words, cells = answer(name, begins)
         (path,) = (store.repository() / "notebooks").glob(f"{name[:2]}_*.ipynb")
-        found = "<br>".join(_cells(claim)[2] for claim in claims)
+        found = "<br>".join(cell[2] for cell in cells)
         where = f"[{path.stem}](notebooks/{path.name}), [figure](figures/{name}.png)"
         lines.append(f"| {said} | {words}<br>{found} | {where} |")
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import subprocess
@@ -261,6 +262,37 @@ def test_the_command_hands_on_its_flags_and_ends_with_a_status(
     assert run.command(scale="full", only="01,03", jobs=2, parameter=("n=3",)) == failed
     told = {"scale": "full", "n": 3}
     assert asked == [(["01", "03"], told, {"jobs": 2, "fresh": False})]
+
+
+def test_what_is_to_come_and_how_long_it_takes_is_said_before(folder: Path) -> None:
+    new = notebooks.write(folder / "01_a.ipynb", title="# A\n- **Costs:** two minutes.")
+    old = notebooks.write(folder / "02_b.ipynb", title="# B\n- **Costs:** an hour.")
+    state = folder / "executed" / "micro" / "02_b.json"
+    state.parent.mkdir(parents=True)
+    state.write_text('{"seconds": 61.4}')
+    first, *lines = run.plan([new, old], MICRO, jobs=2).splitlines()
+    assert first.startswith("2 notebooks at scale micro, 2 at a time")
+    assert [line.split(maxsplit=1) for line in lines] == [
+        ["01_a", "two minutes."],
+        ["02_b", "61 s when last executed"],
+    ]
+
+
+def test_figures_are_listed_at_the_end_with_their_verdicts(folder: Path, tmp_path: Path) -> None:
+    path = notebooks.write(
+        folder / "01_a.ipynb", title="# A\nfigures/01_a figures/01b_b figures/01c_c"
+    )
+    claims = [{"holds": holds} for holds in (True, None, True)]
+    place = tmp_path / "figures" / "micro"
+    (place / "01_a.json").write_text(json.dumps({"claims": claims}))
+    (place / "01b_b.json").write_text(json.dumps({"claims": []}))
+    _, *lines = run.found([path], "micro").splitlines()
+    assert [line.split(maxsplit=1)[1] for line in lines] == [
+        "holds 2, undecided 1",
+        "no claims",
+        "not written",
+    ]
+    assert Path(lines[0].split()[0]).resolve() == place / "01_a.png"
 
 
 def test_notebooks_are_chosen_by_number_or_name_and_come_in_order(tmp_path: Path) -> None:
