@@ -200,7 +200,9 @@ class Single:
         self.model, self.generation_config = model, model.generation_config
         self.vocab_size = shared_width(model.config)
         self.context = reach(model.config)
-        self.engines = engines(model.device, model.config)
+        # What acts on the last position of a row needs rows, and prompts that are read whole.
+        is_whole = getattr(model, "reads_whole", False)
+        self.engines = ("static",) if is_whole else engines(model.device, model.config)
 
     @contextmanager
     def deciding(self, decoding: Decoding) -> Iterator[PreTrainedModel]:

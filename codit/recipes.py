@@ -189,6 +189,54 @@ class Tuning:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Guidance:
+    """How an instruction vector guides a training (IV). The paper's own values were not found.
+
+    Sources: [FVG] its authors' later work (arXiv 2502.11019), scripts; [FVG-b] constants in that
+    repository's compiled files; ours where neither is named.
+
+    Args:
+        schedule: "none"; "subtracted": heads' means are taken from the student's heads, all of
+            them at first, none in the end [FVG-b]; "added": the vector is added, and faded (ours).
+        until: share of the steps after which "added" adds nothing (ours).
+        injected: who reads the vector while they are compared: "reference" [FVG], "both" (ours),
+            or "none", a plain divergence from the start.
+        layer, gamma: where and how much of it.
+        last: weight of the divergence at the last prompt position. 20: [FVG], first sequence.
+        all: weight of the divergence at the positions of `reach`. .1: [FVG], first sequence.
+        reach: "all" positions of a row [FVG], or those that the "answer" is drawn at (ours).
+        heads: weight of the drift of heads' outputs. 1: [FVG]; 0 leaves it out.
+        temperature: divides both logits. 2: [FVG].
+        gate, head_gate: a term up to that is left out. .1 and .01: [FVG].
+    """
+
+    schedule: str = "none"
+    until: float = 0.5
+    injected: str = "reference"
+    layer: int = 0
+    gamma: float = 1.0
+    last: float = 20.0
+    all: float = 0.1
+    reach: str = "all"
+    heads: float = 0.0
+    temperature: float = 2.0
+    gate: float = 0.1
+    head_gate: float = 0.01
+    version: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        for name, known in {
+            "schedule": ("none", "subtracted", "added"),
+            "injected": ("none", "reference", "both"),
+            "reach": ("all", "answer"),
+        }.items():
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}."
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Addition:
     """A model with a chat vector added: target + scale (expert - amateur)."""
 

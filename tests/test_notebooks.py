@@ -35,6 +35,8 @@ REDUCED: dict[str, dict[str, Any]] = {
     "07_chat_vector_transfer": FEWER,
     "08_judge_agreement": {"n_prompts": 24, "n_test": 20},
     "21_throughput": {},
+    "42_iv_heads": {"kinds": ["capitals", "json"], "n_test": 64},
+    "43_iv_intervention": {"kinds": ["capitals", "json"], "n_test": 64},
 }
 # Executed from the repository root, the others from notebooks/.
 FROM_ROOT = "00_quickstart"

@@ -19,7 +19,15 @@ import tyro
 
 import codit
 from codit import recipes
-from codit.cli import chat_vector, judge, mt_bench, overlap, serve, synthesis
+from codit.cli import (
+    chat_vector,
+    instruction_vector,
+    judge,
+    mt_bench,
+    overlap,
+    serve,
+    synthesis,
+)
 from codit.dataset import workers
 
 
@@ -136,6 +144,7 @@ def _commands(first: Sequence[str]) -> dict[str, Callable[..., Any]]:
         "mt-bench": mt_bench.mt_bench,
         "train": train,
         "chat-vector": chat_vector.command,
+        "instruction-vector": instruction_vector.command,
         "reproduce": reproduce,
     }
     if first == ["reproduce"]:

@@ -115,7 +115,8 @@ class Runner:
         positions = (place - first).clamp(min=0)
         padded = min(map(len, prompts)) < width
         mask = (place >= first).long() if padded else None  # no mask: the quickest attention
-        chunk = max(1, PREFILL_TOKENS // len(prompts))
+        is_whole = getattr(self.model, "reads_whole", False)  # something acts on its last position
+        chunk = width if is_whole else max(1, PREFILL_TOKENS // len(prompts))
         for start in range(0, width, chunk):
             end = min(start + chunk, width)
             seen = None if mask is None else mask[:, :end]

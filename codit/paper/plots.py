@@ -408,6 +408,33 @@ def candidate_bars(axes: Axes, candidates: pd.DataFrame) -> None:
     axes.legend(ncols=3, fontsize="x-small", columnspacing=1, handlelength=1.2)
 
 
+def head_maps(panels: Any, table: pd.DataFrame) -> None:
+    """Draw indirect effects of heads: a panel for each model (down) and kind (across).
+
+    Green gives the answer back, purple takes it away; one scale for all models of a kind.
+
+    Args:
+        panels: axes, models by kinds.
+        table: columns model, kind, layer, head, value, in the order of the panels.
+    """
+    models, kinds = (list(dict.fromkeys(table[column])) for column in ("model", "kind"))
+    for across, kind in enumerate(kinds):
+        own = table[table["kind"] == kind]
+        most = own["value"].abs().max() or 1.0
+        for down, model in enumerate(models):
+            values = own[own["model"] == model].pivot(index="layer", columns="head", values="value")
+            axes = panels[down][across]
+            axes.imshow(values.to_numpy(), cmap="PRGn", vmin=-most, vmax=most)
+            axes.set_xticks(range(values.shape[1]), [""] * values.shape[1])
+            axes.set_yticks(range(values.shape[0]), [""] * values.shape[0])
+            if down == 0:
+                axes.set_title(f"{kind}\n±{most:.2g}", fontsize="x-small")
+            if across == 0:
+                axes.set_ylabel(f"{model}\nlayer", fontsize="x-small")
+            if down == len(models) - 1:
+                axes.set_xlabel("head", fontsize="x-small")
+
+
 def legend(figure: Figure, note: str) -> None:
     """Name the curves of all panels above them, each once; `note`: what bands and marks mean."""
     named: dict[str, Any] = {}

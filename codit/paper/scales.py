@@ -46,6 +46,7 @@ class Scale:
         evaluations: what scores a response: "verifier" (of the micro world) and "judge".
         seeds: how often an experiment is repeated; a seed moves synthesis and training alike.
         example: an instruction to look at token by token.
+        kinds: of the world's instructions, whose heads are looked for.
     """
 
     pair: Pair
@@ -64,6 +65,7 @@ class Scale:
     seeds: tuple[int, ...]
     example: str
     judging: Judging = NOBODY
+    kinds: tuple[str, ...] = ()
 
     @property
     def teachers(self) -> dict[str, Pair]:
@@ -137,6 +139,7 @@ def scales() -> dict[str, Scale]:
         seeds=(0,),  # intervals are over prompts; more seeds would make it an hour's work
         example="Write a sentence: name = Savo; work = miller; town = Orrin. "
         "Answer in JSON. End with the word wagon.",
+        kinds=("capitals", "json", "twice"),
     )
     full = replace(
         micro,
@@ -149,6 +152,7 @@ def scales() -> dict[str, Scale]:
         students=(base, neox, llama),
         judging=Judging(judges=JUDGES, n_prompts=1500, budgets=BUDGETS, seeds=(0, 1, 2, 3, 4)),
         seeds=(0, 1, 2, 3, 4),
+        kinds=(*micro.kinds, "quoted", "numbered", "one_word", "max_words", "sentences"),
     )
     laptop = hub_scale(
         "Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B-Base", HubPrompts(source="wildchat", n=200), 512
