@@ -108,7 +108,7 @@ class Pair:
     """Expert and amateur of one teacher. Which strength and plausibility: see `Decoding`."""
 
     expert: Recipe  # of one model: Model, Training, or the world's Pretraining
-    amateur: Recipe  # of one model, likewise
+    amateur: Recipe  # of one model, likewise; None: a model without a pair
     allow_renamed: bool = False
     version: ClassVar[int] = 1
 
