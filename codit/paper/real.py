@@ -8,6 +8,7 @@ needs it. The prompts are ours (`data/prompts/`). Values without a source are ou
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -95,18 +96,18 @@ class RealStudy:
     constraints: File
     tasks: File
     kinds: tuple[str, ...]
-    n_tuning: int = 32
-    n_dev: int = 6
-    n_each: int = 3
-    learning_rates: tuple[float, ...] = (1e-2, 5e-2)
+    n_tuning: int = 24
+    n_dev: int = 4
+    n_each: int = 2
+    learning_rates: tuple[float, ...] = (5e-2,)
     epochs: float = 1.0
     batch: int = 2
     n_tokens: tuple[int, int] = (40, 16)
     arms: tuple[RealArm, ...] = (
         RealArm(method="greedy"),
         RealArm(method="ctd", strength=0.3),
-        RealArm(method="none", strength=0.3),
         RealArm(method="prompt"),
+        RealArm(method="none", strength=0.3),
         RealArm(method="opposite", strength=0.3),
         RealArm(method="ctd", strength=0.5),
         RealArm(method="ctd", strength=0.1),
@@ -219,30 +220,27 @@ def _make(recipe: RealStudy, folder: Path) -> dict[str, pd.DataFrame]:
     path = model_path(recipe.model)
     model, tokenizer = read_model(path, dtype="auto"), load_tokenizer(path)
     tuned, tunings = _tunings(recipe, folder, path, model, tokenizer)
-    verdicts, texts = [], []
+    told: list[dict[str, Any]] = []
     for arm in recipe.arms:
         for name, rows in asked(recipe).items():
             file = folder / f"{arm.name}-{name}.jsonl"
             if not file.exists():
                 write_lines(file, _answers(recipe, arm, name, rows, tuned, model, tokenizer))
-            for row, (_, told) in zip(rows, read_lines(file), strict=True):
-                right, rouge = verdict(row, told["response"])
-                verdicts.append(
-                    {
-                        **{"arm": arm.name, "prompts": name, "kind": kind(row), "id": told["id"]},
-                        **{"right": right, "rouge_l": rouge, "tokens": told["tokens"]},
-                        "is_completed": told["is_completed"],
-                    }
+            for row, (_, one) in zip(rows, read_lines(file), strict=True):
+                one = {k: one[k] for k in ("id", "response", "tokens", "is_completed")}
+                told.append(
+                    {"arm": arm.name, "prompts": name, "kind": kind(row), "row": row, **one}
                 )
-                texts.append({"arm": arm.name, "id": told["id"], "response": told["response"]})
-    for path_ in tuned.values():
-        shutil.rmtree(path_)
-    shown = pd.DataFrame(texts)
-    ids = shown["id"].unique()
-    ids = ids[:: max(1, len(ids) // SHOWN)][:SHOWN]
+    found = [verdict(one["row"], one["response"]) for one in told]
+    right, rouge = zip(*found, strict=True)
+    table = pd.DataFrame(told).assign(right=right, rouge_l=rouge)
+    for prefix in folder.glob("*/"):
+        shutil.rmtree(prefix)
+    ids = table["id"].unique()
+    shown = table["id"].isin(ids[:: max(1, len(ids) // SHOWN)][:SHOWN])
     return {
-        "verdicts": pd.DataFrame(verdicts),
-        "texts": shown[shown["id"].isin(ids)],
+        "verdicts": table.drop(columns=["row", "response"]),
+        "texts": table.loc[shown, ["arm", "id", "response"]],
         "tunings": pd.DataFrame(tunings),
     }
 
@@ -290,7 +288,7 @@ def _tunings(
 ) -> tuple[dict[str, Path], list[dict[str, Any]]]:
     """Return the prefix of each tuned method, and what tunings did to their losses.
 
-    In nats per token: on dev at the end, and in training over the first and the last epoch.
+    In nats per token: on dev at the end, and in training over the first and the last quarter.
     """
     parts = {"train": folder / "train.jsonl", "dev": folder / "dev.jsonl"}
     if not parts["dev"].exists():
@@ -315,13 +313,13 @@ def _tunings(
         module = ctd.SoftPrefix(model, how, len(tokenizer))
         module.prompt_embeddings.data = load_file(out / ctd.WEIGHTS)[ctd.EMBEDDINGS]
         losses = [one["loss"] for one in json.loads((out / LOG).read_text())["losses"]]
-        epoch = max(1, int(len(losses) / recipe.epochs))
+        part = math.ceil(len(losses) / 4)
         row = {
             "method": method,
             "learning_rate": rate,
             "dev": _loss(module, tokenizer, parts["dev"]),
         }
-        told.append(row | {"first": mean(losses[:epoch]), "last": mean(losses[-epoch:])})
+        told.append(row | {"first": mean(losses[:part]), "last": mean(losses[-part:])})
         tuned[method] = out
         return told[-1]["dev"]
 
