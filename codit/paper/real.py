@@ -28,6 +28,7 @@ from transformers import AutoTokenizer
 from codit import contrastive_tuning as ctd
 from codit import decode
 from codit.engine.models import load_tokenizer, read_model
+from codit.evaluation import intervals, tasks
 from codit.files import read_lines, write_lines
 from codit.paper import store
 from codit.recipes import Decoding, File, Tuning
@@ -177,6 +178,28 @@ def study(recipe: RealStudy) -> dict[str, pd.DataFrame]:
     return store.tables(recipe, _make)
 
 
+def shares(verdicts: pd.DataFrame) -> pd.DataFrame:
+    """Return every arm's measures with 95 % intervals over prompts, a row each.
+
+    Columns: arm, measure (obeyed; exact and rouge_l of tasks), estimate, low, high, n; less those of
+    greedy, paired by prompt: gain, gain_low, gain_high.
+    """
+    parts = {"obeyed": ("constraints", "right"), "exact": ("tasks", "right")}
+    rows = []
+    for measure, (name, column) in {**parts, "rouge_l": ("tasks", "rouge_l")}.items():
+        some = verdicts[verdicts["prompts"] == name]
+        table = some.pivot(index="id", columns="arm", values=column).astype(float)
+        for arm in verdicts["arm"].unique():
+            own = intervals.mean_interval(table[arm])
+            gain = intervals.difference_interval(table[arm], table["greedy"])
+            rows.append(
+                {"arm": arm, "measure": measure, "estimate": own.estimate, "low": own.low}
+                | {"high": own.high, "n": own.n, "gain": gain.estimate}
+                | {"gain_low": gain.low, "gain_high": gain.high}
+            )
+    return pd.DataFrame(rows)
+
+
 def asked(recipe: RealStudy, split: str = "test") -> dict[str, list[dict[str, Any]]]:
     """Return a split's prompts that the study asks, rows of "constraints" and of "tasks"."""
     read = {
@@ -201,19 +224,13 @@ def kind(row: dict[str, Any]) -> str:
 def verdict(row: dict[str, Any], text: str) -> tuple[bool, float]:
     """Return whether an answer is right, and its Rouge-L (NaN for constraints).
 
-    Source: IFEval's strict checkers as lm-eval has them; Rouge-L with stems, best over outputs, as
-    CTD and instructive decoding report it.
+    Source: IFEval's strict checkers, as lm-eval has them.
     """
     if "outputs" not in row:
         from lm_eval.tasks.ifeval.utils import process_results
 
         return bool(process_results(dict(row), [text])["prompt_level_strict_acc"]), float("nan")
-    from rouge_score.rouge_scorer import RougeScorer
-
-    score = RougeScorer(["rougeL"], use_stemmer=True).score
-    plain = text.strip().rstrip(".").lower()
-    right = any(plain == one.rstrip(".").lower() for one in row["outputs"])
-    return right, max(score(one, text)["rougeL"].fmeasure for one in row["outputs"])
+    return tasks.exact(text, row["outputs"]), tasks.rouge_l(text, row["outputs"])
 
 
 def _make(recipe: RealStudy, folder: Path) -> dict[str, pd.DataFrame]:
@@ -246,9 +263,10 @@ def _make(recipe: RealStudy, folder: Path) -> dict[str, pd.DataFrame]:
 
 
 def chat(row: dict[str, Any]) -> list[dict[str, str]]:
-    """Return a prompt's conversation: a task's definition stands before its input."""
-    text = row.get("prompt") or row.get("instruction") or f"{row['definition']}\n\n{row['input']}"
-    return [{"role": "user", "content": text}]
+    """Return the conversation of a prompt of any of our files."""
+    if "definition" in row:
+        return tasks.asked(row)
+    return [{"role": "user", "content": row.get("prompt") or row["instruction"]}]
 
 
 def _answers(

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from codit import decode, recipes
@@ -177,6 +178,25 @@ def test_the_study_answers_with_every_arm_and_goes_on_after_a_kill(
     manifest = store.read_manifest(store.find(few) or tmp_path)
     assert str(tmp_path) not in json.dumps(manifest)
     assert manifest["key"] == recipes.key(few)
+
+
+def test_shares_are_means_and_gains_are_paired_by_prompt() -> None:
+    right = {"greedy": [1, 0, 0, 0], "ctd 0.3": [1, 1, 0, 0]}
+    rows = [
+        {"arm": arm, "prompts": name, "id": f"{name}-{i}", "right": bool(v), "rouge_l": v / 2}
+        for arm, values in right.items()
+        for name in ("constraints", "tasks")
+        for i, v in enumerate(values)
+    ]
+    found = real.shares(pd.DataFrame(rows)).set_index(["arm", "measure"])
+    assert found["estimate"].to_dict() == {
+        (arm, measure): sum(values) / 4 * scale
+        for measure, scale in (("obeyed", 1), ("exact", 1), ("rouge_l", 0.5))
+        for arm, values in right.items()
+    }
+    assert found.loc[("ctd 0.3", "rouge_l"), "gain"] == 0.125
+    assert (found.loc["greedy", ["gain", "gain_low", "gain_high"]] == 0).all(axis=None)
+    assert set(found["n"]) == {4}
 
 
 def test_dev_and_test_share_no_prompt() -> None:
