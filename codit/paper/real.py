@@ -181,8 +181,8 @@ def study(recipe: RealStudy) -> dict[str, pd.DataFrame]:
 def shares(verdicts: pd.DataFrame) -> pd.DataFrame:
     """Return every arm's measures with 95 % intervals over prompts, a row each.
 
-    Columns: arm, measure (obeyed; exact and rouge_l of tasks), estimate, low, high, n; less those of
-    greedy, paired by prompt: gain, gain_low, gain_high.
+    Columns: arm, measure (obeyed; exact and rouge_l of tasks), estimate, low, high, n; and less
+    those of greedy, paired by prompt: gain, gain_low, gain_high.
     """
     parts = {"obeyed": ("constraints", "right"), "exact": ("tasks", "right")}
     rows = []
