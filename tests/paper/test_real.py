@@ -110,7 +110,7 @@ def test_every_constraint_is_one_that_the_checkers_know_and_can_be_obeyed() -> N
     good = {
         "punctuation:no_comma": "No comma here.",
         "detectable_format:title": "<<Frost>>\nIt is white.",
-        "change_case:english_lowercase": "the weather is fine today, and we are going to the market.",
+        "change_case:english_lowercase": "it is fine today, and we are going to the market.",
         "detectable_format:constrained_response": "My answer is yes.",
     }
     for kind, text in good.items():
