@@ -29,7 +29,7 @@ NEWEST_TESTS := tests/test_pair.py tests/test_decode.py tests/test_student.py te
 FORGET := .venv .venv-vllm .venv-newest data/cache notebooks/executed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce figures book results test pytest test-long test-newest test-vllm lint models golden lab clean
+.PHONY: help setup reproduce figures book results test pytest test-long test-newest test-vllm lint models golden lab clean real
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /make \1: /p' Makefile
@@ -72,6 +72,9 @@ lint: $(STAMP)  ## ruff (notebooks too), formatting, types
 
 models: $(STAMP)  ## train the models of data/models/ again: about 15 minutes each on one core
 	$(BIN)/python -m codit.paper.shipped models --fresh $(ARGS)
+
+real: $(STAMP)  ## fetch the model of scale real (93 MB), once: it becomes 540 MB in data/cache/
+	$(BIN)/python -m codit.paper.real
 
 golden: $(STAMP)  ## record the golden files of the tests again
 	$(BIN)/python -m tests.golden

@@ -20,7 +20,7 @@ from codit import chat_vector, recipes, student, synthesis, world
 from codit.dataset import output
 from codit.engine.models import read_model
 from codit.pair import ContrastivePair, load_tokenizer
-from codit.paper import arms, store
+from codit.paper import arms, real, store
 from codit.paper.arms import JudgedBest, ResponseStudy, StudentStudy
 from codit.recipes import Addition, Evaluation, Model, Pair, Synthesis, Training
 from codit.world import pretraining
@@ -67,7 +67,7 @@ def compact(parts: Iterable[tuple[dict[str, Any], pd.DataFrame]]) -> pd.DataFram
     return table.astype({n: kind for n, kind in small.items() if n in table})
 
 
-def model_path(recipe: Model | Pretraining | Training | Addition) -> str:
+def model_path(recipe: Model | Pretraining | Training | Addition | real.Packaged) -> str:
     """Return what `from_pretrained` loads; a model of ours that does not exist yet is made.
 
     That is a name, or the folder of a base, of a student, of a model with a chat vector added.
@@ -76,11 +76,15 @@ def model_path(recipe: Model | Pretraining | Training | Addition) -> str:
         return recipe.name
     if isinstance(recipe, Addition):
         return str(store.get(recipe, _add))
+    if isinstance(recipe, real.Packaged):
+        return real.model_path(recipe)
     make = make_base if isinstance(recipe, Pretraining) else make_student
     return str(store.get(recipe, make))
 
 
-def load_model(recipe: Model | Pretraining | Training | Addition) -> tuple[PreTrainedModel, Any]:
+def load_model(
+    recipe: Model | Pretraining | Training | Addition | real.Packaged,
+) -> tuple[PreTrainedModel, Any]:
     """Return one model, in the dtype of its checkpoint, and its tokenizer."""
     path = model_path(recipe)
     revision = getattr(recipe, "revision", None)
@@ -92,8 +96,14 @@ def load_model(recipe: Model | Pretraining | Training | Addition) -> tuple[PreTr
 def load_pair(recipe: Pair) -> ContrastivePair:
     """Return a teacher ready to decode; the last two stay loaded.
 
-    Its strength and plausibility are the defaults, which a `Decoding` overrides.
+    Its strength and plausibility are the defaults, which a `Decoding` overrides. ValueError: it is
+    a model without a pair.
     """
+    if recipe.amateur is None:
+        raise ValueError(
+            "expected a pair; got one model without its amateur, which has nothing to contrast "
+            "with. Use a scale that has a pair."
+        )
     return ContrastivePair.from_pretrained(
         model_path(recipe.expert),
         model_path(recipe.amateur),

@@ -47,7 +47,7 @@ def command(
     """Execute the notebooks and write their figures; skip what is up to date.
 
     Args:
-        scale: whose recipes the notebooks use: micro, full, laptop, paper.
+        scale: whose recipes the notebooks use: micro, full, laptop, paper, real.
         only: numbers or names of notebooks, separated by commas: 01,03. Empty: all.
         jobs: notebooks executed at the same time; they share the cores, unless OMP_NUM_THREADS
             says how many threads each has.

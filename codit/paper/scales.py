@@ -1,9 +1,9 @@
 """What is compared with what: scales, and the arms and studies that notebooks ask a scale for.
 
 `micro` is the embedded default (offline, CPU, minutes), `full` the micro world with more prompts
-and seeds, `laptop` a small pair from the Hub, `paper` one of the paper's on GPUs. They differ in
-values only; no function asks which one it is. Recipes only: `codit.paper.make` makes them. Values
-and choices without a source are ours.
+and seeds, `laptop` a small pair from the Hub, `paper` one of the paper's on GPUs, `real` one real
+model without a pair, offline. They differ in values only; no function asks which one it is. Recipes
+only: `codit.paper.make` makes them. Values and choices without a source are ours.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from codit.paper import real
 from codit.paper.arms import NOBODY, Arm, Judging, LLMJudge, ResponseStudy, StudentStudy, judged_by
 from codit.paper.arms import decoding as decoding_of
 from codit.recipes import Decoding, File, HubPrompts, Model, Pair, Synthesis, Training
@@ -32,7 +33,7 @@ class Scale:
     """Every value that an experiment needs, for one size of experiment.
 
     Args:
-        pair: the teacher.
+        pair: the teacher. At `real` its amateur is None: one model, and nothing to contrast with.
         others: further teachers, for what must not hang on one.
         rivals: teachers whose chat vectors are nulls for the first one's.
         dev: prompts that values are chosen on; no student or dataset is reported on them.
@@ -43,7 +44,7 @@ class Scale:
             this baseline is tuned as CoDIT is.
         strengths: tried at the decoding's plausibility; 0 is truncation.
         training: how students are trained; base and data come from each student and arm.
-        evaluations: what scores a response: "verifier" (of the micro world) and "judge".
+        evaluations: what scores a response: "verifier" (of the micro world), "judge", "ifeval".
         seeds: how often an experiment is repeated; a seed moves synthesis and training alike.
         example: an instruction to look at token by token.
         kinds: of the world's instructions, whose heads are looked for.
@@ -77,7 +78,7 @@ def scale(name: str, **changes: Any) -> Scale:
     """Return a scale with the values that a reader changed.
 
     Args:
-        name: "micro", "full", "laptop" or "paper".
+        name: "micro", "full", "laptop", "paper" or "real".
         changes: fields of `Scale` or of its decoding (`plausibility`, `strength`, ...), or
             `n_prompts` and `n_test` (of dev and of each held-out set); None leaves the scale's
             value. `students` may be their number, the first ones; `judging` names of models.
@@ -160,7 +161,23 @@ def scales() -> dict[str, Scale]:
     paper = hub_scale(
         "Qwen/Qwen3-8B", "Qwen/Qwen3-8B-Base", HubPrompts(source="lmsys", n=250_333), 4096
     )
-    return {"micro": micro, "full": full, "laptop": laptop, "paper": paper}
+    known = {"micro": micro, "full": full, "laptop": laptop, "paper": paper}
+    return {**known, "real": real_scale()}
+
+
+def real_scale() -> Scale:
+    """Return the scale of one real model that `make real` fetches: its expert alone, greedy."""
+    return Scale(
+        pair=Pair(expert=real.Packaged(), amateur=None),
+        prompts=real.prompts("tuning"),
+        tests=(),
+        decoding=Decoding(strength=0.0, plausibility=0.0, temperature=0.0, max_new_tokens=40),
+        students=(),
+        training={},
+        evaluations=("ifeval",),
+        seeds=(0,),
+        example="Name three rivers of Europe, in capitals, as a numbered list.",
+    )
 
 
 def hub_scale(post: str, pre: str, prompts: HubPrompts, max_new_tokens: int) -> Scale:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from codit import recipes, world
-from codit.paper import arms, scales
+from codit.paper import arms, make, run, scales
 from codit.paper.arms import Arm, LLMJudge
 from codit.paper.scales import Scale
 from codit.recipes import Decoding, File, HubPrompts, Model, Training
@@ -17,6 +17,7 @@ from codit.world.constraints import words
 from codit.world.recipes import Answers, Pretraining, WorldPrompts
 
 SCALES = scales.scales()
+PAIRS = [name for name, chosen in SCALES.items() if chosen.pair.amateur is not None]
 OFFLINE = [name for name, chosen in SCALES.items() if "verifier" in chosen.evaluations]
 
 
@@ -38,7 +39,7 @@ def test_an_unknown_arm_is_refused() -> None:
         scales.arm("both", Decoding())
 
 
-@pytest.mark.parametrize("name", SCALES)
+@pytest.mark.parametrize("name", PAIRS)
 def test_arms_answer_the_same_prompts_with_the_same_noise(name: str) -> None:
     made = [scales.synthesis(SCALES[name], arm, seed=4) for arm in scales.ARMS]
     assert {(one.pair, one.prompts, one.n_samples) for one in made} == {
@@ -51,11 +52,22 @@ def test_arms_answer_the_same_prompts_with_the_same_noise(name: str) -> None:
 # -- scales --------------------------------------------------------------------------------------
 
 
-def test_there_are_four_scales() -> None:
-    assert list(SCALES) == ["micro", "full", "laptop", "paper"]
+def test_there_are_five_scales_and_every_help_text_names_them() -> None:
+    assert list(SCALES) == ["micro", "full", "laptop", "paper", "real"]
+    for told in (scales.scale.__doc__, scales.__doc__, run.command.__doc__):
+        assert told is not None
+        assert [name for name in SCALES if name not in told] == []
 
 
-@pytest.mark.parametrize("name", SCALES)
+def test_a_scale_without_a_pair_has_a_model_alone_and_says_so() -> None:
+    assert set(SCALES) - set(PAIRS) == {"real"}
+    chosen = SCALES["real"]
+    assert (chosen.decoding.strength, chosen.students, chosen.tests) == (0, (), ())
+    with pytest.raises(ValueError, match="expected a pair; got one model without its amateur"):
+        make.load_pair(chosen.pair)
+
+
+@pytest.mark.parametrize("name", PAIRS)
 def test_every_value_of_a_scale_has_a_key_without_a_network(name: str) -> None:
     chosen = SCALES[name]
     keys = {
@@ -66,7 +78,7 @@ def test_every_value_of_a_scale_has_a_key_without_a_network(name: str) -> None:
     assert len(keys) == len(scales.ARMS) * len(chosen.seeds)
 
 
-@pytest.mark.parametrize("name", SCALES)
+@pytest.mark.parametrize("name", PAIRS)
 def test_the_first_student_is_the_teachers_own_amateur(name: str) -> None:
     chosen = SCALES[name]
     assert chosen.students[0] == chosen.pair.amateur
