@@ -28,6 +28,8 @@ from codit import files, recipes
 from codit.engine.cache import shared_width
 from codit.engine.chat import Conversation, drawable, prompt_ids
 from codit.engine.models import load_tokenizer, read_model
+from codit.engine.sampling import Batch
+from codit.engine.static import Runner
 from codit.pair import TwoViews, prefixed
 from codit.training.loop import claim, fit, settings
 from codit.training.rows import MASKED, Source, answered, arranged, summary, tokenised
@@ -50,7 +52,8 @@ def loss(z: Tensor, seen: Tensor, labels: Tensor, *, strength: float, scale: flo
         seen: z~, logits of the second view, same shape.
         labels: int64 [B, T], the id that follows position t, or -100.
         strength: alpha.
-        scale: of the first view: 1, or 1 + strength (`Tuning.keeps_scale`).
+        scale: of the first view: 1, or 1 + strength (`Tuning.keeps_scale`); prompt tuning's loss
+            is that of scale 0 and strength -1.
 
     Source: CTD, its loss.
     """
@@ -81,8 +84,6 @@ class SoftPrefix(nn.Module):
         (model,) = self.hidden
         ids, mask = input_ids.to(model.device), attention_mask.to(model.device)
         n, own = self.recipe.prefix, model.get_input_embeddings()
-        with torch.no_grad():
-            z = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         rows = shared_width(model.config)
         before = torch.arange(rows, rows + n, device=ids.device).expand(len(ids), n)
         try:
@@ -94,8 +95,13 @@ class SoftPrefix(nn.Module):
             ).logits[:, n:]
         finally:
             model.set_input_embeddings(own)
-        strength = self.recipe.strength
+        strength, z = self.recipe.strength, seen
         scale = 1 + strength if self.recipe.keeps_scale else 1.0
+        if not self.recipe.contrasts:
+            scale, strength = 0.0, -1.0  # 0 z + z~
+        else:
+            with torch.no_grad():
+                z = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         z, seen = (one[:, :-1, : self.width] for one in (z, seen))
         return loss(z, seen, labels[:, 1:].to(ids.device), strength=strength, scale=scale)
 
@@ -203,12 +209,47 @@ def padded(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     }
 
 
+class SecondView(TwoViews):
+    """The second view alone, at strength 0: how a prompt-tuned model decodes."""
+
+    is_contrast = False
+
+    def deciding(self, decoding: recipes.Decoding) -> Any:
+        """See `decode.Decoder`."""
+        if decoding.strength:
+            raise ValueError(
+                "one view has nothing to contrast with: strength must be 0; got "
+                f"{decoding.strength}. Use Decoding(strength=0), or both views."
+            )
+        return super().deciding(decoding)
+
+    def runner(self, batch: Batch) -> Runner:
+        """Return what the static engine runs for a batch of prompts."""
+        return _OtherRows(self, batch)
+
+
+class _OtherRows(Runner):
+    """A model that is fed the second view of each row."""
+
+    def __init__(self, seen: SecondView, batch: Batch) -> None:
+        super().__init__(seen.model, batch)
+        self.view = seen.view
+
+    def prompts(self, prompts: list[list[int]]) -> Any:
+        return super().prompts([self.view(prompt) for prompt in prompts])
+
+
 def two_views(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    *,
+    second_alone: bool = False,
 ) -> TwoViews:
     """Return a model beside itself behind the soft prefix that `tune`, or PEFT, wrote.
 
-    ValueError: no prefix there, or one of another width.
+    With `second_alone` the model behind its prefix, as prompt tuning decodes. ValueError: no prefix
+    there, or one of another width.
     """
     path = Path(folder) / WEIGHTS
     if not path.is_file():
@@ -220,7 +261,8 @@ def two_views(
             "prompt tuning."
         )
     width, _ = drawable(tokenizer, shared_width(model.config))
-    return TwoViews(model, prefix=weights[EMBEDDINGS], vocab_size=width)
+    kind = SecondView if second_alone else TwoViews
+    return kind(model, prefix=weights[EMBEDDINGS], vocab_size=width)
 
 
 def instructive(

@@ -164,6 +164,8 @@ class Tuning:
         keeps_scale: ours: the first view weighs 1 + strength, so that equal views stay as sharp as
             one. False: the paper's loss, whose equal views are one view at temperature
             1 / (1 - strength).
+        contrasts: False is prompt tuning, CTD's baseline: the loss of the prefixed view alone,
+            which reads no strength.
         batch: rows in an optimiser step.
         max_length: longest row in tokens; a longer one is an error, never cut.
     """
@@ -173,12 +175,14 @@ class Tuning:
     strength: float = 0.3
     prefix: int = 20
     keeps_scale: bool = False
+    contrasts: bool = True
     learning_rate: float = 9e-4
     epochs: float = 3.0
     batch: int = 32
     max_length: int = 2048
     seed: int = 0
     version: ClassVar[int] = 1
+    LATE: ClassVar[dict[str, Any]] = {"contrasts": True}
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.strength < 1.0 or self.prefix < 1:

@@ -11,7 +11,7 @@ import torch
 
 from codit import contrastive_tuning as ctd
 from codit import decode
-from codit.recipes import Decoding, File, Model, Tuning
+from codit.recipes import Decoding, File, Model, Tuning, canonical
 from tests import tiny
 
 ROWS = [
@@ -144,6 +144,47 @@ def test_a_tuning_that_was_killed_goes_on_to_the_same_prefix(
     assert len(calls) == done, "finished: nothing is done again"
     with pytest.raises(ValueError, match="holds a finished model"):
         ctd.tune(recipe(base, seed=1), ROWS, out)
+
+
+@torch.no_grad()
+def test_prompt_tuning_has_the_loss_of_the_prefixed_view_alone(base: str) -> None:
+    model, tokenizer = tiny.model("llama", seed=1), tiny.tokenizer()
+    tuned = ctd.SoftPrefix(model, recipe(base, contrasts=False), len(tokenizer))
+    ids = tokenizer("the cat is on the mat")["input_ids"]
+    own = model.get_input_embeddings()(torch.tensor([ids]))
+    seen = model(inputs_embeds=torch.cat([tuned.prompt_embeddings[None], own], 1)).logits[0, 4:]
+    seen = seen[:, : len(tokenizer)].log_softmax(-1)
+    expected = -sum(seen[t - 1, ids[t]].item() for t in range(1, len(ids)))
+    row = {"input_ids": ids, "labels": ids}
+    assert tuned(**ctd.padded([row])).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_prompt_tuned_model_answers_as_it_does_behind_its_prefix(
+    base: str, tmp_path: Path
+) -> None:
+    out = ctd.tune(recipe(base, contrasts=False), ROWS, tmp_path / "prompt")
+    assert losses(out)[-1] < 0.8 * losses(out)[0]
+    model, tokenizer = tiny.model("llama", seed=1), tiny.tokenizer()
+    one = ctd.two_views(model, tokenizer, out, second_alone=True)
+    how = Decoding(strength=0.0, plausibility=0.0, temperature=0.0, max_new_tokens=8)
+    found = decode.generate(one, tokenizer, CHATS, how, progress=False)
+    plain = decode.generate(model, tokenizer, CHATS, how, progress=False)
+    assert [r.token_ids for r in found] != [r.token_ids for r in plain]
+    assert one.prefix is not None
+    for chat, response in zip(CHATS, found, strict=True):
+        drawn = list[int]()
+        while len(drawn) < len(response.token_ids):
+            ids = torch.tensor([decode.prompt_ids(tokenizer, chat) + drawn])
+            read = torch.cat([one.prefix[None], model.get_input_embeddings()(ids)], 1)
+            drawn.append(int(model(inputs_embeds=read).logits[0, -1, : len(tokenizer)].argmax()))
+        assert response.token_ids == drawn
+    with pytest.raises(ValueError, match=r"one view has nothing to contrast with"):
+        decode.generate(one, tokenizer, CHATS, Decoding(strength=0.3), progress=False)
+
+
+def test_a_tuning_from_before_there_was_prompt_tuning_keeps_its_key(base: str) -> None:
+    assert "contrasts" not in canonical(recipe(base))
+    assert canonical(recipe(base, contrasts=False))["contrasts"] is False
 
 
 @pytest.mark.parametrize("changes", [{"strength": 1.0}, {"strength": -0.1}, {"prefix": 0}])
