@@ -30,7 +30,6 @@ RATE = 1e-2  # of RATES, by dev prompts: notebook 32
 INSTRUCTIVE = 0.3  # epsilon; the authors of instructive decoding
 WORDINGS = ("opposite", "none", "truncated", "random")
 KEPT = "CTD kept scale 0.5"
-PROMPTS = 200  # of each held-out set at most
 TEXTS = 10  # prompts of a split whose answers a table keeps, of the first seed
 
 
@@ -80,6 +79,7 @@ def tuning(chosen: Scale, model: Recipe, *, ideal: float | None = None, **change
     of `Tuning`, or `n`, the number of rows.
     """
     values = dict(chosen.tuning) | changes
+    values.pop("prompts")
     own = replace(model.data, prompts=replace(model.data.prompts, n=values.pop("n")))
     data: Answers = own if ideal is None else replace(own, ideal_share=ideal)
     return Tuning(base=model, data=data, **values)
@@ -147,7 +147,7 @@ def rates(chosen: Scale) -> ViewStudy:
     ]
     study = _study(chosen, "A", (Way(name="OD"), *shown))
     assert chosen.dev is not None
-    dev = replace(chosen.dev, n=min(chosen.dev.n, PROMPTS))
+    dev = replace(chosen.dev, n=min(chosen.dev.n, chosen.tuning["prompts"]))
     return replace(study, tests=(("dev", dev),), seeds=chosen.seeds[:1])
 
 
@@ -161,7 +161,7 @@ def _study(chosen: Scale, teacher: str, ways: tuple[Way, ...]) -> ViewStudy:
     return ViewStudy(
         model=chosen.teachers[teacher].expert,
         ways=ways,
-        tests=tuple((k, replace(p, n=min(p.n, PROMPTS))) for k, p in chosen.tests),
+        tests=tuple((k, replace(p, n=min(p.n, chosen.tuning["prompts"]))) for k, p in chosen.tests),
         seeds=chosen.seeds[: chosen.tuned],
         max_new_tokens=chosen.decoding.max_new_tokens,
     )
@@ -190,11 +190,23 @@ def _seeded(view: View, seed: int) -> View:
 def verdicts(study: ViewStudy) -> pd.DataFrame:
     """Return every verdict of a study, one row an answer.
 
-    Columns: way, strength, seed, split, id, family, rouge (Rouge-L F against the ideal answer,
-    with stems), exact (the ideal answer but for case and marks), response (of the first `TEXTS`
-    prompts of the first seed, else empty) and those of `make.study`.
+    Columns: arm (the way), role, strength, plausibility (NaN), seed, split, id, family, rouge
+    (Rouge-L F against the ideal answer, with stems), exact (the ideal answer but for case and
+    marks), response (of the first `TEXTS` prompts of the first seed, else empty) and those of
+    `make.study`.
     """
-    return make.readable(store.table(study, _verdicts, "verdicts"))
+    table = make.readable(store.table(study, _verdicts, "verdicts"))
+    return table.rename(columns={"way": "arm"}).assign(
+        role=table["way"].map(role), plausibility=float("nan")
+    )
+
+
+def role(way: str) -> str:
+    """Return whose colour, of `figures.COLOURS`, a way has."""
+    if "kept scale" in way:
+        return "kept-scale"
+    names = {"OD": "greedy", "ID": "instructive", "PT": "prompt-tuning"}
+    return names.get(way.split()[0], "ctd")
 
 
 def _verdicts(study: ViewStudy) -> pd.DataFrame:
@@ -264,12 +276,12 @@ def _steps(recipe: TokenStudy) -> pd.DataFrame:
 def won(table: pd.DataFrame, ways: Sequence[str], base: str, *, measure: str) -> pd.DataFrame:
     """Return on how many families each way is above, equal to and below another, in a mean.
 
-    Columns: way, won, tied, lost: shares of families. Source: CTD, Figure 3; ties apart: ours.
+    Columns: arm, won, tied, lost: shares of families. Source: CTD, Figure 3; ties apart: ours.
     """
-    means = table.groupby(["way", "family"], sort=False)[measure].mean().unstack()
+    means = table.groupby(["arm", "family"], sort=False)[measure].mean().unstack()
     rows = []
     for way in ways:
         apart = (means.loc[way] - means.loc[base]).round(6)
         shares = {"won": (apart > 0).mean(), "tied": (apart == 0).mean()}
-        rows.append({"way": way, **shares, "lost": (apart < 0).mean()})
+        rows.append({"arm": way, **shares, "lost": (apart < 0).mean()})
     return pd.DataFrame(rows)

@@ -93,7 +93,7 @@ def views_of(recipe: View, asked: Sequence[Mapping[str, Any]]) -> tuple[TwoViews
 
     What a wording changes is their constraints; the task stays.
     """
-    model, tokenizer = load_model(recipe.base)
+    model, tokenizer = _loaded(recipe.base)
     if recipe.prefix is not None:
         folder = store.get(recipe.prefix, make_prefix)
         how = {"second_alone": recipe.alone}
@@ -109,6 +109,9 @@ def views_of(recipe: View, asked: Sequence[Mapping[str, Any]]) -> tuple[TwoViews
         seed=recipe.seed,
     )
     return views, tokenizer
+
+
+_loaded = functools.lru_cache(maxsize=1)(load_model)  # one after another under many views
 
 
 @functools.lru_cache(maxsize=2)

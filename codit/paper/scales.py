@@ -45,7 +45,8 @@ class Scale:
         training: how students are trained; base and data come from each student and arm.
         evaluations: what scores a response: "verifier" (of the micro world) and "judge".
         seeds: how often an experiment is repeated; a seed moves synthesis and training alike.
-        tuning: how soft prefixes are tuned: fields of `Tuning` but base and data, and n, the rows.
+        tuning: how soft prefixes are tuned: fields of `Tuning` but base and data; n, the rows, and
+            prompts, of each held-out set.
         tuned: seeds of what is tuned: the first ones.
         example: an instruction to look at token by token.
     """
@@ -139,7 +140,10 @@ def scales() -> dict[str, Scale]:
         evaluations=("verifier", "judge"),
         judging=Judging(judges=JUDGES, n_prompts=60, budgets=(25, 27)),
         seeds=(0,),  # intervals are over prompts; more seeds would make it an hour's work
-        tuning={"n": 200, "learning_rate": 1e-2, "epochs": 1.0, "max_length": 512},
+        tuning={
+            **{"n": 96, "prompts": 32},
+            **{"learning_rate": 1e-2, "epochs": 1.0, "max_length": 512},
+        },
         example="Write a sentence: name = Savo; work = miller; town = Orrin. "
         "Answer in JSON. End with the word wagon.",
     )
@@ -154,7 +158,7 @@ def scales() -> dict[str, Scale]:
         students=(base, neox, llama),
         judging=Judging(judges=JUDGES, n_prompts=1500, budgets=BUDGETS, seeds=(0, 1, 2, 3, 4)),
         seeds=(0, 1, 2, 3, 4),
-        tuning={**micro.tuning, "n": 600, "epochs": 2.0},
+        tuning={**micro.tuning, "n": 600, "prompts": 200, "epochs": 2.0},
     )
     laptop = hub_scale(
         "Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B-Base", HubPrompts(source="wildchat", n=200), 512
