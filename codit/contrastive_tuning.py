@@ -249,25 +249,29 @@ def instructive(
     conversations: Sequence[Conversation],
     wording: str,
     *,
+    definitions: Sequence[str] | None = None,
     seed: int = 0,
 ) -> TwoViews:
     """Return a model that reads each of these conversations in another wording too.
 
-    Of the last user turn: "opposite" puts `OPPOSITE` before it; "none" leaves it empty; "truncated"
-    keeps .6 of its words, drawn at random; "random" replaces them by words of all conversations.
+    Only the definition changes, the part of the last user turn that says what to do: "opposite"
+    puts `OPPOSITE` in its place; "none" leaves it out; "truncated" keeps .6 of its words, drawn at
+    random; "random" replaces them by words of all conversations. `definitions` None: the whole
+    turn, which "opposite" keeps behind it.
 
     Raises:
-        ValueError: no such wording.
+        ValueError: no such wording, or a definition that its conversation does not hold.
+
+    Source: instructive decoding (arXiv 2311.00233); the words of "opposite" and of "random": ours.
     """
     if wording not in WORDINGS:
         raise ValueError(f"wording must be one of {', '.join(WORDINGS)}; got {wording!r}.")
     words = sorted({w for chat in conversations for w in _last(chat)["content"].split()})
-    seen = {
-        tuple(prompt_ids(tokenizer, chat)): prompt_ids(
-            tokenizer, _reworded(chat, wording, random.Random(f"{seed}/{number}"), words)
-        )
-        for number, chat in enumerate(conversations)
-    }
+    parts = definitions or [_last(chat)["content"] for chat in conversations]
+    seen = {}
+    for number, (chat, part) in enumerate(zip(conversations, parts, strict=True)):
+        other = _reworded(chat, part, wording, random.Random(f"{seed}/{number}"), words)
+        seen[tuple(prompt_ids(tokenizer, chat))] = prompt_ids(tokenizer, other)
     longer = max([0, *(len(other) - len(own) for own, other in seen.items())])
     width, _ = drawable(tokenizer, shared_width(model.config))
     return TwoViews(model, lambda ids: seen[tuple(ids)], longer=longer, vocab_size=width)
@@ -278,16 +282,22 @@ def _last(chat: Conversation) -> Mapping[str, str]:
 
 
 def _reworded(
-    chat: Conversation, wording: str, draw: random.Random, words: Sequence[str]
+    chat: Conversation, part: str, wording: str, draw: random.Random, words: Sequence[str]
 ) -> list[dict[str, str]]:
-    """Return a conversation with its last user turn in another wording."""
+    """Return a conversation with a part of its last user turn in another wording."""
     asked = _last(chat)
-    own = asked["content"].split()
+    if part not in asked["content"]:
+        raise ValueError(
+            f"expected the definition {part!r} in what the user says, {asked['content']!r}; it is "
+            "not there. Give it word for word."
+        )
+    own, whole = part.split(), part == asked["content"]
     kept = sorted(draw.sample(range(len(own)), round(KEPT * len(own))))
-    text = {
-        "opposite": f"{OPPOSITE}\n{asked['content']}",
+    other = {
+        "opposite": f"{OPPOSITE}\n{part}" if whole else OPPOSITE,
         "none": "",
         "truncated": " ".join(own[i] for i in kept),
         "random": " ".join(draw.choice(words) for _ in own),
     }[wording]
+    text = asked["content"].replace(part, other, 1).strip()
     return [{**turn, "content": text} if turn is asked else dict(turn) for turn in chat]

@@ -241,6 +241,25 @@ class Guidance:
 
 
 @dataclass(frozen=True, kw_only=True)
+class View:
+    """What a model reads a second time: its prompt behind a soft prefix, or in another wording.
+
+    Args:
+        prefix: Tuning, or File: the folder of a soft prefix.
+        wording: of the instruction; one of `codit.contrastive_tuning.WORDINGS`.
+        seed: of the words that a wording draws.
+        alone: the second view answers by itself, as prompt tuning does.
+    """
+
+    base: Recipe  # of one model: Model, Training, or the world's Pretraining
+    prefix: Recipe | None = None
+    wording: str = ""
+    seed: int = 0
+    alone: bool = False
+    version: ClassVar[int] = 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class Addition:
     """A model with a chat vector added: target + scale (expert - amateur)."""
 
@@ -254,7 +273,7 @@ class Addition:
 class Evaluation:
     """Answers of one model to held-out prompts, scored by the world's verifier."""
 
-    model: Recipe  # of one model: Model, Training, Addition, or the world's Pretraining
+    model: Recipe  # of one model: Model, Training, Addition, View, or the world's Pretraining
     prompts: Recipe  # of prompts: the world's WorldPrompts
     decoding: Decoding = Decoding(
         strength=0.0, plausibility=0.0, temperature=0.0, max_new_tokens=128

@@ -240,7 +240,7 @@ def test_a_wording_changes_the_last_user_turn_alone(wording: str) -> None:
         {"role": "user", "content": "a b c d e"},
     ]
     draw = ctd.random.Random(0)
-    found = ctd._reworded(chat, wording, draw, ["x", "y"])
+    found = ctd._reworded(chat, LAST, wording, draw, ["x", "y"])
     assert found[:2] == chat[:2]
     text = found[2]["content"]
     if wording == "opposite":
@@ -268,6 +268,34 @@ def test_instructive_decoding_contrasts_with_the_other_wording(wording: str) -> 
     prompts = [decode.prompt_ids(tokenizer, chat) for chat in CHATS]
     assert [*map(again.view, prompts)] == [*map(two.view, prompts)]
     assert prompts != [*map(two.view, prompts)]
+
+
+@pytest.mark.parametrize(
+    ("wording", "expected"),
+    [
+        ("opposite", f"{ctd.OPPOSITE}\n\nthe cat"),
+        ("none", "the cat"),
+        ("truncated", ""),
+        ("random", ""),
+    ],
+)
+def test_a_wording_of_a_definition_leaves_the_rest_of_the_turn(wording: str, expected: str) -> None:
+    chat = [{"role": "user", "content": "say it twice\n\nthe cat"}]
+    (turn,) = ctd._reworded(chat, "say it twice", wording, ctd.random.Random(0), ["x", "y"])
+    found = turn["content"]
+    if wording in ("truncated", "random"):
+        words = found.split("\n\n")[0].split()
+        assert found.endswith("\n\nthe cat")
+        assert len(words) == (2 if wording == "truncated" else 3)
+        assert set(words) <= (set("say it twice".split()) if wording == "truncated" else {*"xy"})
+    else:
+        assert found == expected
+
+
+def test_a_definition_that_nobody_said_is_refused() -> None:
+    model, tokenizer = tiny.model("llama", seed=1), tiny.tokenizer()
+    with pytest.raises(ValueError, match="expected the definition 'a dog' in what the user says"):
+        ctd.instructive(model, tokenizer, CHATS[:1], "none", definitions=["a dog"])
 
 
 def test_an_unknown_wording_is_refused() -> None:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -94,6 +94,68 @@ def train(
     return 0
 
 
+def contrastive_tune(
+    *,
+    base: str,
+    data: Path,
+    out: Path,
+    base_revision: str | None = None,
+    objective: Literal["contrast", "kept-scale", "prompt"] = "contrast",
+    strength: float = recipes.Tuning.strength,
+    prefix: int = recipes.Tuning.prefix,
+    learning_rate: float = recipes.Tuning.learning_rate,
+    epochs: float = recipes.Tuning.epochs,
+    batch: int = recipes.Tuning.batch,
+    max_length: int = recipes.Tuning.max_length,
+    seed: int = recipes.Tuning.seed,
+    save_every: int = 100,
+) -> int:
+    """Tune a soft prefix, by which `codit synthesize --method ctd` contrasts a model with itself.
+
+    The model is frozen. Killed, the same command goes on from the last checkpoint.
+
+    Args:
+        base: Hub name or folder of the model, which knows how to follow instructions.
+        data: rows of its own post-training data, a tenth or less: as for `codit train`.
+        out: folder for the prefix, in the format of PEFT's prompt tuning.
+        base_revision: commit, tag or branch of the base.
+        objective: contrast: CTD's loss. kept-scale: ours, the first view weighs 1 + strength.
+            prompt: plain prompt tuning, for `--method prompt-tuning`.
+        strength: of the second view in the loss, alpha, in [0, 1).
+        prefix: rows of the soft prefix.
+        learning_rate: constant. Narrow models want more than the paper's.
+        epochs: passes over the data.
+        batch: rows in an optimiser step.
+        max_length: longest row in tokens; a longer one is an error, never cut.
+        seed: start of the prefix, and order of the rows.
+        save_every: steps between checkpoints. 0: none.
+    """
+    recipe = recipes.Tuning(
+        base=recipes.Model(name=base, revision=base_revision),
+        data=recipes.File(path=str(data)),
+        strength=strength,
+        prefix=prefix,
+        keeps_scale=objective == "kept-scale",
+        contrasts=objective != "prompt",
+        learning_rate=learning_rate,
+        epochs=epochs,
+        batch=batch,
+        max_length=max_length,
+        seed=seed,
+    )
+    from codit import contrastive_tuning
+    from codit.training.loop import LOG
+
+    contrastive_tuning.tune(recipe, data, out, save_every=save_every)
+    told = json.loads((out / LOG).read_text(encoding="utf-8"))
+    losses = " to ".join(f"{told['losses'][place]['loss']:.3f}" for place in (0, -1))
+    print(
+        f"{out}: {told['parameters']} numbers tuned on {told['rows_used']} rows, "
+        f"{told['rows_dropped']} left out; loss of a step from {losses}"
+    )
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that the arguments name (None: those of the process).
 
@@ -108,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with workers.stoppable():
             status = tyro.extras.subcommand_cli_from_dict(
-                _commands(arguments[:1]),
+                _commands(arguments),
                 prog="codit",
                 description="Instruction-tuning data by contrasting a post-trained model with its "
                 "pre-trained self (arXiv 2604.13538).",
@@ -132,10 +194,10 @@ def reproduce() -> int:
     raise ValueError("expected the command before its flags. Type: codit reproduce ...")
 
 
-def _commands(first: Sequence[str]) -> dict[str, Callable[..., Any]]:
+def _commands(arguments: Sequence[str]) -> dict[str, Callable[..., Any]]:
     """Return the commands; the one whose flags need seconds only where it is meant."""
     commands: dict[str, Callable[..., Any]] = {
-        "synthesize": synthesis.synthesize,
+        "synthesize": synthesis.of_method(arguments),
         "compare": synthesis.compare,
         "judge": judge.judge,
         "judge-agreement": judge.judge_agreement,
@@ -143,11 +205,12 @@ def _commands(first: Sequence[str]) -> dict[str, Callable[..., Any]]:
         "decontaminate": overlap.decontaminate,
         "mt-bench": mt_bench.mt_bench,
         "train": train,
+        "contrastive-tune": contrastive_tune,
         "chat-vector": chat_vector.command,
         "instruction-vector": instruction_vector.command,
         "reproduce": reproduce,
     }
-    if first == ["reproduce"]:
+    if arguments[:1] == ["reproduce"]:
         from codit.paper import run
 
         commands["reproduce"] = run.command

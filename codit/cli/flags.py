@@ -18,7 +18,7 @@ class Models:
 
     Args:
         expert: Hub name or folder of the post-trained model.
-        amateur: Hub name or folder of its own pre-trained counterpart.
+        amateur: Hub name or folder of its own pre-trained counterpart; CoDIT needs one.
         expert_revision: commit, tag or branch of the expert.
         amateur_revision: commit, tag or branch of the amateur.
         dtype: of both models' weights: auto, float32, bfloat16, ...
@@ -26,21 +26,30 @@ class Models:
     """
 
     expert: str
-    amateur: str
+    amateur: str | None = None
     expert_revision: str | None = None
     amateur_revision: str | None = None
     dtype: str = recipes.Model.dtype
     allow_renamed: bool = False
 
-    def recipe(self, decoding: recipes.Decoding, **more: Any) -> recipes.Synthesis:
-        """Return what answers; without `prompts`, those that the command itself holds."""
-        pair = recipes.Pair(
-            expert=recipes.Model(name=self.expert, revision=self.expert_revision, dtype=self.dtype),
-            amateur=recipes.Model(
-                name=self.amateur, revision=self.amateur_revision, dtype=self.dtype
-            ),
-            allow_renamed=self.allow_renamed,
-        )
+    def recipe(
+        self, decoding: recipes.Decoding, *, view: Any = None, **more: Any
+    ) -> recipes.Synthesis:
+        """Return what answers; without `prompts`, those that the command itself holds.
+
+        `view`: what makes a second view of the expert, which then stands in the amateur's place.
+        """
+        expert = recipes.Model(name=self.expert, revision=self.expert_revision, dtype=self.dtype)
+        if (self.amateur is None) != (view is not None):
+            need = "no amateur: the expert is contrasted with itself" if view else "an amateur"
+            got = "none" if self.amateur is None else self.amateur
+            do = "Leave --amateur out" if view else "Add --amateur, the expert's pre-trained self"
+            raise ValueError(f"expected {need}; got {got}. {do}.")
+        amateur = view and view(expert)
+        if self.amateur is not None:
+            revision = self.amateur_revision
+            amateur = recipes.Model(name=self.amateur, revision=revision, dtype=self.dtype)
+        pair = recipes.Pair(expert=expert, amateur=amateur, allow_renamed=self.allow_renamed)
         return recipes.Synthesis(pair=pair, decoding=decoding, **{"prompts": None, **more})
 
 

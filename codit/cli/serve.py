@@ -57,10 +57,11 @@ def serve(
     """
     from codit.engine.vllm import engine
 
+    amateur = models.recipe(Decoding()).pair.amateur.name
     checked = {key: value for key, value in asdict(models).items() if key != "dtype"}
     made = engine.overrides(strength=strength, plausibility=plausibility, **checked)
     expert, revisions = models.expert, (models.expert_revision, models.amateur_revision)
-    longest = max_model_len or engine.context(expert, models.amateur, made, revisions=revisions)
+    longest = max_model_len or engine.context(expert, amateur, made, revisions=revisions)
     flags: dict[str, Any] = {
         "hf-overrides": json.dumps(made),
         "override-generation-config": json.dumps(SAMPLING),

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
+import re
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +17,11 @@ from codit.cli.flags import ANYWHERE, FLAT, DecodingFlags, ModelFlags, PlacingFl
 
 AUTHORS = recipes.Decoding()
 SHORT = recipes.Decoding(max_new_tokens=256)  # ours: a look, not a dataset
+# CTD, Algorithm 1, and instructive decoding: greedy, all tokens; .3 is the latter's, and CTD's in
+# tuning.
+GREEDY = recipes.Decoding(strength=0.3, plausibility=0.0, temperature=0.0)
+ALONE = recipes.Decoding(strength=0.0, plausibility=0.0, temperature=0.0)
+METHODS = {"codit": AUTHORS, "ctd": GREEDY, "instructive": GREEDY, "prompt-tuning": ALONE}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +60,64 @@ class Vllm:
 USUAL = Vllm()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """What the expert is contrasted with.
+
+    Args:
+        method: codit: the amateur. ctd: itself behind a soft prefix of `codit contrastive-tune`.
+            instructive: itself, asked in another wording. prompt-tuning: nothing, it answers
+            behind a soft prefix. All but codit are greedy by default, and need no amateur.
+        prefix: folder of the soft prefix of ctd and prompt-tuning.
+        wording: of the instruction, for instructive: opposite, none, truncated or random. Where a
+            row has an "input" it stays as it is.
+    """
+
+    method: Literal["codit", "ctd", "instructive", "prompt-tuning"] = "codit"
+    prefix: Path | None = None
+    wording: Literal["opposite", "none", "truncated", "random"] | None = None
+
+    def view(self) -> Callable[[recipes.Model], recipes.View] | None:
+        """Return what makes the expert's second view, None for CoDIT; ValueError: wrong flags."""
+        needs = {"codit": None, "instructive": "wording"}.get(self.method, "prefix")
+        given = [name for name in ("prefix", "wording") if getattr(self, name) is not None]
+        if given != [needs] * (needs is not None):
+            raise ValueError(
+                f"expected {f'--{needs} alone' if needs else 'neither'} of --prefix and --wording "
+                f"for method {self.method}; got {' and '.join(given) or 'none'}. "
+                f"{f'Give --{needs}' if needs else 'Name the --method that reads it'}."
+            )
+        if needs is None:
+            return None
+        prefix = recipes.File(path=str(self.prefix)) if self.prefix else None
+        alone = self.method == "prompt-tuning"
+        return lambda expert: recipes.View(
+            base=expert, prefix=prefix, wording=self.wording or "", alone=alone
+        )
+
+
+CODIT = Method()
+
+
+def of_method(arguments: Sequence[str]) -> Callable[..., int]:
+    """Return `synthesize` with the decoding, as its default, of the method that is named."""
+    named = re.findall(r"--method[ =](\S+)", " ".join(arguments)) or ["codit"]
+    whole = inspect.signature(synthesize, eval_str=True)
+    default = METHODS.get(named[-1], AUTHORS)
+    flags = [
+        p.replace(default=default) if n == "decoding" else p for n, p in whole.parameters.items()
+    ]
+    called: Any = functools.wraps(synthesize)(lambda **given: synthesize(**given))
+    called.__signature__ = whole.replace(parameters=flags)
+    return called
+
+
 def synthesize(
     *,
     models: ModelFlags,
     prompts: Path,
     out: Path,
+    method: Annotated[Method, FLAT] = CODIT,
     decoding: DecodingFlags = AUTHORS,
     n_samples: int = recipes.Synthesis.n_samples,
     batch_size: int | None = None,
@@ -69,7 +131,7 @@ def synthesize(
     ray_address: str | None = None,
     vllm: Annotated[Vllm, FLAT] = USUAL,
 ) -> int:
-    """Answer the prompts of a file by a pair and write a dataset that trains as it is.
+    """Answer the prompts of a file by contrast and write a dataset that trains as it is.
 
     Run the same command again after an interruption and it goes on; when nothing is left to do it
     does nothing.
@@ -79,6 +141,7 @@ def synthesize(
         prompts: JSON lines with "instruction" (Alpaca's "input" too), "messages", "prompt" or
             "conversations", and "id" where there is one.
         out: the dataset's file, ending in .jsonl; errors, card and manifest lie beside it.
+        method: what the expert is contrasted with.
         decoding: how responses are drawn.
         n_samples: responses to each prompt.
         batch_size: rows computed and written together. Default: 256, computed as the engine likes.
@@ -100,7 +163,10 @@ def synthesize(
         int: exit status, 1 where not one row was answered.
     """
     file = recipes.File(path=str(prompts))
-    recipe = models.recipe(decoding, prompts=file, n_samples=n_samples)
+    view = method.view()
+    recipe = models.recipe(decoding, view=view, prompts=file, n_samples=n_samples)
+    if dry_run and view:
+        raise ValueError("a dry run is of pairs; got another method. Use --limit 10 instead.")
     if dry_run:
         from codit.dataset import preview as looking
 
@@ -110,6 +176,9 @@ def synthesize(
     how = vllm.options(engine) | {"engine": engine, "batch_size": batch_size}
     if preview:
         rows = min(preview, limit or preview)
+        if view:
+            how |= _two_views(recipe, prompts, rows, **placing.here())
+            return _show_both(recipe, prompts, limit=rows, named=method.method, **how)
         return _show_both(recipe, prompts, limit=rows, **how, **placing.here())
     engines = vllm.data_parallel_size
     if engines is not None and workers not in (None, engines):
@@ -119,7 +188,8 @@ def synthesize(
     from codit import synthesis
 
     workers = engines if workers is None else workers
-    how |= {"resume": resume, "workers": workers, "ray_address": ray_address, **placing.given()}
+    how |= {"resume": resume, "workers": workers, "ray_address": ray_address}
+    how |= _two_views(recipe, prompts, limit, **placing.here()) if view else placing.given()
     return _report(out, synthesis.write(recipe, prompts, out, limit=limit, **how))
 
 
@@ -141,12 +211,35 @@ def compare(
     return _show_both(models.recipe(decoding), [{"instruction": prompt}], **placing.here())
 
 
-def _show_both(recipe: recipes.Synthesis, prompts: Any, **how: Any) -> int:
+def _two_views(
+    recipe: recipes.Synthesis, prompts: Path, limit: int | None, **load: Any
+) -> dict[str, Any]:
+    """Return the expert under two views, and its tokenizer, as `synthesis.write` takes them."""
+    from codit import contrastive_tuning as ctd
+    from codit.dataset.prompts import load as read
+    from codit.engine.models import load_tokenizer, read_model
+
+    view, expert = recipe.pair.amateur, recipe.pair.expert
+    tokenizer = load_tokenizer(expert.name, revision=expert.revision)
+    model = read_model(expert.name, revision=expert.revision, dtype=expert.dtype, **load)
+    if view.prefix is not None:
+        two = ctd.two_views(model, tokenizer, view.prefix.path, second_alone=view.alone)
+    else:
+        rows = read(prompts, limit=limit).rows
+        chats = [row["messages"] for row in rows]
+        parts = [row.get("definition", row["instruction"]) for row in rows]
+        two = ctd.instructive(
+            model, tokenizer, chats, view.wording, definitions=parts, seed=view.seed
+        )
+    return {"model": two, "tokenizer": tokenizer}
+
+
+def _show_both(recipe: recipes.Synthesis, prompts: Any, *, named: str = "codit", **how: Any) -> int:
     from codit.dataset import preview
 
     for row in preview.compare(recipe, prompts, **how):
         print(f"== {row['id']}: {row['instruction']}")
-        print(f"-- direct\n{row['direct']}\n-- codit\n{row['codit']}\n")
+        print(f"-- direct\n{row['direct']}\n-- {named}\n{row['codit']}\n")
     return 0
 
 

@@ -79,8 +79,9 @@ class Prompts:
     """Input rows that can be asked, and those that cannot.
 
     `rows` are dicts with `id` (text, or None where the input has none), `messages` (role and
-    content, the last one a user's), `instruction` (the last user turn) and `line` (of the input,
-    from 1); `errors` are dicts with `id`, `line`, `error` (what kind) and `reason` (a sentence).
+    content, the last one a user's), `instruction` (the last user turn), `line` (of the input, from
+    1) and, of a row with an `input`, `definition` (what to do with it); `errors` are dicts with
+    `id`, `line`, `error` (what kind) and `reason` (a sentence).
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -309,6 +310,8 @@ def _collect(numbered: Iterable[tuple[int, Any]], *, origin: str, limit: int | N
             prompts.errors.append({"id": name, "line": line, **reason})
         else:
             row = {"id": name, "instruction": messages[-1]["content"], "messages": messages}
+            if value.get("input"):
+                row["definition"] = value.get("instruction") or value["prompt"]
             prompts.rows.append({**row, "line": line})
     if not prompts.rows and not prompts.errors:
         raise ValueError(f"expected at least one prompt; {origin} is empty.")

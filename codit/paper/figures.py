@@ -44,10 +44,16 @@ COLOURS: dict[str, str] = {
     "careless": "#e0d000",
     "chat-vector": "#4b2a7b",
     "unrelated": "#000000",
+    "ctd": "#4831ea",
+    "kept-scale": "#2e79ef",
+    "instructive": "#6ad37b",
+    "prompt-tuning": "#ec175e",
 }
 LABELS: dict[str, str] = {
     **{role: role.replace("-", " ").capitalize() for role in COLOURS},
     "codit": "CoDIT",
+    "ctd": "CTD",
+    "kept-scale": "CTD, kept scale",
     "best-of-n": "Best-of-N",
     "best-of-n-judged": "Best-of-N, judged",
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,13 @@ import pandas as pd
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from codit import chat_vector, recipes, student, synthesis, world
+from codit import chat_vector, contrastive_tuning, recipes, student, synthesis, world
 from codit.dataset import output
 from codit.engine.models import read_model
-from codit.pair import ContrastivePair, load_tokenizer
+from codit.pair import ContrastivePair, TwoViews, load_tokenizer
 from codit.paper import arms, real, store
 from codit.paper.arms import JudgedBest, ResponseStudy, StudentStudy
-from codit.recipes import Addition, Evaluation, Model, Pair, Synthesis, Training
+from codit.recipes import Addition, Evaluation, Model, Pair, Synthesis, Training, Tuning, View
 from codit.world import pretraining
 from codit.world.recipes import Answers, BestOf, Pretraining, Shuffled, WorldPrompts
 
@@ -90,6 +90,32 @@ def load_model(
     revision = getattr(recipe, "revision", None)
     model = read_model(path, revision=revision, dtype="auto")
     return model, load_tokenizer(path, revision=revision)
+
+
+def views_of(recipe: View, asked: Sequence[Mapping[str, Any]]) -> tuple[TwoViews, Any]:
+    """Return a model under two views, for these rows of `world.prompts`, and its tokenizer.
+
+    What a wording changes is their constraints; the task stays.
+    """
+    model, tokenizer = _loaded(recipe.base)
+    if recipe.prefix is not None:
+        folder = store.get(recipe.prefix, make_prefix)
+        how = {"second_alone": recipe.alone}
+        return contrastive_tuning.two_views(model, tokenizer, folder, **how), tokenizer
+    chats = [[{"role": "user", "content": row["instruction"]}] for row in asked]
+    told = [[world.Constraint(**one).text() for one in row["constraints"]] for row in asked]
+    views = contrastive_tuning.instructive(
+        model,
+        tokenizer,
+        chats,
+        recipe.wording,
+        definitions=[" ".join(texts) for texts in told],
+        seed=recipe.seed,
+    )
+    return views, tokenizer
+
+
+_loaded = functools.lru_cache(maxsize=1)(load_model)  # one after another under many views
 
 
 @functools.lru_cache(maxsize=2)
@@ -199,8 +225,9 @@ def answers(recipe: Evaluation) -> pd.DataFrame:
     """
 
     def make(recipe: Evaluation, folder: Path) -> None:
-        model, tokenizer = load_model(recipe.model)
         asked = _asked(recipe.prompts)
+        views = isinstance(recipe.model, View)
+        model, tokenizer = views_of(recipe.model, asked) if views else load_model(recipe.model)
         table = student.evaluate(
             model, tokenizer, asked, verdict, recipe.decoding, progress=len(asked) > QUIET_BELOW
         ).rename(columns={"n_tokens": "tokens"})
@@ -253,6 +280,14 @@ def make_base(recipe: Pretraining, folder: Path) -> None:
 def make_student(recipe: Training, folder: Path) -> None:
     """Fine-tune `recipe.base` on `recipe.data`; a training that was killed there goes on."""
     student.train(recipe, dataset(recipe.data), folder, base=model_path(recipe.base))
+
+
+def make_prefix(recipe: Tuning, folder: Path) -> None:
+    """Tune a soft prefix of `recipe.base`; a tuning that was killed there goes on."""
+    rows = dataset(recipe.data)
+    contrastive_tuning.tune(
+        recipe, rows, folder, base=model_path(recipe.base), rows_per_pass=recipe.batch
+    )
 
 
 def _add(recipe: Addition, folder: Path) -> None:

@@ -8,7 +8,7 @@ only: `codit.paper.make` makes them. Values and choices without a source are our
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from codit.paper import real
@@ -46,6 +46,9 @@ class Scale:
         training: how students are trained; base and data come from each student and arm.
         evaluations: what scores a response: "verifier" (of the micro world), "judge", "ifeval".
         seeds: how often an experiment is repeated; a seed moves synthesis and training alike.
+        tuning: how soft prefixes are tuned: fields of `Tuning` but base and data; n, the rows, and
+            prompts, of each held-out set.
+        tuned: seeds of what is tuned: the first ones.
         example: an instruction to look at token by token.
         kinds: of the world's instructions, whose heads are looked for.
     """
@@ -64,6 +67,8 @@ class Scale:
     training: dict[str, Any]
     evaluations: tuple[str, ...]
     seeds: tuple[int, ...]
+    tuning: dict[str, Any] = field(default_factory=dict)
+    tuned: int = 3
     example: str
     judging: Judging = NOBODY
     kinds: tuple[str, ...] = ()
@@ -138,6 +143,10 @@ def scales() -> dict[str, Scale]:
         evaluations=("verifier", "judge"),
         judging=Judging(judges=JUDGES, n_prompts=60, budgets=(25, 27)),
         seeds=(0,),  # intervals are over prompts; more seeds would make it an hour's work
+        tuning={
+            **{"n": 96, "prompts": 32},
+            **{"learning_rate": 1e-2, "epochs": 1.0, "max_length": 512},
+        },
         example="Write a sentence: name = Savo; work = miller; town = Orrin. "
         "Answer in JSON. End with the word wagon.",
         kinds=("capitals", "json", "twice"),
@@ -154,6 +163,7 @@ def scales() -> dict[str, Scale]:
         judging=Judging(judges=JUDGES, n_prompts=1500, budgets=BUDGETS, seeds=(0, 1, 2, 3, 4)),
         seeds=(0, 1, 2, 3, 4),
         kinds=(*micro.kinds, "quoted", "numbered", "one_word", "max_words", "sentences"),
+        tuning={**micro.tuning, "n": 600, "prompts": 200, "epochs": 2.0},
     )
     laptop = hub_scale(
         "Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B-Base", HubPrompts(source="wildchat", n=200), 512

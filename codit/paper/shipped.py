@@ -26,7 +26,18 @@ from codit import student, world
 from codit.dataset import workers
 from codit.engine.models import load_tokenizer, read_model
 from codit.files import replacing, write_json
-from codit.paper import arms, cosines, figures, heads, judges, scales, store, tokens, transfer
+from codit.paper import (
+    arms,
+    cosines,
+    ctd,
+    figures,
+    heads,
+    judges,
+    scales,
+    store,
+    tokens,
+    transfer,
+)
 from codit.paper import make as makers
 from codit.paper import tables as paper_tables
 from codit.paper.scales import Scale
@@ -217,6 +228,11 @@ def tables(chosen: Scale) -> dict[str, Made]:
     if chosen.kinds:
         named["heads"] = (heads.recipe(chosen), heads.study)
         named["intervention"] = (heads.intervention_recipe(chosen), heads.intervention)
+    for teacher in chosen.teachers:
+        named[f"ctd-{teacher.lower()}"] = (ctd.results(chosen, teacher), ctd.verdicts)
+    named["ctd-training"] = (ctd.training(chosen), ctd.verdicts)
+    named["ctd-rates"] = (ctd.rates(chosen), ctd.verdicts)
+    named["ctd-tokens"] = (ctd.tokens(chosen), ctd.steps)
     if chosen.judging.judges:
         for name, recipe in judges.studies(chosen).items():
             named[f"judged-{name}"] = (recipe, judges.study)
