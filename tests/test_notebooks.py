@@ -35,6 +35,10 @@ REDUCED: dict[str, dict[str, Any]] = {
     "07_chat_vector_transfer": FEWER,
     "08_judge_agreement": {"n_prompts": 24, "n_test": 20},
     "21_throughput": {},
+    "31_ctd_results": {"n_test": 8},
+    "32_ctd_training": {"n_test": 8},
+    "33_ctd_coefficient": {"n_test": 8},
+    "34_ctd_tokens": {"n_test": 8},
     "42_iv_heads": {"kinds": ["capitals", "json"], "n_test": 64},
     "43_iv_intervention": {"kinds": ["capitals", "json"], "n_test": 64},
 }
