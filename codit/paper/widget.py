@@ -22,8 +22,7 @@ from codit.recipes import Decoding
 
 STRONGEST = 3.0  # nats of gain at which a token's colour is full
 SHOWN = 6  # candidates of a step
-# The amateur wants the token more, the expert does; pale enough to read text of any colour on it.
-SIDES = ("179, 88, 6", "84, 39, 136")
+SIDES = ((179, 88, 6), (84, 39, 136))  # the amateur wants the token more; the expert does
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,11 +103,12 @@ def _coloured(tokens: pd.DataFrame, step: int) -> str:
     spans = []
     for index, row in enumerate(tokens.itertuples()):
         gain = row.logp_expert - row.logp_amateur
-        shade = 0.6 * min(abs(gain) / STRONGEST, 1.0)
+        shade = 0.6 * min(abs(gain) / STRONGEST, 1.0)  # pale: black can be read on it
+        colour = "#" + bytes(round(255 - shade * (255 - part)) for part in SIDES[gain > 0]).hex()
         frame = "outline: 1px solid" if index == step else ""
         spans.append(
-            f'<span title="gain {gain:+.2f} nats" style="background: rgba({SIDES[gain > 0]}, '
-            f'{shade:.2f}); {frame}; white-space: pre-wrap">{html.escape(row.token)}</span>'
+            f'<span title="gain {gain:+.2f} nats" style="background: {colour}; '
+            f'color: black; {frame}; white-space: pre-wrap">{html.escape(row.token)}</span>'
         )
     return "".join(spans)
 

@@ -123,6 +123,8 @@ def explore(page: Any, tmp_path: Path) -> None:
     """Move the widget's sliders and type a prompt; the answer and the distributions change."""
     shown = page.locator(".widget-html-content", has_text="CoDIT")  # not a progress bar's label
     shown.scroll_into_view_if_needed()
+    colours = "all => new Set(all.map(e => getComputedStyle(e).backgroundColor)).size"
+    assert shown.locator("span[title]").evaluate_all(colours) > 2
     page.screenshot(path=tmp_path / "widget.png")
     strength = page.locator(".widget-slider", has_text="strength").locator("[role=slider]")
     before = shown.inner_html()

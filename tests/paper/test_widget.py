@@ -60,6 +60,8 @@ def test_a_step_past_the_end_is_the_last_and_an_answer_is_no_markup(
     n, picture = widget.drawn(pair, tokenizer, "<b>Zaro</b>", DECODING, 1000)
     assert f"Before token {n}," in picture
     assert picture.count("outline: 1px") == 1
+    # Six digits: JupyterLab takes colours of other forms out of a widget's HTML.
+    assert len(set(re.findall(r"background: (#[0-9a-f]{6}); color: black", picture))) > 2
 
 
 def test_without_a_kernel_the_same_picture_stands_still(pair: Any, tokenizer: Any) -> None:
