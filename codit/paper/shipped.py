@@ -26,7 +26,7 @@ from codit import student, world
 from codit.dataset import workers
 from codit.engine.models import load_tokenizer, read_model
 from codit.files import replacing, write_json
-from codit.paper import arms, cosines, figures, judges, scales, store, tokens, transfer
+from codit.paper import arms, cosines, figures, judges, real, scales, store, tokens, transfer
 from codit.paper import make as makers
 from codit.paper import tables as paper_tables
 from codit.paper.scales import Scale
@@ -219,6 +219,7 @@ def tables(chosen: Scale) -> dict[str, Made]:
             named[f"judged-{name}"] = (recipe, judges.study)
         named["judged-students"] = (judges.students_recipe(chosen), judges.students)
         named["judged-answers"] = (judges.judged_recipe(chosen), judges.study)
+    named["ctd-real"] = (real.recipe(), real.study)  # the same at every scale
     return named
 
 
