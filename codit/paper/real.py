@@ -109,6 +109,11 @@ class RealStudy:
         RealArm(method="ctd", strength=0.3),
         RealArm(method="prompt"),
         RealArm(method="none", strength=0.3),
+        RealArm(method="opposite", strength=0.3),
+        RealArm(method="ctd", strength=0.5),
+        RealArm(method="ctd", strength=0.1),
+        RealArm(method="truncated", strength=0.3),
+        RealArm(method="random", strength=0.3),
     )
     seed: int = 0
     version: ClassVar[int] = 1
