@@ -306,7 +306,7 @@ def _tunings(
 ) -> tuple[dict[str, Path], list[dict[str, Any]]]:
     """Return the prefix of each tuned method, and what tunings did to their losses.
 
-    In nats per token: on dev at the end, and in training over the first and the last quarter.
+    In nats per token: in training over the first and the last quarter; on dev where that chooses.
     """
     parts = {"train": folder / "train.jsonl", "dev": folder / "dev.jsonl"}
     if not parts["dev"].exists():
@@ -328,18 +328,17 @@ def _tunings(
             seed=recipe.seed,
         )
         out = ctd.tune(how, parts["train"], folder / f"{method}-{rate:g}", base=path)
-        module = ctd.SoftPrefix(model, how, len(tokenizer))
-        module.prompt_embeddings.data = load_file(out / ctd.WEIGHTS)[ctd.EMBEDDINGS]
         losses = [one["loss"] for one in json.loads((out / LOG).read_text())["losses"]]
         part = math.ceil(len(losses) / 4)
-        row = {
-            "method": method,
-            "learning_rate": rate,
-            "dev": _loss(module, tokenizer, parts["dev"]),
-        }
+        dev = math.nan
+        if len(recipe.learning_rates) > 1:  # there is one to choose
+            module = ctd.SoftPrefix(model, how, len(tokenizer))
+            module.prompt_embeddings.data = load_file(out / ctd.WEIGHTS)[ctd.EMBEDDINGS]
+            dev = _loss(module, tokenizer, parts["dev"])
+        row = {"method": method, "learning_rate": rate, "dev": dev}
         told.append(row | {"first": mean(losses[:part]), "last": mean(losses[-part:])})
         tuned[method] = out
-        return told[-1]["dev"]
+        return dev
 
     found = {rate: tune("ctd", rate) for rate in recipe.learning_rates}
     best = min(found, key=lambda rate: found[rate])

@@ -33,6 +33,7 @@ from codit.paper import (
     figures,
     heads,
     judges,
+    real,
     scales,
     store,
     tokens,
@@ -238,6 +239,7 @@ def tables(chosen: Scale) -> dict[str, Made]:
             named[f"judged-{name}"] = (recipe, judges.study)
         named["judged-students"] = (judges.students_recipe(chosen), judges.students)
         named["judged-answers"] = (judges.judged_recipe(chosen), judges.study)
+    named["ctd-real"] = (real.recipe(), real.study)  # the same at every scale
     return named
 
 

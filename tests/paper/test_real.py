@@ -147,7 +147,7 @@ def test_the_study_answers_with_every_arm_and_goes_on_after_a_kill(
         n_tuning=3,
         n_dev=2,
         n_each=1,
-        learning_rates=(1e-2,),
+        learning_rates=(1e-2, 1e-1),
         epochs=1.0,
         batch=1,
         n_tokens=(6, 4),
@@ -173,7 +173,9 @@ def test_the_study_answers_with_every_arm_and_goes_on_after_a_kill(
     assert set(counts["constraints"]) == {1}
     assert set(counts["tasks"]) == {12}
     assert tables["verdicts"].query("prompts == 'tasks'")["rouge_l"].notna().all()
-    assert list(tables["tunings"]["method"]) == ["ctd", "prompt"]
+    assert list(tables["tunings"]["method"]) == ["ctd", "ctd", "prompt"]
+    best = tables["tunings"].sort_values("dev").query("method == 'ctd'")["learning_rate"].iloc[0]
+    assert tables["tunings"]["learning_rate"].iloc[-1] == best
     assert set(tables["texts"].groupby("arm").size()) == {real.SHOWN}
     manifest = store.read_manifest(store.find(few) or tmp_path)
     assert str(tmp_path) not in json.dumps(manifest)
