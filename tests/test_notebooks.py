@@ -45,7 +45,13 @@ REDUCED: dict[str, dict[str, Any]] = {
 # Executed from the repository root, the others from notebooks/.
 FROM_ROOT = "00_quickstart"
 # More than a minute even small. `make reproduce` executes them too.
-LONG = ("05_knowledge_or_instruction", "06_first_order", "08_judge_agreement")
+LONG = (
+    "05_knowledge_or_instruction",
+    "06_first_order",
+    "08_judge_agreement",
+    "32_ctd_training",
+    "43_iv_intervention",
+)
 
 
 def cells(path: Path, kind: str = "code") -> list[Any]:

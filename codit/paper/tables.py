@@ -270,11 +270,12 @@ def gains_text(gained: pd.DataFrame) -> str:
     sure = gained["p_holm"] < LEVEL
     found, lost = sure & (gained["estimate"] > 0), sure & (gained["estimate"] < 0)
     full = found.groupby(gained["plausibility"]).all()
-    values = ", ".join(f"{value:g}".lstrip("0") for value in full.index[full]) or "none"
+    values = ", ".join(f"{value:g}".lstrip("0") for value in full.index[full])
+    at = f"all at {values}" if values else "at no value all"
     least = gained.loc[gained["estimate"].idxmin(), "text"]
     level = f"{LEVEL:g}".lstrip("0")
     return (
-        f"{found.sum()} of {len(gained)} gains (corrected p < {level}; all at {values}), "
+        f"{found.sum()} of {len(gained)} gains (corrected p < {level}; {at}), "
         f"{lost.sum()} losses; least {least}"
     )
 
