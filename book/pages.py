@@ -48,6 +48,12 @@ QUESTIONS: dict[str, tuple[str, str | None]] = {
         "Contrastive responses score higher than direct ones",
     ),
     "21_throughput": ("What does a step of the pair cost?", "A step takes at most"),
+    "31_ctd_results": ("Does a model gain by contrast with itself?", "CTD answers more prompts"),
+    "32_ctd_training": ("How long should a soft prefix be tuned?", ""),
+    "33_ctd_coefficient": ("How strongly should a second view be subtracted?", ""),
+    "34_ctd_tokens": ("Which tokens does a second view change?", ""),
+    "42_iv_heads": ("Which heads carry an instruction?", ""),
+    "43_iv_intervention": ("Can a vector stand for an instruction?", ""),
 }
 LIVE = {"text/plain", "application/vnd.jupyter.widget-view+json"}  # what needs a kernel to be seen
 # Shown as they are in the repository.

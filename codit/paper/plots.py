@@ -8,6 +8,7 @@ value, is a ValueError. Choices without a source are ours.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -428,7 +429,8 @@ def head_maps(panels: Any, table: pd.DataFrame) -> None:
             axes.set_xticks(range(values.shape[1]), [""] * values.shape[1])
             axes.set_yticks(range(values.shape[0]), [""] * values.shape[0])
             if down == 0:
-                axes.set_title(f"{kind}\n±{most:.2g}", fontsize="x-small")
+                name = textwrap.fill(str(kind), 13)
+                axes.set_title(f"{name}\n±{most:.2g}", fontsize="x-small")
             if across == 0:
                 axes.set_ylabel(f"{model}\nlayer", fontsize="x-small")
             if down == len(models) - 1:
