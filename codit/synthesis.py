@@ -272,7 +272,7 @@ def _unread(model: Answering) -> Used:
     """Return what the manifest says of weights in the files that were not read: names by role."""
     halves = {"expert": getattr(model, "expert", model), "amateur": getattr(model, "amateur", None)}
     left = {role: getattr(half, "unread_weights", None) for role, half in halves.items()}
-    named = {role: names for role, names in left.items() if names}
+    named = getattr(model, "unread", {role: names for role, names in left.items() if names})
     return {"unread_weights": named} if named else {}
 
 

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from codit import cli, decode
 from codit.engine.vllm import engine
@@ -70,6 +72,13 @@ def test_overrides_are_what_vllm_needs(folders) -> None:
             "vocab_size": len(tiny.tokenizer()),
         },
     }  # fmt: skip
+
+
+def test_weights_that_are_left_over_are_named_by_role(folders) -> None:
+    assert engine.checked(*folders)[1] == {}
+    file = Path(folders[1]) / "model.safetensors"
+    save_file(load_file(file) | {"value_head.weight": torch.zeros(1)}, file, {"format": "pt"})
+    assert engine.checked(*folders)[1] == {"amateur": ["value_head.weight"]}
 
 
 def test_no_amateur_is_looked_at_without_strength(folders) -> None:

@@ -26,7 +26,12 @@ HELD = ("strength", "plausibility")  # of a `Decoding`: an engine is started wit
 ASKED = ("temperature", "top_k", "top_p", "max_new_tokens", "seed", "sample")  # by each request
 
 
-def overrides(
+def overrides(expert: str, amateur: str, **how: Any) -> dict[str, Any]:
+    """Return the `hf_overrides` that make vLLM load a pair; arguments and errors of `checked`."""
+    return checked(expert, amateur, **how)[0]
+
+
+def checked(
     expert: str,
     amateur: str,
     *,
@@ -36,8 +41,8 @@ def overrides(
     amateur_revision: str | None = None,
     allow_renamed: bool = False,
     trust_remote_code: bool = False,
-) -> dict[str, Any]:
-    """Return the `hf_overrides` that make vLLM load a pair, after checking both models.
+) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """Return the `hf_overrides` that make vLLM load a pair, and, by role, weights left unread.
 
     The arguments are those of `ContrastivePair.from_pretrained`; an amateur that no strength reads
     is not looked at. Logits are float32, because the difference of two bfloat16 logits keeps one
@@ -60,15 +65,19 @@ def overrides(
         other = load_tokenizer(amateur, revision=amateur_revision, **trust)
         check_tokenizers(tokenizer, other, allow_renamed=allow_renamed)
         configs.append(_config(amateur, revision=amateur_revision, **trust))
-    for config, revision in zip(configs, (expert_revision, amateur_revision), strict=False):
+    unread: dict[str, list[str]] = {}
+    revisions = {"expert": expert_revision, "amateur": amateur_revision}
+    for config, (role, revision) in zip(configs, revisions.items(), strict=False):
         if not hasattr(config, "quantization_config"):  # vLLM's own formats are its own to check
-            read_model(config.name_or_path, revision=revision, device_map="meta", **trust)
+            name = config.name_or_path
+            read = read_model(name, revision=revision, device_map="meta", **trust)
+            unread |= {role: read.unread_weights} if read.unread_weights else {}
     width = shared_width(*configs)
     check_embedded(tokenizer, width)
     vocab_size, unused = drawable(tokenizer, width)
     joint_config(configs[0], configs[-1], vocab_size=vocab_size)
     made = settings.as_dict() | {"vocab_size": vocab_size} | ({"unused": unused} if unused else {})
-    return {"architectures": [ARCHITECTURE], "head_dtype": "float32", "codit": made}
+    return {"architectures": [ARCHITECTURE], "head_dtype": "float32", "codit": made}, unread
 
 
 def context(
@@ -123,7 +132,7 @@ class VllmPair:
         trust = {"trust_remote_code": trust_remote_code}
         how: dict[str, Any] = trust | self.held | {"allow_renamed": allow_renamed}
         how |= {"expert_revision": expert_revision, "amateur_revision": amateur_revision}
-        made = overrides(expert, amateur, **how)
+        made, self.unread = checked(expert, amateur, **how)
         revisions = (expert_revision, amateur_revision)
         longest = context(expert, amateur, made, revisions=revisions, **trust)
         self.name_or_path = str(expert)
