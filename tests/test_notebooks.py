@@ -46,6 +46,7 @@ REDUCED: dict[str, dict[str, Any]] = {
 FROM_ROOT = "00_quickstart"
 # More than a minute even small. `make reproduce` executes them too.
 LONG = (
+    "03_student_sft",
     "05_knowledge_or_instruction",
     "06_first_order",
     "08_judge_agreement",

@@ -238,7 +238,6 @@ def steps(recipe: TokenStudy) -> pd.DataFrame:
     return store.table(recipe, _steps, "tokens")
 
 
-@torch.no_grad()
 def _steps(recipe: TokenStudy) -> pd.DataFrame:
     study = replace(recipe.study, tests=recipe.study.tests[-1:])
     model, tokenizer = make.load_model(study.model)
@@ -254,7 +253,8 @@ def _steps(recipe: TokenStudy) -> pd.DataFrame:
         for row, chat, answer in zip(asked, chats, answers, strict=True):
             before = decode.prompt_ids(tokenizer, chat)
             ids = torch.tensor([before + answer.token_ids])
-            own = model(input_ids=ids).logits[0, len(before) - 1 : -1].float()
+            with torch.no_grad():
+                own = model(input_ids=ids).logits[0, len(before) - 1 : -1].float()
             best = own[:, : len(tokenizer)].softmax(-1).max(-1)
             parts.append(
                 pd.DataFrame(

@@ -47,6 +47,7 @@ def build(folder: Path) -> None:
     executed.mkdir(parents=True, exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CODIT_FIGURES", str(folder / "figures"))
+        patch.delenv("MPLBACKEND", raising=False)  # the kernel's own draws into the page
         for name in SAMPLE:
             path = ROOT / "notebooks" / f"{name}.ipynb"
             made = path.parent / "executed" / "full" / path.name

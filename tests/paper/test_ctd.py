@@ -95,14 +95,14 @@ def test_tokens_are_changed_where_the_model_alone_would_say_another(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CODIT_CACHE", str(tmp_path))
-    steps = ctd.steps(ctd.TokenStudy(study=some("OD", "ID none")))
+    steps = ctd.steps(ctd.TokenStudy(study=some("OD", "ID none", "CTD 0.3")))
     changed = steps.groupby("way")["changed"].sum()
     assert changed["OD"] == 0
     assert changed["ID none"] > 0
     assert (steps["changed"] == (steps["before"] != steps["after"])).all()
     assert steps["top"].between(0, 1).all()
     firsts = steps[steps["step"] == 0].groupby("way").size()
-    assert firsts.to_dict() == {"OD": 4, "ID none": 4}
+    assert firsts.to_dict() == {"OD": 4, "ID none": 4, "CTD 0.3": 4}
 
 
 def test_families_are_won_tied_and_lost() -> None:

@@ -111,8 +111,9 @@ def test_the_expert_is_the_amateur_post_trained_on_a_mixture() -> None:
 def test_full_is_micro_with_another_teacher_and_more_students_values_seeds_and_prompts() -> None:
     micro, full = SCALES["micro"], SCALES["full"]
     same = {f.name for f in fields(Scale) if getattr(micro, f.name) == getattr(full, f.name)}
-    more = {"others", "students", "plausibilities", "strengths", "seeds"}
-    assert same == {f.name for f in fields(Scale)} - more - {"prompts", "dev", "tests", "judging"}
+    more = {"others", "students", "plausibilities", "strengths", "seeds", "kinds"}
+    own = {"prompts", "dev", "tests", "judging", "tuning"}
+    assert same == {f.name for f in fields(Scale)} - more - own
     for name in more - {"others"}:
         assert set(getattr(full, name)) > set(getattr(micro, name))
     assert micro.dev is not None

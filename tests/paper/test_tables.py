@@ -33,7 +33,8 @@ def test_the_recipe_table_shows_every_field_of_a_scale(name: str) -> None:
     assert table.index.name == "field"
     assert table.index.is_monotonic_increasing
     shown = {field.split(".")[0] for field in table.index}
-    assert shown == {*vars(scales.scales()[name])}
+    values = vars(scales.scales()[name])
+    assert shown == {field for field, value in values.items() if value != {}}
     assert table.loc["decoding.plausibility", "value"] == "0.125"
     assert "decoding.version" not in table.index
     assert table["value"].map(type).eq(str).all()
