@@ -217,6 +217,7 @@ def _two_views(
     """Return the expert under two views, and its tokenizer, as `synthesis.write` takes them."""
     from codit import contrastive_tuning as ctd
     from codit.dataset.prompts import load as read
+    from codit.engine.chat import dated
     from codit.engine.models import load_tokenizer, read_model
 
     view, expert = recipe.pair.amateur, recipe.pair.expert
@@ -225,6 +226,11 @@ def _two_views(
     if view.prefix is not None:
         two = ctd.two_views(model, tokenizer, view.prefix.path, second_alone=view.alone)
     else:
+        if dated(tokenizer, "2000-01-01")[1] is not None:
+            raise ValueError(
+                f"the chat template of {expert.name} writes the date, and the other wording would "
+                "have another one when this is continued. Give it a template without."
+            )
         rows = read(prompts, limit=limit).rows
         chats = [row["messages"] for row in rows]
         parts = [row.get("definition", row["instruction"]) for row in rows]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,16 @@ def test_what_cannot_be_is_one_line(
     assert cli.main(asked) == 2
     (said,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("codit: ")]
     assert says in said
+
+
+def test_another_wording_of_a_dated_prompt_is_refused(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dated = Path(shutil.copytree(place / "expert", tmp_path / "dated"))
+    (dated / "chat_template.jinja").write_text(tiny.DATED_TEMPLATE)
+    more = ("--method", "instructive", "--wording", "none", "--expert", str(dated))
+    assert cli.main(asking(place, tmp_path / "o.jsonl", *more)) == 2
+    assert "writes the date" in capsys.readouterr().err
 
 
 def test_help_shows_the_defaults_of_the_method_that_is_named() -> None:
