@@ -32,7 +32,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from codit import cli, student
+from codit import cli, contrastive_tuning, student
 from tests import tiny
 
 TABLE = Path(__file__).parent / "tables" / "bad_input.md"
@@ -546,6 +546,10 @@ READERS = {  # flags besides the file's, and what is printed of rows that are us
         r"(\d+) \(",
     ),
     "train": ("train --base E --out S --batch 1 --save-every 0", r"(\d+) rows trained on"),
+    "contrastive-tune": (
+        "contrastive-tune --base E --out S --batch 1 --save-every 0",
+        r"tuned on (\d+) rows",
+    ),
     "judge": ("judge --out O --model m --base-url http://127.0.0.1:1/v1 --dry-run", r"(\d+)"),
     "decontaminate": ("decontaminate --benchmark B", r"of (\d+) rows"),
     "benchmark": ("decontaminate --data B", r"\n +in +(\d+)"),
@@ -564,7 +568,10 @@ def as_read_by(command: str, line: bytes) -> bytes:
     if command == "mt-bench":
         told = b', "question_id": "%08x", "turns": ["a", "b"]' % zlib.crc32(line)
         line = b'{"n": 1}' if line in WELL else line
-    elif command not in ("train", "judge", "decontaminate") or b'"response"' in line:
+    elif (
+        command not in ("train", "contrastive-tune", "judge", "decontaminate")
+        or b'"response"' in line
+    ):
         return line
     return line[:-1] + told + b"}" if line.startswith(b"{") and line.endswith(b"}") else line
 
@@ -618,10 +625,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def no_training(put: Callable[..., None]) -> None:
     def trained(trainer: Any, tokenizer: Any, out: Path, watch: Any, **told: Any) -> None:
         out.mkdir(exist_ok=True)
-        (out / "training_log.json").write_text(json.dumps(told))
+        log = {"parameters": 0, "losses": [{"loss": 0.0}], **told}
+        (out / "training_log.json").write_text(json.dumps(log))
 
-    put(student, "AnswerTrainer", lambda **given: None)
-    put(student, "fit", trained)
+    for module, name in ((student, "AnswerTrainer"), (contrastive_tuning, "PrefixTrainer")):
+        put(module, name, lambda **given: None)
+        put(module, "fit", trained)
 
 
 def committed() -> dict[str, dict[str, str]]:
