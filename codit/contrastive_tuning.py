@@ -94,13 +94,13 @@ class SoftPrefix(nn.Module):
             ).logits[:, n:]
         finally:
             model.set_input_embeddings(own)
-        strength, z = self.recipe.strength, seen
-        scale = 1 + strength if self.recipe.keeps_scale else 1.0
-        if not self.recipe.contrasts:
-            scale, strength = 0.0, -1.0  # 0 z + z~
-        else:
+        if self.recipe.contrasts:
+            strength = self.recipe.strength
+            scale = 1 + strength if self.recipe.keeps_scale else 1.0
             with torch.no_grad():
                 z = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        else:
+            strength, scale, z = -1.0, 0.0, seen  # 0 z + z~
         z, seen = (one[:, :-1, : self.width] for one in (z, seen))
         return loss(z, seen, labels[:, 1:].to(ids.device), strength=strength, scale=scale)
 

@@ -40,15 +40,21 @@ class Models:
         `view`: what makes a second view of the expert, which then stands in the amateur's place.
         """
         expert = recipes.Model(name=self.expert, revision=self.expert_revision, dtype=self.dtype)
-        if (self.amateur is None) != (view is not None):
-            need = "no amateur: the expert is contrasted with itself" if view else "an amateur"
-            got = "none" if self.amateur is None else self.amateur
-            do = "Leave --amateur out" if view else "Add --amateur, the expert's pre-trained self"
-            raise ValueError(f"expected {need}; got {got}. {do}.")
-        amateur = view and view(expert)
-        if self.amateur is not None:
+        amateur: recipes.Recipe
+        if view is not None:
+            if self.amateur is not None:
+                raise ValueError(
+                    "expected no amateur: the expert is contrasted with itself; got "
+                    f"{self.amateur}. Leave --amateur out."
+                )
+            amateur = view(expert)
+        elif self.amateur is not None:
             revision = self.amateur_revision
             amateur = recipes.Model(name=self.amateur, revision=revision, dtype=self.dtype)
+        else:
+            raise ValueError(
+                "expected an amateur; got none. Add --amateur, the expert's pre-trained self."
+            )
         pair = recipes.Pair(expert=expert, amateur=amateur, allow_renamed=self.allow_renamed)
         return recipes.Synthesis(pair=pair, decoding=decoding, **{"prompts": None, **more})
 

@@ -5,13 +5,14 @@ The method is `codit.instruction_vector`; which heads are kept and where a vecto
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from codit import recipes
 from codit.cli.flags import ANYWHERE, Placing, PlacingFlags
+from codit.cli.synthesis import ALONE
 
 FIELDS = ("task", "instruction", "answer")
 
@@ -56,7 +57,12 @@ def extract(
     ]
     bare = [prompt_ids(tokenizer, chat) for chat in iv.corrupted(asked, corruption)]
     begun = decode.generate(
-        lm, tokenizer, [one.chat() for one in asked], _greedy(1), engine="static", progress=False
+        lm,
+        tokenizer,
+        [one.chat() for one in asked],
+        replace(ALONE, max_new_tokens=1),
+        engine="static",
+        progress=False,
     )
     right = [n for n, one in enumerate(begun) if one.token_ids[:1] == answers[n][:1]]
     mine, without, told = ([rows[n] for n in right] for rows in (prompts, bare, answers))
@@ -95,14 +101,12 @@ def apply(
     from codit import decode
     from codit import instruction_vector as iv
 
-    theta = iv.load(vector)
+    theta, how = iv.load(vector), replace(ALONE, max_new_tokens=max_new_tokens)
     lm, tokenizer = _load(model, placing)
     for name, amount in (("without", 0.0), (f"with {gamma:g} x {vector.name}", gamma)):
         with iv.intervene(lm, theta, layer=layer, gamma=amount):
             chats = [[{"role": "user", "content": prompt}]]
-            (answer,) = decode.generate(
-                lm, tokenizer, chats, _greedy(max_new_tokens), progress=False
-            )
+            (answer,) = decode.generate(lm, tokenizer, chats, how, progress=False)
         if answer.error is not None:
             raise ValueError(answer.error)
         print(f"-- {name}\n{answer.text}")
@@ -122,10 +126,6 @@ def command(action: Annotated[Action, tyro.conf.arg(name="")]) -> int:
         action: what to do.
     """
     return action
-
-
-def _greedy(tokens: int) -> recipes.Decoding:
-    return recipes.Decoding(strength=0.0, plausibility=0.0, temperature=0.0, max_new_tokens=tokens)
 
 
 def _load(name: str, placing: Placing) -> tuple[Any, Any]:

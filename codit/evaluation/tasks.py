@@ -6,6 +6,7 @@ from where a reader has them, or from the Hub; none is kept here. What has no so
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,9 +36,7 @@ def rouge_l(text: str, outputs: Iterable[str]) -> float:
 
     Words are stemmed. Source: the evaluation of Super-NaturalInstructions, which CTD uses.
     """
-    from rouge_score.rouge_scorer import RougeScorer
-
-    score = RougeScorer(["rougeL"], use_stemmer=True).score
+    score = _scorer().score
     return max(float(score(one, text)["rougeL"].fmeasure) for one in outputs)
 
 
@@ -104,6 +103,13 @@ def drop(source: str | Path = HUB_DROP) -> list[dict[str, Any]]:
             f"expected DROP's own JSON in {source}, passages with their qa_pairs; missing {error}. "
             "Give drop_dataset_dev.json."
         ) from None
+
+
+@functools.cache
+def _scorer() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer  # with NLTK, only where it is asked for
+
+    return RougeScorer(["rougeL"], use_stemmer=True)
 
 
 def _bare(text: str) -> str:

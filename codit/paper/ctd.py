@@ -14,9 +14,10 @@ from typing import Any, ClassVar
 
 import pandas as pd
 import torch
-from rouge_score.rouge_scorer import RougeScorer
 
 from codit import decode, world
+from codit.contrastive_tuning import WORDINGS
+from codit.evaluation import tasks
 from codit.paper import make, store
 from codit.paper.arms import greedy_decoding
 from codit.paper.scales import Scale
@@ -26,9 +27,8 @@ from codit.world.recipes import Answers, WorldPrompts
 
 STRENGTHS = (0.1, 0.3, 0.5, 0.7)  # beta; which one gave the paper's Table 1 is not known
 RATES = (9e-4, 1e-2, 5e-2)  # the paper's, which hardly moves a prefix of 128 numbers, and larger
-RATE = 1e-2  # of RATES, by dev prompts: notebook 32
 INSTRUCTIVE = 0.3  # epsilon; the authors of instructive decoding
-WORDINGS = ("opposite", "none", "truncated", "random")
+SEEDS = 3  # of the scale's, the first ones: what is tuned costs most
 KEPT = "CTD kept scale 0.5"
 TEXTS = 10  # prompts of a split whose answers a table keeps, of the first seed
 
@@ -66,7 +66,7 @@ class ViewStudy:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenStudy:
-    """Every token of the answers of a study's ways to its first held-out set."""
+    """Every token of the answers of a study's ways to its last held-out set."""
 
     study: ViewStudy
     version: ClassVar[int] = 1
@@ -145,10 +145,9 @@ def rates(chosen: Scale) -> ViewStudy:
         Way(name=f"CTD rate {rate:g}", view=View(base=model, prefix=prefix), strength=0.3)
         for rate, prefix in prefixes.items()
     ]
-    study = _study(chosen, "A", (Way(name="OD"), *shown))
     assert chosen.dev is not None
-    dev = replace(chosen.dev, n=min(chosen.dev.n, chosen.tuning["prompts"]))
-    return replace(study, tests=(("dev", dev),), seeds=chosen.seeds[:1])
+    study = _study(replace(chosen, tests=(("dev", chosen.dev),)), "A", (Way(name="OD"), *shown))
+    return replace(study, seeds=chosen.seeds[:1])
 
 
 def tokens(chosen: Scale) -> TokenStudy:
@@ -162,7 +161,7 @@ def _study(chosen: Scale, teacher: str, ways: tuple[Way, ...]) -> ViewStudy:
         model=chosen.teachers[teacher].expert,
         ways=ways,
         tests=tuple((k, replace(p, n=min(p.n, chosen.tuning["prompts"]))) for k, p in chosen.tests),
-        seeds=chosen.seeds[: chosen.tuned],
+        seeds=chosen.seeds[:SEEDS],
         max_new_tokens=chosen.decoding.max_new_tokens,
     )
 
@@ -210,8 +209,6 @@ def role(way: str) -> str:
 
 
 def _verdicts(study: ViewStudy) -> pd.DataFrame:
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
-
     def parts() -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
         for told, evaluation in evaluations(study):
             asked = world.prompts(evaluation.prompts)
@@ -220,7 +217,7 @@ def _verdicts(study: ViewStudy) -> pd.DataFrame:
             said = table["response"].fillna("")
             pairs = list(zip(ideal, said, strict=True))
             kept = table[["id", "family", *make.KEPT]].assign(
-                rouge=[scorer.score(*pair)["rougeL"].fmeasure for pair in pairs],
+                rouge=[tasks.rouge_l(other, [one]) for one, other in pairs],
                 exact=[words(one) == words(other) for one, other in pairs],
                 response=said.where((table.index < TEXTS) & (told["seed"] == study.seeds[0]), ""),
             )

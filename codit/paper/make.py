@@ -67,7 +67,7 @@ def compact(parts: Iterable[tuple[dict[str, Any], pd.DataFrame]]) -> pd.DataFram
     return table.astype({n: kind for n, kind in small.items() if n in table})
 
 
-def model_path(recipe: Model | Pretraining | Training | Addition | real.Packaged) -> str:
+def model_path(recipe: Model | Pretraining | Training | Addition | arms.Packaged) -> str:
     """Return what `from_pretrained` loads; a model of ours that does not exist yet is made.
 
     That is a name, or the folder of a base, of a student, of a model with a chat vector added.
@@ -76,14 +76,14 @@ def model_path(recipe: Model | Pretraining | Training | Addition | real.Packaged
         return recipe.name
     if isinstance(recipe, Addition):
         return str(store.get(recipe, _add))
-    if isinstance(recipe, real.Packaged):
+    if isinstance(recipe, arms.Packaged):
         return real.model_path(recipe)
     make = make_base if isinstance(recipe, Pretraining) else make_student
     return str(store.get(recipe, make))
 
 
 def load_model(
-    recipe: Model | Pretraining | Training | Addition | real.Packaged,
+    recipe: Model | Pretraining | Training | Addition | arms.Packaged,
 ) -> tuple[PreTrainedModel, Any]:
     """Return one model, in the dtype of its checkpoint, and its tokenizer."""
     path = model_path(recipe)

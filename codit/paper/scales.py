@@ -11,9 +11,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from codit.paper import real
-from codit.paper.arms import NOBODY, Arm, Judging, LLMJudge, ResponseStudy, StudentStudy, judged_by
+from codit.paper.arms import (
+    NOBODY,
+    Arm,
+    Judging,
+    LLMJudge,
+    Packaged,
+    ResponseStudy,
+    StudentStudy,
+    judged_by,
+)
 from codit.paper.arms import decoding as decoding_of
+from codit.paper.arms import prompts as our_prompts
 from codit.recipes import Decoding, File, HubPrompts, Model, Pair, Synthesis, Training
 from codit.world.recipes import JUDGES, Answers, Pretraining, WorldPrompts
 
@@ -48,7 +57,6 @@ class Scale:
         seeds: how often an experiment is repeated; a seed moves synthesis and training alike.
         tuning: how soft prefixes are tuned: fields of `Tuning` but base and data; n, the rows, and
             prompts, of each held-out set.
-        tuned: seeds of what is tuned: the first ones.
         example: an instruction to look at token by token.
         kinds: of the world's instructions, whose heads are looked for.
     """
@@ -68,7 +76,6 @@ class Scale:
     evaluations: tuple[str, ...]
     seeds: tuple[int, ...]
     tuning: dict[str, Any] = field(default_factory=dict)
-    tuned: int = 3
     example: str
     judging: Judging = NOBODY
     kinds: tuple[str, ...] = ()
@@ -144,8 +151,11 @@ def scales() -> dict[str, Scale]:
         judging=Judging(judges=JUDGES, n_prompts=60, budgets=(25, 27)),
         seeds=(0,),  # intervals are over prompts; more seeds would make it an hour's work
         tuning={
-            **{"n": 96, "prompts": 32},
-            **{"learning_rate": 1e-2, "epochs": 1.0, "max_length": 512},
+            "n": 96,
+            "prompts": 32,
+            "learning_rate": 1e-2,
+            "epochs": 1.0,
+            "max_length": 512,
         },
         example="Write a sentence: name = Savo; work = miller; town = Orrin. "
         "Answer in JSON. End with the word wagon.",
@@ -178,8 +188,8 @@ def scales() -> dict[str, Scale]:
 def real_scale() -> Scale:
     """Return the scale of one real model that `make real` fetches: its expert alone, greedy."""
     return Scale(
-        pair=Pair(expert=real.Packaged(), amateur=None),
-        prompts=real.prompts("tuning"),
+        pair=Pair(expert=Packaged(), amateur=None),
+        prompts=our_prompts("tuning"),
         tests=(),
         decoding=Decoding(strength=0.0, plausibility=0.0, temperature=0.0, max_new_tokens=40),
         students=(),

@@ -289,7 +289,7 @@ def answer(name: str, begins: str = "") -> tuple[str, list[list[str]]]:
     Their verdicts, counted ("**holds** 2 of 3, **undecided** 1 of 3"), and each as the cells
     statement, source, found, verdict. ValueError: none begins so.
     """
-    claims = sidecars()[name]["claims"]
+    claims = json.loads((figures.folder() / f"{name}.json").read_text(encoding="utf-8"))["claims"]
     chosen = [claim for claim in claims if claim["statement"].startswith(begins)]
     if not chosen:
         raise ValueError(

@@ -14,13 +14,13 @@ import pytest
 
 from codit import decode, recipes
 from codit.files import read_lines
-from codit.paper import make, real, store
+from codit.paper import arms, make, real, store
 from codit.paper.real import Packaged, RealArm
 from codit.recipes import Decoding
 from tests import tiny
 
 FILES = {
-    name: [row for _, row in read_lines(real.PROMPTS / f"{name}.jsonl")]
+    name: [row for _, row in read_lines(arms.PROMPTS / f"{name}.jsonl")]
     for name in ("constraints", "tasks", "questions", "tuning")
 }
 
@@ -91,7 +91,7 @@ def test_the_real_model_speaks_english_and_ends_its_turn(cached: Path) -> None:
 
 def test_prompts_are_ours_and_few_and_none_stands_in_two_places() -> None:
     assert len(FILES["tuning"]) == 400
-    assert sum(path.stat().st_size for path in real.PROMPTS.glob("*.jsonl")) < 300_000
+    assert sum(path.stat().st_size for path in arms.PROMPTS.glob("*.jsonl")) < 300_000
     asked = [real.chat(row)[0]["content"] for rows in FILES.values() for row in rows]
     assert [text for text, times in Counter(asked).items() if times > 1] == []
     assert Counter(row["split"] for row in FILES["tasks"]) == {"dev": 24, "test": 96}
